@@ -1,0 +1,42 @@
+# One environment for everything: .venv, made from nothing but Python, git and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow lint format bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $(READY)
+
+demo: $(READY)  ## prune a network with every method, train it, draw the pictures (digits, offline)
+	$(BIN)/python examples/quickstart.py
+
+test: $(READY)  ## the tests, doctests included
+	$(BIN)/python -m pytest
+
+slow: $(READY)  ## the slow science that `make test` leaves out
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## let ruff fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## side-by-side timings, printed as ratios
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## remove the environment and what the demo wrote
+	rm -rf $(VENV) runs

@@ -1,0 +1,43 @@
+"""Error messages that name the value, what is allowed, and the nearest match."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """End of an error message: the nearest allowed word if one is close, then all of them.
+
+    >>> nearest("synflwo", ["snip", "synflow"])
+    "Did you mean 'synflow'? Allowed: 'snip', 'synflow'."
+    """
+    options = list(allowed)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    shown = ", ".join(repr(option) for option in options[:20])
+    more = f" and {len(options) - 20} more" if len(options) > 20 else ""
+    return f"{hint}Allowed: {shown}{more}."
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise unless `value` is one of the allowed strings.
+
+    Raises:
+        ValueError: `value` is not among them; the message names the nearest.
+    """
+    options = list(allowed)
+    if value not in options:
+        raise ValueError(f"unknown {name} {value!r}. {nearest(str(value), options)}")
+
+
+def check_sparsity(value: object, name: str = "sparsity") -> float:
+    """Return `value` as a float, the fraction of weights removed.
+
+    Raises:
+        TypeError: `value` is no number.
+        ValueError: `value` is not in [0, 1).
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number in [0, 1), got {value!r} of type {type(value).__name__}")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is the fraction of weights removed and must lie in [0, 1), got {value!r}")
+    return float(value)

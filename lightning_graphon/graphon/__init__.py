@@ -1,0 +1,1 @@
+"""Masks to step graphons: estimation, distances, motifs. Needs torch and scipy only."""

@@ -1,0 +1,1 @@
+"""Kernels: infinite width, finite width, spectra, dynamics. Needs torch and scipy only."""

@@ -1,0 +1,1 @@
+"""Which weights die: saliency, budgets, schedules, masks. Needs torch only."""
