@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_graphon.pruning.methods import Problem, register_method
 
 
-@register_method("grasp", needs_data=True)
+@register_method("grasp", needs="loss")
 def grasp(problem: Problem, *, absolute: bool = False, temperature: float = 200.0) -> dict[str, Tensor]:
     """w · (H g): gradient and Hessian over the prunable weights, of the loss of outputs / temperature.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -68,35 +68,29 @@ def _checked_loss(problem: Problem, index: int, batch: Any, temperature: float) 
     return evaluate
 
 
-class Score(Protocol):
-    """A saliency: larger scores stay. Keyword arguments are the method's options."""
-
-    def __call__(self, problem: Problem, /, **options: Any) -> dict[str, Tensor]:
-        """Name -> score, a tensor of the weight's shape."""
-
-
+Needs: TypeAlias = Literal["nothing", "inputs", "loss"]
 ScoreT = TypeVar("ScoreT", bound=Callable[..., dict[str, Tensor]])
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registered pruning method: its saliency, whether it looks at data, and its usual number of rounds."""
+    """A registered pruning method: its saliency, what it looks at beside the weights, and its usual number of rounds."""
 
     name: str
     score: Callable[..., dict[str, Tensor]]
-    needs_data: bool = False
+    needs: Needs = "inputs"
     steps: int = 1
 
 
 _METHODS: dict[str, Method] = {}
 
 
-def register_method(name: str, *, needs_data: bool = False, steps: int = 1) -> Callable[[ScoreT], ScoreT]:
+def register_method(name: str, *, needs: Needs = "inputs", steps: int = 1) -> Callable[[ScoreT], ScoreT]:
     """Decorator that makes a saliency function available to `prune` and `PruneAtInit` by name.
 
     Args:
         name: The name users write.
-        needs_data: Whether it evaluates losses of batches.
+        needs: What it looks at beside the weights: "loss" of batches, "inputs" (their shapes), or "nothing".
         steps: Rounds when the user does not say.
 
     Raises:
@@ -113,7 +107,7 @@ def register_method(name: str, *, needs_data: bool = False, steps: int = 1) -> C
         known = _METHODS.get(name)
         if known is not None and known.score.__qualname__ != score.__qualname__:
             raise ValueError(f"a pruning method {name!r} exists already: {known.score.__qualname__}")
-        _METHODS[name] = Method(name, score, needs_data, steps)
+        _METHODS[name] = Method(name, score, needs, steps)
         return score
 
     return register

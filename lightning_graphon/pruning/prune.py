@@ -156,7 +156,7 @@ def compute_masks(
         on_round: Called with (round, rounds) after each one, for progress bars.
     """
     method, weights = plan.resolved, select_weights(model, plan.include, plan.exclude)
-    if method.needs_data and not len(batches):
+    if method.needs == "loss" and not len(batches):
         raise ValueError(f"{method.name} scores weights by the loss on data: give at least one batch (batches=...)")
     shapes = {name: weight.shape for name, weight in weights.items()}
     budget = _Budget.of(model, plan, shapes)
@@ -252,7 +252,7 @@ def _checked_scores(
                 f"{method.name} scores of layer {name!r} are not finite ({bad} of {score.numel()}): check the inputs, "
                 "the loss and the initial weights for overflow or NaN"
             )
-    if method.needs_data and not any(bool(s.any()) for s in checked.values()):
+    if method.needs == "loss" and not any(bool(s.any()) for s in checked.values()):
         raise ValueError(
             f"{method.name}: the loss does not depend on the weights: its gradient is zero in every selected layer "
             f"({', '.join(list(shapes)[:5])})"

@@ -6,7 +6,7 @@ from torch import Tensor
 from lightning_graphon.pruning.methods import Problem, register_method
 
 
-@register_method("snip", needs_data=True)
+@register_method("snip", needs="loss")
 def snip(problem: Problem) -> dict[str, Tensor]:
     """|w · ∂L/∂w|, the loss averaged over batches and processes before the absolute value.
 
