@@ -24,7 +24,7 @@ def refuse_sharded(trainer: pl.Trainer) -> None:
         if kind.__name__ in _SHARDED:
             raise RuntimeError(
                 f"PruneAtInit does not support {type(trainer.strategy).__name__}: it shards the parameters, and masks "
-                "of whole weights would silently do nothing. Use strategy='ddp' or one device, or prune beforehand with "
+                "of whole weights would silently do nothing. Use strategy='ddp' or one device, or prune first with "
                 "lightning_graphon.pruning.prune(...).apply_(model)."
             )
 

@@ -8,8 +8,8 @@ from lightning_graphon.pruning.masks import Masks
 
 
 def sparsity_scalars(masks: Masks) -> dict[str, float]:
-    """`sparsity/<layer>` and `sparsity/total`; the layer is the parameter's name without ".weight"."""
-    scalars = {f"sparsity/{row['layer'].removesuffix('.weight')}": row["sparsity"] for row in masks.table()}
+    """`sparsity/<layer>`, by the qualified name of the layer's parameter, and `sparsity/total`."""
+    scalars = {f"sparsity/{row['layer']}": row["sparsity"] for row in masks.table()}
     return {**scalars, "sparsity/total": masks.sparsity}
 
 

@@ -74,7 +74,7 @@ ScoreT = TypeVar("ScoreT", bound=Callable[..., dict[str, Tensor]])
 
 @dataclass(frozen=True)
 class Method:
-    """A registered pruning method: its saliency, what it looks at beside the weights, and its usual number of rounds."""
+    """A registered pruning method: its saliency, what it looks at beside the weights, its usual rounds."""
 
     name: str
     score: Callable[..., dict[str, Tensor]]

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -168,10 +169,8 @@ def compute_masks(
                 _zero_pruned(weights, originals, masks)
             problem = Problem(model, weights, masks, batches, objective, plan.seed, average)
             scores = _checked_scores(method, method.score(problem, **plan.options), shapes)
-            if step > 1:
-                scores = {name: torch.where(masks[name], s, -torch.inf) for name, s in scores.items()}
             with torch.no_grad():
-                masks = budget.select(scores, step, plan)
+                masks = _select_among(masks, scores, partial(budget.select, step=step, plan=plan))
             on_round(step, plan.rounds)
     result = Masks(masks)
     _warn_of_collapse(result, plan)
@@ -228,6 +227,19 @@ def _zero_pruned(
             weight.data = originals[name] * masks[name]
         else:
             weight.data.mul_(masks[name])
+
+
+def _select_among(
+    masks: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+    select: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Select among the weights still kept: once pruned, always pruned."""
+    chosen = select(scores)
+    # Pruned weights are zero and most saliencies score them lowest; only where that failed is the pass below needed.
+    if any(bool((chosen[name] & ~mask).any()) for name, mask in masks.items()):
+        chosen = select({name: torch.where(masks[name], score, -torch.inf) for name, score in scores.items()})
+    return chosen
 
 
 def _checked_scores(

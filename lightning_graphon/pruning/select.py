@@ -1,7 +1,7 @@
 """Exact selection of the largest scores: no sort of all weights, no concatenation, stable ties."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
         return {name: torch.full_like(score, keep > 0, dtype=torch.bool) for name, score in scores.items()}
     threshold = kth_largest(list(scores.values()), keep)
     masks = {name: score > threshold for name, score in scores.items()}
-    missing = keep - sum(int(mask.count_nonzero()) for mask in masks.values())
+    missing = keep - _count(masks.values())
     for name, score in scores.items():
         if missing == 0:
             break
@@ -71,11 +71,12 @@ def kth_largest(tensors: Sequence[Tensor], k: int) -> float:
         lower = max(finite, sample[min(size - 1, math.ceil(centre) + slack)].item())
         if slack >= size:
             upper, lower = math.inf, -math.inf
-        above = _count(tensors, upper)
+        higher = [t > upper for t in tensors]
+        above = _count(higher)
         if above < k:
             if upper == lower:
                 return upper
-            middle = _between(tensors, lower, upper)
+            middle = _between(tensors, lower, higher)
             if k <= above + middle.numel():
                 return _kth(middle, k - above, total)
         slack *= 4
@@ -96,10 +97,11 @@ def _sample(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([p.to(device) for p in picked]).sort(descending=True).values
 
 
-def _count(tensors: Sequence[Tensor], bound: float) -> int:
-    return sum(int((t > bound).count_nonzero()) for t in tensors)
+def _count(masks: Iterable[Tensor]) -> int:
+    return sum(int(mask.count_nonzero()) for mask in masks)
 
 
-def _between(tensors: Sequence[Tensor], lower: float, upper: float) -> Tensor:
+def _between(tensors: Sequence[Tensor], lower: float, higher: Sequence[Tensor]) -> Tensor:
+    """Entries of at least `lower` that are not among the `higher`."""
     device = tensors[0].device
-    return torch.cat([t[(t >= lower) & (t <= upper)].to(device) for t in tensors])
+    return torch.cat([t[(t >= lower) ^ high].to(device) for t, high in zip(tensors, higher, strict=True)])

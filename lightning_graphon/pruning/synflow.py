@@ -80,5 +80,5 @@ def _adds(model: nn.Module, name: str) -> bool:
 def _absolute(tensor: Tensor, dtype: torch.dtype | None, factor: float) -> Tensor:
     if not tensor.is_floating_point():
         return tensor.abs() if tensor.dtype != torch.bool else tensor
-    absolute = tensor.detach().abs().to(dtype or tensor.dtype)
-    return absolute if factor == 1.0 else absolute * factor
+    absolute = tensor.detach().to(dtype or tensor.dtype, copy=True).abs_()
+    return absolute if factor == 1.0 else absolute.mul_(factor)
