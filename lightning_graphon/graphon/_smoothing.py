@@ -9,8 +9,9 @@ def total_variation(
 ) -> Tensor:
     """Minimise ½ Σ m_ij (x_ij − h_ij)² / m̄ + weight · TV(x), the isotropic total variation of the grid.
 
-    The model of Rudin, Osher and Fatemi (1992), solved by accelerated projected gradient on the dual (Beck and
-    Teboulle, Fast Gradient-Based Algorithms for Constrained Total Variation Image Denoising, IEEE TIP 2009)
+    The model of Rudin, Osher and Fatemi (1992), solved by accelerated projected gradient on the dual
+    (Beck and Teboulle, Fast Gradient-Based Algorithms for Constrained Total Variation Image Denoising and
+    Deblurring Problems, IEEE TIP 2009)
     with a fixed number of steps. Every iterate keeps the mean Σ m_ij x_ij, because the divergence of the dual
     field sums to zero.
 
