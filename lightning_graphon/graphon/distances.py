@@ -74,7 +74,9 @@ def cut_distance(
 
 
 def l2_distance(a: StepGraphon, b: StepGraphon, *, align: bool = True) -> float:
-    """(∬ (a − b)²)^½ on the common refinement; what Pham et al. (arXiv:2510.17515, Section 4) plot against width.
+    """(∬ (a − b)²)^½ on the common refinement, what [P1] plots against width.
+
+    [P1] is Pham et al., The Graphon Limit Hypothesis, NeurIPS 2025, arXiv:2510.17515, Section 4.
 
     With `align=True` the smaller of the distances as given and after sorting both by degree.
 

@@ -65,8 +65,8 @@ def estimate_graphon(
         >>> import torch
         >>> mask = torch.tensor([[0, 0, 1], [1, 1, 1]], dtype=torch.bool)
         >>> estimate_graphon(mask).values
-        tensor([[1.0000, 1.0000, 1.0000],
-                [1.0000, 0.0000, 0.0000]], dtype=torch.float64)
+        tensor([[1., 1., 1.],
+                [1., 0., 0.]], dtype=torch.float64)
     """
     check_choice("order", order, ORDERS)
     check_choice("ties", ties, TIES)

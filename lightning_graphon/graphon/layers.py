@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +42,12 @@ def layer_graphons(
     keeps the given orders.
 
     `order="joint"` is what kernels need: the rows of one mask and the columns of the next are the same
-    neurons and get the same bins, so consecutive graphons share a partition. Inputs and outputs of the network
-    are not exchangeable (pixels, classes) and keep their identity, one bin each. The masks must be a chain in
-    network order: the columns of each are the rows of the one before. A convolution that is flattened into a
-    linear layer is a chain too: the columns of one channel (a block of `in / channels` neighbours, as
-    `nn.Flatten` lays them out) are in the bin of their channel. How the neurons get their bins is `positions`:
+    neurons and get the same bins, so consecutive graphons share a partition. Inputs and outputs of the
+    network are not exchangeable (pixels, classes) and keep their identity, one bin each. The masks must be a
+    chain in network order: the columns of each are the rows of the one before. A convolution that is
+    flattened into a linear layer is a chain too: the columns of one channel (a block of `in / channels`
+    neighbours, as `nn.Flatten` lays them out) are in the bin of their channel. How the neurons get their bins
+    is `positions`:
 
     * "degree": quantiles of in-degree, then of out-degree inside each, about √bins times √bins;
     * "energy": the same with the sums of w²·M along the row and the column in place of degrees (needs the
@@ -174,7 +176,7 @@ def _guess_groups(mask: Tensor, layers: list[_Layer]) -> int:
 def _joint(layers: list[_Layer], bins: int, positions: str) -> dict[str, StepGraphon]:
     rows: list[Tensor | None] = []
     cols: list[Tensor | None] = [None]
-    for before, after in zip(layers[:-1], layers[1:], strict=True):
+    for before, after in pairwise(layers):
         owner = _owner(before.graph.shape[0], after.graph)
         label = _labels(before, after, owner, bins, positions)
         count = int(label.max()) + 1

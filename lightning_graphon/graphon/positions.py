@@ -45,10 +45,10 @@ def nested_quantile_labels(first: Tensor, second: Tensor, bins: int) -> Tensor:
 def spectral_labels(incoming: ChannelGraph, outgoing: ChannelGraph, owner: Tensor, bins: int) -> Tensor:
     """Label [n] by halving the neurons along leading singular vectors of their two graphs.
 
-    A neuron's coordinates are its entries in the first left singular vectors of the graph that ends in it and
-    in the first right singular vectors of the graph that leaves from it, each scaled by its singular value
-    over the graph's Frobenius norm. The set is halved at the median of its widest coordinate, and again, until
-    there are `bins` parts.
+    A neuron's coordinates are its entries in the first left singular vectors of the graph that ends in it
+    and in the first right singular vectors of the graph that leaves from it, each scaled by its singular
+    value. The set is halved at the median of its widest coordinate, and again, while there are at most
+    `bins` parts.
 
     Args:
         incoming: graph [n, n_before].
