@@ -8,6 +8,7 @@ from lightning_graphon.graphon._channels import ChannelGraph
 
 def quantised(keys: Tensor) -> Tensor:
     """Sums of weights up to rounding: sums over another order of the same numbers must stay ties."""
+    keys = keys.to(torch.float64)
     scale = keys.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return torch.round(keys / scale, decimals=11)
 

@@ -38,7 +38,7 @@ class HomogeneityTest:
     Attributes:
         statistic: Fisher's −2 Σ log p of the three components.
         p_value: under the Erdős–Rényi null.
-        verdict: "heterogeneous" if the p-value is below `alpha`, else "homogeneous".
+        verdict: "heterogeneous" if the p-value is at most `alpha`, else "homogeneous".
         alpha: level of the verdict.
         row_score: standardised excess of the row degrees' variance.
         col_score: standardised excess of the column degrees' variance.
@@ -206,7 +206,7 @@ def _outcome(
     return HomogeneityTest(
         statistic=statistic,
         p_value=p_value,
-        verdict="heterogeneous" if p_value < alpha else "homogeneous",
+        verdict="heterogeneous" if p_value <= alpha else "homogeneous",
         alpha=alpha,
         row_score=row,
         col_score=col,
