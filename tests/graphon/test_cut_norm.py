@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_graphon.graphon import cut_norm
+from lightning_graphon.graphon.cut_norm import _border, _dual, _low_rank, _spectral
 
 
 def enumerate_both(values, rows, cols):
@@ -77,6 +78,24 @@ def test_search_finds_the_optimum_of_middling_matrices(rows, cols):
         assert truth <= found.upper
         missed += found.lower < truth * (1 - 1e-9)
     assert missed == 0  # measured: none of 100 random 10 x 14 with unequal measures
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_upper_bound_holds_by_itself(kind):
+    for seed in range(10):
+        values, r, c = draw(5, 6, seed, kind)
+        truth = enumerate_both(values, r, c)
+        values, r, c = (torch.from_numpy(x) for x in (values, r, c))
+        mass = r[:, None] * values * c
+        bordered = _border(mass)
+        solution = _low_rank(bordered, 20, torch.Generator().manual_seed(0))
+        assert _spectral(mass, r, c) >= truth * (1 - 1e-12)
+        assert _dual(bordered, *solution) >= truth * (1 - 1e-12)
+
+
+def test_the_spectral_bound_is_tight_for_a_constant_with_unequal_measures():
+    _, r, c = (torch.from_numpy(x) for x in draw(5, 6, 0, "gauss"))
+    assert _spectral(r[:, None] * 0.3 * c, r, c) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

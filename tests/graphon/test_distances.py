@@ -75,6 +75,15 @@ def test_no_relabelling_goes_below_the_floor():
         assert cut_distance(a, shuffled(b, seed), align=False).upper >= floor
 
 
+def test_the_floor_is_reached_where_only_one_side_is_uneven():
+    # degrees 0.6 and 0.2 against 0.4: half the mean difference of 0.2, and the cut of the upper half
+    for uneven in (StepGraphon([[0.6], [0.2]]), StepGraphon([[0.6, 0.2]])):
+        found = cut_distance(uneven, constant(0.4))
+        assert found.relabelling_lower == pytest.approx(0.1)
+        assert found.lower == pytest.approx(0.1)
+    assert cut_distance(constant(0.3), constant(0.4)).relabelling_lower == pytest.approx(0.1)
+
+
 def test_triangle_inequality_and_symmetry():
     a, b, c = (random_graphon(5, 6, seed) for seed in range(3))
     for distance in (l1_distance, l2_distance, lambda x, y, align: cut_distance(x, y, align=align).lower):

@@ -7,7 +7,7 @@ from scipy import stats
 
 from lightning_graphon.graphon import StepGraphon, block, homogeneity_test, power_law, product
 from lightning_graphon.graphon._codegree import Counts
-from lightning_graphon.graphon.homogeneity import square_moments
+from lightning_graphon.graphon.homogeneity import _Null, square_moments
 
 
 def with_budget(rows, cols, density, rng):
@@ -100,6 +100,16 @@ def test_null_moments_by_enumeration(groups, size, edges):
     mean, deviation = square_moments(groups, size, edges)
     assert mean == pytest.approx(np.mean(squares))
     assert deviation == pytest.approx(np.std(squares), abs=1e-5)
+
+
+def test_degree_components_are_chi_squared_tails():
+    null = _Null(20, 30, 100)
+    low = -100.0  # a component that says nothing
+    for column, freedom in ((0, 19), (1, 29)):
+        score = np.full((1, 3), low)
+        score[0, column] = 2.5
+        tail = stats.chi2.sf(freedom + 2.5 * (2 * freedom) ** 0.5, freedom)
+        assert null.fisher(score)[0] == pytest.approx(-2 * np.log(tail))
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (6, 3), (2, 7)])
