@@ -16,6 +16,7 @@ from lightning_graphon.graphon import (
     product,
     transport_distance,
 )
+from lightning_graphon.graphon.distances import _relabelling_lower
 
 
 def random_graphon(rows, cols, seed):
@@ -69,7 +70,7 @@ def test_order_of_the_norms_and_the_floor(seed):
 
 def test_no_relabelling_goes_below_the_floor():
     a, b = random_graphon(4, 4, 1), random_graphon(4, 4, 2)
-    floor = cut_distance(a, b).relabelling_lower
+    floor = _relabelling_lower(a, b)
     assert floor > 0.01
     for seed in range(50):
         assert cut_distance(a, shuffled(b, seed), align=False).upper >= floor
@@ -79,6 +80,7 @@ def test_the_floor_is_reached_where_only_one_side_is_uneven():
     # degrees 0.6 and 0.2 against 0.4: half the mean difference of 0.2, and the cut of the upper half
     for uneven in (StepGraphon([[0.6], [0.2]]), StepGraphon([[0.6, 0.2]])):
         found = cut_distance(uneven, constant(0.4))
+        assert _relabelling_lower(uneven, constant(0.4)) == pytest.approx(0.1)
         assert found.relabelling_lower == pytest.approx(0.1)
         assert found.lower == pytest.approx(0.1)
     assert cut_distance(constant(0.3), constant(0.4)).relabelling_lower == pytest.approx(0.1)
