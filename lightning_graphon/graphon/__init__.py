@@ -1,1 +1,49 @@
-"""Masks to step graphons: estimation, distances, motifs. Needs torch and scipy only."""
+"""Masks to step graphons: estimation, distances, motifs. Needs torch and scipy only.
+
+Rows (axis u) are outputs and columns (axis v) are inputs everywhere, as in a weight `[out, in]`.
+"""
+
+from lightning_graphon.graphon.cut_norm import CutNorm, cut_norm
+from lightning_graphon.graphon.distances import (
+    CutDistance,
+    cut_distance,
+    l1_distance,
+    l2_distance,
+    transport_distance,
+)
+from lightning_graphon.graphon.estimate import estimate_graphon
+from lightning_graphon.graphon.families import FAMILIES, as_graphon, block, constant, power_law, product
+from lightning_graphon.graphon.homogeneity import HomogeneityTest, homogeneity_test
+from lightning_graphon.graphon.layers import layer_graphons
+from lightning_graphon.graphon.motifs import MotifDensities, motif_densities, path_density
+from lightning_graphon.graphon.step_graphon import StepGraphon, common_refinement
+
+__all__ = [  # noqa: RUF022  grouped by what they are for
+    # the object
+    "StepGraphon",
+    "common_refinement",
+    # from masks
+    "estimate_graphon",
+    "layer_graphons",
+    # designed graphons
+    "FAMILIES",
+    "as_graphon",
+    "block",
+    "constant",
+    "power_law",
+    "product",
+    # distances
+    "CutDistance",
+    "CutNorm",
+    "cut_distance",
+    "cut_norm",
+    "l1_distance",
+    "l2_distance",
+    "transport_distance",
+    # motifs and the taxonomy
+    "HomogeneityTest",
+    "MotifDensities",
+    "homogeneity_test",
+    "motif_densities",
+    "path_density",
+]

@@ -1,0 +1,68 @@
+"""Total-variation denoising of the cells of a step graphon."""
+
+import torch
+from torch import Tensor
+
+
+def total_variation(
+    values: Tensor, row_measure: Tensor, col_measure: Tensor, weight: float, iterations: int = 300
+) -> Tensor:
+    """Minimise ½ Σ m_ij (x_ij − h_ij)² / m̄ + weight · TV(x), the isotropic total variation of the grid.
+
+    The model of Rudin, Osher and Fatemi (1992), solved by accelerated projected gradient on the dual
+    (Beck and Teboulle, Fast Gradient-Based Algorithms for Constrained Total Variation Image Denoising and
+    Deblurring Problems, IEEE TIP 2009)
+    with a fixed number of steps. Every iterate keeps the mean Σ m_ij x_ij, because the divergence of the dual
+    field sums to zero.
+
+    Args:
+        values: noisy cell values h [rows, cols] in [0, 1].
+        row_measure: [rows].
+        col_measure: [cols]; m_ij is the product of the two and m̄ its mean.
+        weight: weight of the total variation, 0 or more.
+        iterations: number of dual steps.
+
+    Returns:
+        Denoised values [rows, cols] in [0, 1] with the mean of the noisy ones.
+    """
+    mass = row_measure[:, None] * col_measure
+    mass = mass / mass.mean()
+    step = float(mass.min()) / (8 * weight) if weight > 0 else 0.0
+    dual = momentum = values.new_zeros(2, *values.shape)
+    t = 1.0
+    for _ in range(iterations if weight > 0 else 0):
+        ascent = momentum + step * _gradient(_primal(values, momentum, weight, mass))
+        new = ascent / ascent.norm(dim=0).clamp_min(1.0)
+        t_new = (1 + (1 + 4 * t * t) ** 0.5) / 2
+        momentum = new + ((t - 1) / t_new) * (new - dual)
+        dual, t = new, t_new
+    return _into_unit_interval(_primal(values, dual, weight, mass), row_measure, col_measure)
+
+
+def _primal(values: Tensor, dual: Tensor, weight: float, mass: Tensor) -> Tensor:
+    return values + weight * _divergence(dual) / mass
+
+
+def _gradient(x: Tensor) -> Tensor:
+    out = x.new_zeros(2, *x.shape)
+    out[0, :-1] = x.diff(dim=0)
+    out[1, :, :-1] = x.diff(dim=1)
+    return out
+
+
+def _divergence(dual: Tensor) -> Tensor:
+    """Negative adjoint of `_gradient`."""
+    out = torch.zeros_like(dual[0])
+    out[:-1] += dual[0, :-1]
+    out[1:] -= dual[0, :-1]
+    out[:, :-1] += dual[1, :, :-1]
+    out[:, 1:] -= dual[1, :, :-1]
+    return out
+
+
+def _into_unit_interval(x: Tensor, row_measure: Tensor, col_measure: Tensor) -> Tensor:
+    """Shrink towards the mean until all values lie in [0, 1]; a no-op at convergence (maximum principle)."""
+    mean = (row_measure @ x @ col_measure).clamp(0, 1)
+    above, below = (x.max() - mean).clamp_min(1e-30), (mean - x.min()).clamp_min(1e-30)
+    shrink = torch.minimum((1 - mean) / above, mean / below).clamp_max(1.0)
+    return (mean + shrink * (x - mean)).clamp(0, 1)

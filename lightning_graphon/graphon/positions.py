@@ -1,0 +1,124 @@
+"""One position for every neuron of a layer, shared by the mask it ends in and the mask it leaves from.
+
+Every rule maps two profiles of the neurons to a bin label. Neurons that the rule cannot tell apart share a
+bin, so the labels do not depend on the order of the neurons, and bins may be fewer than asked and unequal.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_graphon.graphon._binning import quantised
+from lightning_graphon.graphon._channels import ChannelGraph
+
+POSITIONS = ("degree", "energy", "spectral")
+
+
+def quantile_labels(keys: Tensor, bins: int) -> Tensor:
+    """Label [n] of each item's quantile by descending key; equal keys share the bin of their middle place.
+
+    >>> import torch
+    >>> quantile_labels(torch.tensor([1.0, 9.0, 1.0, 5.0]), 2)
+    tensor([1, 0, 1, 0])
+    """
+    _, group, count = torch.unique(-quantised(keys), return_inverse=True, return_counts=True)
+    middle = count.cumsum(0) - count / 2
+    return (middle * bins / len(keys)).floor().long().clamp_max(bins - 1)[group]
+
+
+def nested_quantile_labels(first: Tensor, second: Tensor, bins: int) -> Tensor:
+    """Label [n] by quantiles of `first`, then of `second` inside each of them; labels are 0..k-1, k <= bins.
+
+    About as many quantiles of one as of the other: 64 bins are 8 times 8, 32 are 5 times 6.
+    """
+    outer = quantile_labels(first, max(1, int(bins**0.5)))
+    groups = outer.unique()
+    inner = max(1, bins // len(groups))
+    label = torch.zeros_like(outer)
+    for group in groups.tolist():
+        here = outer == group
+        label[here] = group * inner + quantile_labels(second[here], inner)
+    return label.unique(return_inverse=True)[1]
+
+
+def spectral_labels(incoming: ChannelGraph, outgoing: ChannelGraph, owner: Tensor, bins: int) -> Tensor:
+    """Label [n] by halving the neurons along leading singular vectors of their two graphs.
+
+    A neuron's coordinates are its entries in the first left singular vectors of the graph that ends in it
+    and in the first right singular vectors of the graph that leaves from it, each scaled by its singular
+    value. The set is halved at the median of its widest coordinate, and again, while there are at most
+    `bins` parts.
+
+    Args:
+        incoming: graph [n, n_before].
+        outgoing: graph [n_after, m], m a multiple of n.
+        owner: neuron [m] of each column of `outgoing`.
+        bins: largest number of parts.
+    """
+    left = _leading_left(incoming)
+    right = _leading_left_transposed(outgoing, owner, incoming.shape[0])
+    coordinates = torch.cat([left, right.to(left)], 1)
+    label = torch.zeros(len(coordinates), dtype=torch.long, device=coordinates.device)
+    parts = 1
+    while 2 * parts <= bins:
+        halves = torch.zeros_like(label)
+        for part in range(parts):
+            here = label == part
+            if bool(here.any()):
+                halves[here] = _half(coordinates[here])
+        label = 2 * label + halves
+        parts *= 2
+    return label.unique(return_inverse=True)[1]
+
+
+def _half(points: Tensor) -> Tensor:
+    """0 or 1 by the median of the coordinate with the largest spread; equal points stay together."""
+    widest = points.var(0, correction=0).argmax()
+    return quantile_labels(points[:, widest], 2)
+
+
+_RANK, _OVERSAMPLE, _POWER_STEPS = 2, 6, 12
+
+
+def _leading_left(graph: ChannelGraph) -> Tensor:
+    """First left singular vectors [out, rank], scaled, by subspace iteration with a fixed start."""
+    return _subspace(graph.shape, lambda x: _times(graph, x), lambda y: _times_transposed(graph, y))
+
+
+def _leading_left_transposed(graph: ChannelGraph, owner: Tensor, neurons: int) -> Tensor:
+    """The same for the transposed graph, columns of one neuron added up."""
+
+    def forward(x: Tensor) -> Tensor:
+        out = x.new_zeros(neurons, x.shape[1])
+        return out.index_add_(0, owner, _times_transposed(graph, x))
+
+    return _subspace((neurons, graph.shape[0]), forward, lambda y: _times(graph, y[owner]))
+
+
+def _times(graph: ChannelGraph, x: Tensor) -> Tensor:
+    return torch.cat([part @ x.to(part) for _, part in graph.chunks()])
+
+
+def _times_transposed(graph: ChannelGraph, y: Tensor) -> Tensor:
+    out = torch.zeros(graph.shape[1], y.shape[1], dtype=torch.float64, device=graph.device)
+    for span, part in graph.chunks():
+        out += part.T @ y[span].to(part)
+    return out
+
+
+def _subspace(
+    shape: tuple[int, int], forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor]
+) -> Tensor:
+    rank = min(_RANK + _OVERSAMPLE, *shape)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape[1], rank, generator=generator, dtype=torch.float64)
+    for _ in range(_POWER_STEPS):
+        y = torch.linalg.qr(forward(x)).Q
+        x = torch.linalg.qr(backward(y)).Q
+    y = forward(x)
+    u, s, _ = torch.linalg.svd(y, full_matrices=False)
+    total = s.norm().clamp_min(1e-300)
+    keep = u[:, :_RANK] * (s[:_RANK] / total)
+    sign = torch.where((keep**3).sum(0) < 0, -1.0, 1.0).to(keep)
+    return torch.round(keep * sign, decimals=9)
