@@ -1,10 +1,31 @@
 """Slow and obvious references for the tests of `lightning_graphon.pruning`."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from lightning_graphon.pruning import LayerCollapseWarning, prune
+from lightning_graphon.pruning.methods import get_method
+
+
+def scores_of(method: str, model: nn.Module, options: Mapping[str, Any] | None = None, **arguments: Any) -> dict:
+    """The scores that `prune` sees from a method in its first round; the remaining arguments are those of `prune`."""
+    seen: dict[str, Tensor] = {}
+
+    def spy(problem: Any) -> dict[str, Tensor]:
+        scores = get_method(method).score(problem, **(options or {}))
+        for name, score in scores.items():
+            seen.setdefault(name, score.detach().clone())
+        return scores
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LayerCollapseWarning)
+        prune(model, spy, **{"sparsity": 0.5, **arguments})
+    return seen
 
 
 def keep_largest_by_sorting(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:

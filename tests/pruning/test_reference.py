@@ -10,9 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from lightning_graphon.pruning import LayerCollapseWarning, Masks, Problem, prune
-from lightning_graphon.pruning.methods import get_method
-from lightning_graphon.pruning.objective import SupervisedObjective
+from lightning_graphon.pruning import LayerCollapseWarning, Masks, prune
+from tests.oracles_pruning import scores_of
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "pruners"
 # Hamming distance allowed. Our scores follow the reference's formulas, so only a near tie at the threshold may fall
@@ -111,17 +110,9 @@ def test_every_kind_of_reference_mask_is_compared() -> None:
 def test_synflow_first_round_scores_where_float32_departs() -> None:
     """SynFlow at 98 % on the MLP: the rounds drift apart, the scores of the first one do not."""
     model, x, y, _ = loader().load("mlp_100")
-    weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
-    problem = Problem(
-        model,
-        weights,
-        {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()},
-        [(x, y)],
-        SupervisedObjective(model),
-        0,
-        lambda t: t,
-    )
-    scores, reference = get_method("synflow").score(problem), loader().load_scores("mlp_100")["synflow_1shot"]
+    scores = scores_of("synflow", model, sparsity=0.5, batches=[(x, y)])
+    reference = loader().load_scores("mlp_100")["synflow_1shot"]
+    assert list(scores) == list(reference)
     for name, expected in reference.items():
         # float32 products and sums over 5 layers of 100 against float64
         torch.testing.assert_close(scores[name].float(), expected, rtol=2e-6, atol=0)
