@@ -12,6 +12,7 @@ import logging
 import warnings
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-from lightning_graphon.callbacks import PruneAtInit
-from lightning_graphon.plots import plot_masks
+from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
+from lightning_graphon.plots import plot_graphon_grid, plot_masks
 from lightning_graphon.pruning import Masks
 
 METHODS = ("dense", "random", "magnitude", "snip", "grasp", "synflow")
@@ -82,17 +83,26 @@ def load_data(name: str, root: Path) -> tuple[TensorDataset, int]:
     return TensorDataset(torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)), 64
 
 
-def train(method: str, args: argparse.Namespace) -> tuple[Masks | None, float, float]:
-    """Masks, validation accuracy, and training loss at step 50 of one method."""
+class Result(NamedTuple):
+    """What one method left: masks and graphons, validation accuracy, training loss at step 50."""
+
+    masks: Masks | None
+    monitor: GraphonMonitor
+    accuracy: float
+    loss: float
+
+
+def train(method: str, args: argparse.Namespace) -> Result:
+    """Prune and train by one method."""
     pl.seed_everything(args.seed, verbose=False)
     data, inputs = load_data(args.data, args.data_root)
     train_data, val_data = random_split(data, [0.8, 0.2], torch.Generator().manual_seed(0))
     module = Classifier(inputs, args.width)
     prune = PruneAtInit(method, sparsity=args.sparsity, verbose=False) if method != "dense" else None
-    loss = LossAtStep(50)
+    monitor, loss = GraphonMonitor(verbose=False), LossAtStep(50)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
-        callbacks=[c for c in (prune, loss) if c],
+        callbacks=[c for c in (prune, monitor, loss) if c],
         logger=TensorBoardLogger(args.out, name=method, version=""),
         log_every_n_steps=5,
         enable_checkpointing=False,
@@ -101,24 +111,38 @@ def train(method: str, args: argparse.Namespace) -> tuple[Masks | None, float, f
         devices=1,
     )
     trainer.fit(module, DataLoader(train_data, 64, shuffle=True), DataLoader(val_data, 512))
-    return (prune.masks if prune else None), float(trainer.callback_metrics["val/accuracy"]), loss.loss
+    accuracy = float(trainer.callback_metrics["val/accuracy"])
+    return Result(prune.masks if prune else None, monitor, accuracy, loss.loss)
 
 
-def report(results: dict[str, tuple[Masks | None, float, float]]) -> Table:
+def report(results: dict[str, Result]) -> Table:
     """One row a method: sparsity of each layer, accuracy, early loss."""
     table = Table(title="Every method on the same network, the same data and the same seed", title_justify="left")
     table.add_column("method")
     table.add_column("sparsity of each layer,\ninput to output (%)")
     table.add_column("accuracy,\nvalidation", justify="right")
     table.add_column("loss at step 50,\ntraining set", justify="right")
-    for method, (masks, accuracy, loss) in results.items():
+    for method, (masks, _, accuracy, loss) in results.items():
         sparsities = " ".join(f"{100 * row['sparsity']:5.1f}" for row in masks.table()) if masks else "none"
         table.add_row(method, sparsities, f"{accuracy:.1%}", f"{loss:.3f}")
     return table
 
 
-def main(argv: list[str] | None = None) -> dict[str, tuple[Masks | None, float, float]]:
-    """Run the demo; returns method -> (masks, accuracy, loss at step 50)."""
+def draw(results: dict[str, Result], args: argparse.Namespace) -> None:
+    """The masks of every method side by side, and their graphons with the verdict of the homogeneity test."""
+    pruned = {method: result for method, result in results.items() if result.masks}
+    title = f"Masks at {args.sparsity:.0%} sparsity, rows and columns sorted by degree ({args.data})"
+    plot_masks({m: r.masks for m, r in pruned.items()}, title).savefig(args.out / "masks.png", dpi=150)
+    title = f"Layer graphons at {args.sparsity:.0%} sparsity, degree functions on the margins ({args.data})"
+    graphons, tests = (
+        {m: r.monitor.graphons for m, r in pruned.items()},
+        {m: r.monitor.tests for m, r in pruned.items()},
+    )
+    plot_graphon_grid(graphons, tests, title).savefig(args.out / "graphons.png", dpi=150)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Result]:
+    """Run the demo; returns method -> result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where torchvision keeps MNIST")
@@ -138,10 +162,8 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[Masks | None, float, 
         console.print(f"[bold]{method}[/bold]")
         results[method] = train(method, args)
     console.print(report(results))
-    picture = args.out / "masks.png"
-    title = f"Masks at {args.sparsity:.0%} sparsity, rows and columns sorted by degree ({args.data})"
-    plot_masks({m: masks for m, (masks, _, _) in results.items() if masks}, title).savefig(picture, dpi=150)
-    console.print(f"Picture of all masks: {picture}")
+    draw(results, args)
+    console.print(f"Pictures: {args.out / 'masks.png'} and {args.out / 'graphons.png'}, also in TensorBoard")
     console.print("Masks simulate sparsity: pruned weights stay zero, training is not faster by itself.")
     console.print(f"See the curves:  .venv/bin/tensorboard --logdir {args.out}   and open http://localhost:6006")
     return results

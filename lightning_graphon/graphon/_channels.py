@@ -38,9 +38,7 @@ class ChannelGraph:
         transposed: bool = False,
     ) -> None:
         if mask.ndim < 2 or 0 in mask.shape:
-            raise ValueError(
-                f"a mask must be [out, in, *taps] with no empty axis, got shape {tuple(mask.shape)}"
-            )
+            raise ValueError(f"a mask must be [out, in, *taps] with no empty axis, got shape {tuple(mask.shape)}")
         if groups < 1 or mask.shape[0] % groups:
             raise ValueError(f"groups must divide the first axis {mask.shape[0]} of the mask, got {groups}")
         mask = mask.detach()
@@ -86,9 +84,7 @@ class ChannelGraph:
         check = self.weight is None and self.mask.dtype != torch.bool
         for span, part in self.chunks():
             if check and not bool(((part >= 0) & (part <= 1)).all()):
-                raise ValueError(
-                    f"a mask must be bool or lie in [0, 1], got values from {part.min()} to {part.max()}"
-                )
+                raise ValueError(f"a mask must be bool or lie in [0, 1], got values from {part.min()} to {part.max()}")
             rows[span] = part.sum(1)
             cols += part.sum(0)
         return rows, cols

@@ -44,9 +44,7 @@ def as_cells(name: str, data: Any, values: Tensor, low: float) -> Tensor | None:
         return None
     cells = _as_float(data, values)
     if cells.shape != values.shape:
-        raise ValueError(
-            f"{name} must have the shape {tuple(values.shape)} of values, got {tuple(cells.shape)}"
-        )
+        raise ValueError(f"{name} must have the shape {tuple(values.shape)} of values, got {tuple(cells.shape)}")
     if not bool(cells.isfinite().all()) or not bool((cells >= low).all()):
         raise ValueError(f"{name} must be finite{' and not negative' if low == 0 else ''}")
     return cells

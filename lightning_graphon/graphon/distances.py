@@ -127,9 +127,7 @@ def transport_distance(a: StepGraphon, b: StepGraphon) -> float:
     return max(best, 0.0) ** 0.5
 
 
-def _alignments(
-    a: StepGraphon, b: StepGraphon, align: bool
-) -> list[tuple[str, tuple[StepGraphon, StepGraphon]]]:
+def _alignments(a: StepGraphon, b: StepGraphon, align: bool) -> list[tuple[str, tuple[StepGraphon, StepGraphon]]]:
     pairs = [("given", (a, b))]
     if align:
         pairs.append(("degree", (a.sort_by_degree(), b.sort_by_degree())))

@@ -77,9 +77,7 @@ def estimate_graphon(
     return from_memberships(graph, rows, cols, smoothing=smoothing)
 
 
-def memberships(
-    graph: ChannelGraph, bins: int | Sequence[int], order: str, ties: str
-) -> tuple[Tensor, Tensor]:
+def memberships(graph: ChannelGraph, bins: int | Sequence[int], order: str, ties: str) -> tuple[Tensor, Tensor]:
     """Membership of rows [out, row bins] and of columns [in, col bins] for one mask sorted for itself."""
     n_row, n_col = _bins(bins, graph.shape)
     row_keys, col_keys = graph.degrees()

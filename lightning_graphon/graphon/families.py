@@ -59,9 +59,7 @@ def power_law(density: float, exponent: float = 0.5, bins: int = 64) -> StepGrap
     return _scaled(profile[:, None] * profile, density)
 
 
-def block(
-    values: Any, density: float | None = None, row_measure: Any = None, col_measure: Any = None
-) -> StepGraphon:
+def block(values: Any, density: float | None = None, row_measure: Any = None, col_measure: Any = None) -> StepGraphon:
     """Stochastic block model: constant on given blocks.
 
     Args:
@@ -146,9 +144,7 @@ def _parse(text: str) -> dict[str, Any]:
         try:
             spec[key.strip()] = int(value) if value.strip().isdecimal() else float(value)
         except ValueError:
-            raise ValueError(
-                f"cannot read {item!r} in {text!r}: write name(key=number, key=number)"
-            ) from None
+            raise ValueError(f"cannot read {item!r} in {text!r}: write name(key=number, key=number)") from None
     return spec
 
 

@@ -190,9 +190,7 @@ def square_moments(groups: int, size: int, edges: int) -> tuple[float, float]:
         (size - 2) * (size - 3) + (groups - 1) * size * (size - 1), max((total - 2) * (total - 3), 1)
     )
     pairs = Fraction(edges * (edges - 1), 2)
-    square = pairs * (
-        pair + 2 * (edges - 2) * triple + Fraction(max((edges - 2) * (edges - 3), 0), 2) * disjoint
-    )
+    square = pairs * (pair + 2 * (edges - 2) * triple + Fraction(max((edges - 2) * (edges - 3), 0), 2) * disjoint)
     variance = 4 * (square - (pairs * pair) ** 2)
     return float(edges + 2 * pairs * pair), max(float(variance), 1e-12) ** 0.5
 

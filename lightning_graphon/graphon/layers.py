@@ -118,9 +118,7 @@ def _layer(name: str, mask: Tensor, model: nn.Module | None, groups: int = 1) ->
         return _Layer(name, ChannelGraph(mask, groups=groups), None, None)
     module, weight = _weight(model, name)
     if weight.shape != mask.shape:
-        raise ValueError(
-            f"mask {name!r} has shape {tuple(mask.shape)}, its parameter has {tuple(weight.shape)}"
-        )
+        raise ValueError(f"mask {name!r} has shape {tuple(mask.shape)}, its parameter has {tuple(weight.shape)}")
     transposed = bool(getattr(module, "transposed", False))
     groups = int(getattr(module, "groups", 1))
     graphs = [

@@ -199,9 +199,7 @@ class StepGraphon:
     def reorder(self, rows: Tensor, cols: Tensor) -> "StepGraphon":
         """Relabel: take the row and column intervals in the order of two index vectors."""
         extra = {n: None if (c := getattr(self, n)) is None else c[rows][:, cols] for n in _OPTIONAL}
-        return StepGraphon(
-            self.values[rows][:, cols], self.row_measure[rows], self.col_measure[cols], **extra
-        )
+        return StepGraphon(self.values[rows][:, cols], self.row_measure[rows], self.col_measure[cols], **extra)
 
     def sort_by_degree(self) -> "StepGraphon":
         """Relabel so that both degree functions descend; ties keep their order."""

@@ -21,6 +21,7 @@ class Problem:
         masks: Name -> bool mask so far, True = kept.
         batches: Batches for methods that need data.
         objective: Loss and flow of the network.
+        density: Fraction of the weights that will be kept in the end.
         seed: For methods that draw random numbers.
         average: Averages a tensor over the processes of a distributed run; the identity on one.
     """
@@ -30,6 +31,7 @@ class Problem:
     masks: Mapping[str, Tensor]
     batches: Sequence[Any]
     objective: Objective
+    density: float
     seed: int
     average: Callable[[Tensor], Tensor]
 

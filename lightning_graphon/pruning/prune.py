@@ -167,7 +167,7 @@ def compute_masks(
         for step in range(1, plan.rounds + 1):
             if step > 1:
                 _zero_pruned(weights, originals, masks)
-            problem = Problem(model, weights, masks, batches, objective, plan.seed, average)
+            problem = Problem(model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average)
             scores = _checked_scores(method, method.score(problem, **plan.options), shapes)
             with torch.no_grad():
                 masks = _select_among(masks, scores, partial(budget.select, step=step, plan=plan))

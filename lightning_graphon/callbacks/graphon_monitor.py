@@ -1,0 +1,198 @@
+"""`GraphonMonitor`: the graphon of every layer, in pictures and numbers, while any network trains."""
+
+import logging
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_graphon._checks import check_choice
+from lightning_graphon.callbacks._pictures import send_figure
+from lightning_graphon.callbacks._report import log_scalars
+from lightning_graphon.callbacks.prune_at_init import PruneAtInit
+from lightning_graphon.graphon import (
+    HomogeneityTest,
+    StepGraphon,
+    homogeneity_test,
+    l2_distance,
+    layer_graphons,
+    motif_densities,
+)
+from lightning_graphon.plots import plot_graphons
+from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.pruning.read import read_masks
+
+log = logging.getLogger(__name__)
+
+# Counting four-cycles multiplies a mask with itself: a few seconds for a layer of this many weights.
+_LARGEST_FOR_CYCLES = 1 << 24
+
+
+class GraphonMonitor(Callback):
+    """Estimates the graphon of every layer when training starts, and again whenever masks have changed.
+
+    Works with `PruneAtInit`, Lightning's `ModelPruning`, `torch.nn.utils.prune`, weights that are simply zero, and
+    dense models, in any order of callbacks. Looks at the start of training, every `every_n_epochs` epochs or
+    `every_n_steps` steps, and at the end; where no mask has changed since the last look nothing is computed.
+
+    Logged for every layer: `graphon/<layer>/density`, `/degree_cv` (coefficient of variation of the degrees beyond
+    chance, the larger of both sides), `/c4_ratio` (t(C4) / t(K2)⁴, 1 for a random mask), `/p_value` (of the Erdős–Rényi
+    null) and `/moved` (L2 distance of the graphon from the last look). The figure `graphons` goes to TensorBoard and
+    W&B; with other loggers or none, PNG and NPZ files go to the log directory.
+
+    Args:
+        bins: Intervals of each axis of a graphon.
+        order: "degree" (each mask sorted for itself, the pictures of arXiv:2510.17515), "joint" or "none".
+        include: Which layers: names, globs, "re:..." or class names; None: every Linear and Conv weight.
+        exclude: Which layers not.
+        every_n_epochs: Look at the start of every n-th epoch; 0: never.
+        every_n_steps: Look after every n-th optimizer step; None: never.
+        figure: Draw the figure.
+        alpha: Level of the homogeneity verdict.
+        verbose: Print a table at the first look.
+        raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
+
+    Raises:
+        ValueError: An argument has a value that is not allowed.
+
+    >>> GraphonMonitor(bins=32).graphons
+    {}
+    """
+
+    def __init__(
+        self,
+        *,
+        bins: int = 64,
+        order: str = "degree",
+        include: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        figure: bool = True,
+        alpha: float = 0.01,
+        verbose: bool = True,
+        raise_errors: bool = False,
+    ) -> None:
+        check_choice("order", order, ("degree", "joint", "none"))
+        if bins < 1:
+            raise ValueError(f"bins must be at least 1, got {bins!r}")
+        if every_n_epochs < 0 or (every_n_steps is not None and every_n_steps < 1):
+            raise ValueError(
+                f"every_n_epochs must be >= 0 and every_n_steps >= 1 or None, got {every_n_epochs!r}, {every_n_steps!r}"
+            )
+        self.bins, self.order, self.alpha = bins, order, alpha
+        self.include, self.exclude = include, exclude
+        self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
+        self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
+        self.graphons: dict[str, StepGraphon] = {}
+        self.tests: dict[str, HomogeneityTest] = {}
+        self._masks: Masks | None = None
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._masks = None
+        self._look(trainer, pl_module)
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.every_n_epochs and trainer.current_epoch % self.every_n_epochs == 0:
+            self._look(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self._look(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._look(trainer, pl_module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_masks": None}
+
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        try:
+            self._look_or_raise(trainer, pl_module)
+        except Exception:
+            if self.raise_errors:
+                raise
+            log.exception("GraphonMonitor failed at step %d; training goes on without it", trainer.global_step)
+
+    @torch.no_grad()
+    def _look_or_raise(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        masks = self._read(trainer, pl_module)
+        changed = _changed(self._masks, masks)
+        if not changed:
+            return
+        first = self._masks is None
+        graphons = layer_graphons(masks, bins=self.bins, order=self.order)
+        moved = {n: l2_distance(g, self.graphons[n], align=False) for n, g in graphons.items() if n in self.graphons}
+        self.graphons = graphons
+        self._masks = Masks({name: mask.clone() for name, mask in masks.items()})
+        if trainer.is_global_zero:
+            self._publish(trainer, masks, changed, moved, first)
+
+    def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
+        """The masks of PruneAtInit as they are; anything else from the model."""
+        callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+        pruners = [c.masks for c in callbacks if isinstance(c, PruneAtInit) and c.masks is not None]
+        if len(pruners) == 1 and self.include is None and self.exclude is None:
+            return pruners[0]
+        return read_masks(pl_module, self.include, self.exclude)
+
+    def _publish(
+        self, trainer: pl.Trainer, masks: Masks, changed: list[str], moved: dict[str, float], first: bool
+    ) -> None:
+        scalars: dict[str, float] = {}
+        for name in changed:
+            scalars.update({f"graphon/{name}/{key}": value for key, value in self._numbers(name, masks[name]).items()})
+        scalars.update({f"graphon/{name}/moved": distance for name, distance in moved.items()})
+        log_scalars(trainer, scalars)
+        if first and self.verbose:
+            _print_table(self.graphons, self.tests, scalars)
+        if self.figure and not getattr(trainer, "fast_dev_run", False):
+            figure = plot_graphons(self.graphons, self.tests, f"Layer graphons at step {trainer.global_step}")
+            arrays = {name: graphon.values.cpu().numpy() for name, graphon in self.graphons.items()}
+            send_figure(trainer, "graphons", figure, arrays)
+
+    def _numbers(self, name: str, mask: Tensor) -> dict[str, float]:
+        """Density, spread of degrees, four-cycles and the homogeneity test of one layer."""
+        if mask.numel() > _LARGEST_FOR_CYCLES:
+            spread = motif_densities(self.graphons[name])
+            return {"density": spread.edge, "degree_cv": max(spread.row_degree_cv, spread.col_degree_cv)}
+        test = homogeneity_test(mask, alpha=self.alpha)
+        self.tests[name] = test
+        return {
+            "density": self.graphons[name].density,
+            "degree_cv": max(test.row_degree_cv, test.col_degree_cv),
+            "c4_ratio": test.c4_ratio,
+            "p_value": test.p_value,
+        }
+
+
+def _changed(before: Masks | None, now: Masks) -> list[str]:
+    """Names of the layers whose mask is not what it was."""
+    if before is None:
+        return list(now)
+    return [name for name, mask in now.items() if name not in before or not torch.equal(mask, before[name])]
+
+
+def _print_table(
+    graphons: dict[str, StepGraphon], tests: dict[str, HomogeneityTest], scalars: dict[str, float]
+) -> None:
+    table = Table(title="Layer graphons", title_justify="left")
+    for column in ("layer", "density", "degree CV", "C4 ratio", "p-value", "verdict"):
+        table.add_column(column, justify="left" if column in ("layer", "verdict") else "right")
+    for name in graphons:
+        keys = ("density", "degree_cv", "c4_ratio", "p_value")
+        numbers = [scalars.get(f"graphon/{name}/{key}") for key in keys]
+        verdict = tests[name].verdict if name in tests else "too large to test"
+        table.add_row(name, *("" if number is None else f"{number:.3g}" for number in numbers), verdict)
+    Console().print(table)

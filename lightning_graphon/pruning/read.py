@@ -1,0 +1,47 @@
+"""Masks of a network that somebody else made sparse: by torch.nn.utils.prune, ModelPruning, or zeros."""
+
+from torch import Tensor, nn
+
+from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.pruning.targets import Patterns, select_weights
+
+
+def read_masks(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> Masks:
+    """Masks as they are now: buffers of `torch.nn.utils.prune` (which ModelPruning uses), else non-zero weights.
+
+    Args:
+        model: Any module; a dense one has masks that keep everything.
+        include: Which weights, as in `prune`; those that torch.nn.utils.prune masks are always read.
+        exclude: Which not.
+
+    Returns:
+        Masks by the weight's qualified name, in network order.
+
+    Raises:
+        ValueError: There is no weight to read.
+
+    >>> net = nn.Linear(2, 2)
+    >>> _ = nn.utils.prune.l1_unstructured(net, "weight", amount=1)
+    >>> read_masks(net)
+    Masks(1 layers, 3 of 4 weights kept, sparsity 0.2500)
+    """
+    foreign = _foreign_masks(model)
+    try:
+        weights = select_weights(model, include, exclude)
+    except ValueError:
+        if not foreign:
+            raise
+        weights = {}
+    found = {**foreign, **{name: weight.detach() != 0 for name, weight in weights.items()}}
+    order = [f"{path}.weight".lstrip(".") for path, _ in model.named_modules()]
+    rank = {name: place for place, name in enumerate(order)}
+    return Masks(dict(sorted(found.items(), key=lambda item: rank.get(item[0], len(rank)))))
+
+
+def _foreign_masks(model: nn.Module) -> dict[str, Tensor]:
+    """`weight_mask` buffers that stand beside a `weight_orig` parameter."""
+    return {
+        f"{path}.weight".lstrip("."): module._buffers["weight_mask"].detach() != 0
+        for path, module in model.named_modules()
+        if "weight_orig" in module._parameters and module._buffers.get("weight_mask") is not None
+    }
