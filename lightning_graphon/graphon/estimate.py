@@ -55,7 +55,7 @@ def estimate_graphon(
         which has no float64). The standard error of a cell with n entries and mean p is that of n independent
         draws, sqrt(p̃ (1 − p̃) / (n + 4)) with Agresti and Coull's p̃ = (n p + 2) / (n + 4), so a cell without
         edges is not certain. It leaves out the error of the sort itself. `sparse_cells` marks cells where
-        density × n < 5.
+        density × n < 5. Both describe the cells before smoothing.
 
     Raises:
         ValueError: unknown `order` or `ties`, `bins` below 1, negative smoothing, a mask with fewer than two

@@ -83,7 +83,8 @@ _RANK, _OVERSAMPLE, _POWER_STEPS = 2, 6, 12
 
 def _leading_left(graph: ChannelGraph) -> Tensor:
     """First left singular vectors [out, rank], scaled, by subspace iteration with a fixed start."""
-    return _subspace(graph.shape, lambda x: _times(graph, x), lambda y: _times_transposed(graph, y))
+    start = _start(graph.shape, graph.device)
+    return _subspace(start, lambda x: _times(graph, x), lambda y: _times_transposed(graph, y))
 
 
 def _leading_left_transposed(graph: ChannelGraph, owner: Tensor, neurons: int) -> Tensor:
@@ -93,7 +94,8 @@ def _leading_left_transposed(graph: ChannelGraph, owner: Tensor, neurons: int) -
         out = x.new_zeros(neurons, x.shape[1])
         return out.index_add_(0, owner, _times_transposed(graph, x))
 
-    return _subspace((neurons, graph.shape[0]), forward, lambda y: _times(graph, y[owner]))
+    start = _start((neurons, graph.shape[0]), graph.device)
+    return _subspace(start, forward, lambda y: _times(graph, y[owner]))
 
 
 def _times(graph: ChannelGraph, x: Tensor) -> Tensor:
@@ -107,12 +109,13 @@ def _times_transposed(graph: ChannelGraph, y: Tensor) -> Tensor:
     return out
 
 
-def _subspace(
-    shape: tuple[int, int], forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _start(shape: tuple[int, int], device: torch.device) -> Tensor:
     rank = min(_RANK + _OVERSAMPLE, *shape)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape[1], rank, generator=generator, dtype=torch.float64)
+    return torch.randn(shape[1], rank, generator=generator, dtype=torch.float64).to(device)
+
+
+def _subspace(x: Tensor, forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor]) -> Tensor:
     for _ in range(_POWER_STEPS):
         y = torch.linalg.qr(forward(x)).Q
         x = torch.linalg.qr(backward(y)).Q
