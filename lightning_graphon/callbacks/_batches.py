@@ -14,26 +14,26 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lightning_graphon.pruning.untouched import random_state_kept
 
 
-def train_batches(trainer: pl.Trainer, pl_module: pl.LightningModule, count: int) -> list[Any]:
+def train_batches(trainer: pl.Trainer, pl_module: pl.LightningModule, count: int, required: bool = True) -> list[Any]:
     """The first `count` training batches, on the module's device, as `training_step` would get them.
 
     The order in which training will see the data is unchanged: samplers and generators are put back.
 
     Raises:
-        ValueError: The train dataloader is empty.
+        ValueError: There is no batch and one is required.
     """
     # Outside the guard: Lightning would draw these numbers itself a little later, and then finds the work done.
     trainer.fit_loop.setup_data()
     loaders = trainer.train_dataloader
     with random_state_kept(), _generators_kept(loaders):
-        copies = tree_map(_fresh, loaders, is_leaf=_is_loader)
+        copies = tree_map(_fresh, [] if loaders is None else loaders, is_leaf=_is_loader)
         if _is_loader(copies):
             batches = list(islice(iter(copies), count))
         else:
             combined = CombinedLoader(copies, "max_size_cycle")
             batches = [batch for batch, _, _ in islice(iter(combined), count)]
         batches = [to_device(trainer, pl_module, batch) for batch in batches]
-    if not batches:
+    if required and not batches:
         raise ValueError("the train dataloader yielded no batch: a method that scores by data needs at least one")
     return batches
 

@@ -4,7 +4,7 @@ Any module works without adaptation: its logging is silenced, its optimizers sta
 network inside it is found by watching which modules `training_step` calls.
 """
 
-import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -39,33 +40,40 @@ class TrainingStepObjective:
 
     def loss(self, batch: Any, temperature: float = 1.0) -> Tensor:
         """Loss of `training_step`, the network's outputs divided by `temperature` on the way."""
-        with self._silenced(), _Watch(self._module) as watch:
-            if temperature != 1.0:
-                watch.temperature, watch.last = temperature, self._number_of_calls(batch)
+        cooled = self._final_calls(batch) if temperature != 1.0 else frozenset()
+        with self._silenced(), _Watch(self._module, temperature, cooled):
             return self._loss_fn(self._module, batch)
 
     def flow(self, batch: Any, scale: float = 1.0) -> Tensor:
-        """Sum of the network's outputs when its first call in `training_step` gets ones times `scale`."""
-        if batch is None or self._module.example_input_array is not None:
-            inputs = ones_like_sample(guess_inputs(self._module), self._module, scale)
-            with self._silenced():
-                return total(call_network(self._module, inputs))
+        """Sum of the network's outputs when `training_step` runs with ones times `scale` in place of the data."""
         dtype = next(p.dtype for p in self._module.parameters())
-        batch = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, batch)
-        with self._silenced(), _Watch(self._module) as watch:
-            watch.ones = scale
-            self._loss_fn(self._module, batch)
-        return total(watch.terminal_outputs())
+        batch = tree_map(lambda x: x.to(dtype) if _is_float(x) else x, batch)
+        if batch is not None and self._module.example_input_array is None:
+            with self._silenced(), _Watch(self._module, ones=scale) as watch:
+                self._loss_fn(self._module, batch)
+            if watch.outputs:
+                return total([watch.outputs[call] for call in watch.final_calls()])
+        inputs = ones_like_sample(guess_inputs(self._module), self._module, scale)
+        with self._silenced():
+            return total(call_network(self._module, inputs))
 
-    def _number_of_calls(self, batch: Any) -> int:
-        with untouched(self._module), torch.no_grad(), _Watch(self._module) as watch:
+    def _final_calls(self, batch: Any) -> frozenset[int]:
+        """Which calls of modules in `training_step` give the network's outputs."""
+        with untouched(self._module), self._silenced(), _Watch(self._module) as watch:
             self._loss_fn(self._module, batch)
-        return watch.calls
+            calls = watch.final_calls()
+        if not calls:
+            warnings.warn(
+                f"{type(self._module).__name__}.training_step calls none of its modules: the network's outputs cannot "
+                "be found and the loss is taken at temperature 1",
+                stacklevel=2,
+            )
+        return calls
 
     def _run_training_step(self, module: pl.LightningModule, batch: Any) -> Tensor:
         losses = self._captured
         losses.clear()
-        output = module.training_step(**_step_arguments(module.training_step, batch))
+        output = module.training_step(*_step_arguments(module.training_step, batch))
         if not module.automatic_optimization:
             if not losses:
                 raise ValueError(
@@ -89,22 +97,18 @@ class TrainingStepObjective:
             yield
 
 
-def _step_arguments(step: Callable[..., Any], batch: Any) -> dict[str, Any]:
-    """What Lightning would pass to `training_step`.
+def _step_arguments(step: Callable[..., Any], batch: Any) -> list[Any]:
+    """What Lightning passes to `training_step`: the batch, and its index where there is a place for it.
 
     Raises:
         ValueError: It wants a `dataloader_iter`.
     """
-    parameters = list(inspect.signature(step).parameters)
-    if "dataloader_iter" in parameters:
+    if is_param_in_hook_signature(step, "dataloader_iter", explicit=True):
         raise ValueError(
             "training_step(dataloader_iter) draws its own batches and cannot be scored: "
             "give a loss_fn(pl_module, batch), or a method that needs no data"
         )
-    arguments: dict[str, Any] = {parameters[0]: batch} if parameters else {}
-    if len(parameters) > 1:
-        arguments[parameters[1]] = 0
-    return arguments
+    return [batch, 0] if is_param_in_hook_signature(step, "batch_idx", min_args=2) else [batch]
 
 
 def _loss_of(output: Any, module: pl.LightningModule) -> Tensor:
@@ -177,20 +181,27 @@ class _Still:
 class _Watch:
     """Watches the outermost calls of modules with trainable weights while `training_step` runs.
 
+    Args:
+        root: The module whose submodules are watched.
+        temperature: Divides the outputs of the calls in `cooled`.
+        cooled: Numbers of calls, from 0.
+        ones: If set, inputs that are data (no result of weights) are replaced by ones times this.
+
     Attributes:
-        calls: Number of outermost calls so far.
-        temperature: Divides the outputs of call number `last`, the network's logits.
-        ones: If set, the inputs of the first call are replaced by ones times this.
+        outputs: What each outermost call returned.
     """
 
-    def __init__(self, root: nn.Module) -> None:
-        self.calls = 0
-        self.temperature, self.last = 1.0, 0
-        self.ones: float | None = None
-        self._root = root
+    def __init__(
+        self,
+        root: nn.Module,
+        temperature: float = 1.0,
+        cooled: frozenset[int] = frozenset(),
+        ones: float | None = None,
+    ) -> None:
+        self.outputs: list[Any] = []
+        self._root, self._temperature, self._cooled, self._ones = root, temperature, cooled, ones
+        self._inputs: list[list[Tensor]] = []
         self._depth = 0
-        self._outputs: list[Any] = []
-        self._passed_on: set[int] = set()
 
     def __enter__(self) -> "_Watch":
         modules = [m for m in self._root.modules() if any(p.requires_grad for p in m.parameters())]
@@ -208,30 +219,63 @@ class _Watch:
         for handle in self._handles:
             handle.remove()
 
-    def terminal_outputs(self) -> list[Any]:
-        """Outputs of the outermost calls that were not handed to a later one."""
-        return [out for out in self._outputs if not any(id(t) in self._passed_on for t in tree_leaves(out))]
+    def final_calls(self) -> frozenset[int]:
+        """Calls whose outputs no later call builds on: the outputs of the network."""
+        nodes = {t.grad_fn: call for call, out in enumerate(self.outputs) for t in _tensors(out) if t.grad_fn}
+        used: set[int] = set()
+        for call, inputs in enumerate(self._inputs):
+            earlier = {node: c for node, c in nodes.items() if c < call}
+            used |= _reached([t.grad_fn for t in inputs if t.grad_fn], earlier)
+        return frozenset(range(len(self.outputs))) - used
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._depth += 1
         if self._depth > 1:
             return None
-        self.calls += 1
-        self._passed_on |= {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        value = self.ones
-        if value is None or self.calls > 1:
+        self._inputs.append(_tensors((args, kwargs)))
+        value = self._ones
+        if value is None:
             return None
-        return tree_map(lambda x: torch.full_like(x, value) if _is_float(x) else x, (args, kwargs))
+        dtype = next(p.dtype for p in module.parameters())
+        return tree_map(lambda x: _constant(x, value, dtype) if _is_data(x) else x, (args, kwargs))
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
         self._depth -= 1
         if self._depth > 0:
             return None
-        if self.calls == self.last:
-            output = cool(output, self.temperature)
-        self._outputs.append(output)
+        if len(self.outputs) in self._cooled:
+            output = cool(output, self._temperature)
+        self.outputs.append(output)
         return output
+
+
+def _reached(starts: list[Any], targets: dict[Any, int]) -> set[int]:
+    """Which targets the autograd graph below `starts` contains."""
+    found, seen, stack = set(), set(), list(starts)
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in targets:
+            found.add(targets[node])
+        else:
+            stack.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return found
+
+
+def _constant(x: Tensor, value: float, dtype: torch.dtype) -> Tensor:
+    """A constant like `x` that keeps `x` in the graph, for steps that differentiate by their input."""
+    return torch.where(torch.ones_like(x, dtype=torch.bool), value, x.to(dtype))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _is_data(x: Any) -> bool:
+    return _is_float(x) and x.grad_fn is None

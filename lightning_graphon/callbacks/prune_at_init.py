@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon.callbacks import _distributed
-from lightning_graphon.callbacks._batches import train_batches
+from lightning_graphon.callbacks._batches import to_device, train_batches
 from lightning_graphon.callbacks._report import log_scalars, print_masks, sparsity_scalars
 from lightning_graphon.callbacks._training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.pruning.enforce import Enforcer
@@ -206,10 +206,11 @@ class PruneAtInit(Callback):
     def _batches(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Any]:
         """Batches to score on, on the device; none where the method looks at none."""
         if not isinstance(self.batches, int):
-            return [trainer.strategy.batch_to_device(batch, dataloader_idx=0) for batch in self.batches]
-        if self.plan.resolved.needs == "nothing":
+            return [to_device(trainer, pl_module, batch) for batch in self.batches]
+        needs = self.plan.resolved.needs
+        if needs == "nothing":
             return []
-        return train_batches(trainer, pl_module, self.batches)
+        return train_batches(trainer, pl_module, self.batches, required=needs == "loss")
 
     def _require_masks(self) -> Masks:
         if self._masks is None:

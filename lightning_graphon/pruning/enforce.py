@@ -23,7 +23,8 @@ class Enforcer:
 
     Gradients are zeroed as autograd writes them, before clipping or the optimizer sees them. Optimizer state of
     pruned weights (momentum of an earlier, dense life) is zeroed on attaching and whenever the optimizer loads a
-    state. After each step of an optimizer that could move a weight without a gradient the weights are zeroed again.
+    state. The weights are zeroed again after each step of an optimizer that could move a weight without a gradient, and
+    after somebody wrote to the gradients between autograd and the optimizer.
 
     Args:
         model: The network; its parameters keep their identity.
@@ -46,17 +47,38 @@ class Enforcer:
         self._erasers = {parameter: _Eraser(mask) for parameter, mask in masks.pairs(model)}
         self._optimizers = optimizers
         self._handles: list[Any] = []
+        self._versions: dict[Tensor, tuple[int, int]] = {}
         self.zero_weights()
         for parameter, eraser in self._erasers.items():
-            self._handles.append(parameter.register_post_accumulate_grad_hook(_erase_grad(eraser)))
+            self._handles.append(parameter.register_post_accumulate_grad_hook(self._on_grad(eraser)))
         for optimizer in optimizers:
             self._attach(optimizer)
 
     def _attach(self, optimizer: Optimizer) -> None:
         self._handles.append(optimizer.register_load_state_dict_post_hook(lambda opt: self.zero_state()))
-        if type(optimizer) not in _ZERO_PRESERVING:
-            self._handles.append(optimizer.register_step_post_hook(lambda opt, args, kwargs: self.zero_weights()))
+        preserving = type(optimizer) in _ZERO_PRESERVING
+        self._handles.append(
+            optimizer.register_step_post_hook(
+                lambda opt, args, kwargs: self._zero_if_touched() if preserving else self.zero_weights()
+            )
+        )
         self.zero_state()
+
+    def _on_grad(self, erase: "_Eraser") -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                erase(parameter.grad)
+                self._versions[parameter] = _version(parameter.grad)
+
+        return hook
+
+    @torch.no_grad()
+    def _zero_if_touched(self) -> None:
+        """Zero everything again if somebody wrote to gradients since autograd did, and not only scaled them."""
+        written = [p for p in self._erasers if p.grad is not None and self._versions.get(p) != _version(p.grad)]
+        if any(self._erasers[p].would_change(p.grad) for p in written if p.grad is not None):
+            self.zero_weights()
+            self.zero_state()
 
     @torch.no_grad()
     def zero_weights(self) -> None:
@@ -107,6 +129,12 @@ class _Eraser:
             # On a CPU an AND with all-ones or all-zeros is four times faster than masked_fill.
             tensor.view(integer).bitwise_and_(self._on(tensor.device, integer))
 
+    def would_change(self, tensor: Tensor) -> bool:
+        """Whether a pruned entry is not zero."""
+        erased = tensor.clone()
+        self(erased)
+        return not torch.equal(erased, tensor)
+
     def _on(self, device: torch.device, integer: torch.dtype | None) -> Tensor:
         key = (device, integer)
         if key not in self._cache:
@@ -115,12 +143,9 @@ class _Eraser:
         return self._cache[key]
 
 
-def _erase_grad(erase: _Eraser) -> Callable[[Tensor], None]:
-    def hook(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            erase(parameter.grad)
-
-    return hook
+def _version(grad: Tensor) -> tuple[int, int]:
+    """Changes whenever a gradient is replaced or written to."""
+    return id(grad), grad._version
 
 
 def zero_fraction(model: nn.Module, masks: Mapping[str, Tensor]) -> float:

@@ -1,14 +1,18 @@
 """Run somebody's model and leave no trace: weights, buffers, gradients, flags and random numbers come back."""
 
+import copy
 import random
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+Restore: TypeAlias = Callable[[], object]
 _STRUCTURE = ("_parameters", "_buffers", "_modules")
 
 
@@ -17,9 +21,9 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     """Restore `model` and the random number generators on leaving, also after an exception.
 
     Inside, every parameter has no gradient. Restored bit for bit: the storage of parameters, buffers, `.grad`,
-    `requires_grad` and `training` flags, plain attributes of every module (tensors, lists and dicts by content,
-    so that the states of torchmetrics metrics come back), and the generators of torch (CPU and CUDA), numpy
-    and python.
+    `requires_grad` and `training` flags; plain attributes of every module, tensors, arrays and containers by content,
+    so that the states of torchmetrics metrics come back (other objects are opaque); and the generators of torch (CPU
+    and CUDA), numpy and python.
 
     Args:
         model: The module that will be run.
@@ -82,27 +86,41 @@ def _restore_buffers(module: nn.Module, saved: dict[str, tuple[Tensor | None, Te
         module._buffers[name] = buffer
 
 
-def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Each plain attribute with a copy of its content where it can be changed in place."""
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Restore]]:
+    """Each plain attribute with a function that puts its content back where it can be changed in place."""
     return {name: (value, _content(value)) for name, value in module.__dict__.items() if name not in _STRUCTURE}
 
 
-def _content(value: Any) -> Any:
+def _content(value: Any) -> Restore:
+    """Function that restores what a tensor, an array or a container holds, to any depth; other objects are opaque."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
-    return value.copy() if type(value) in (list, dict, set) else None
+        saved = value.detach().clone()
+        return lambda: setattr(value, "data", saved)
+    if type(value).__name__ == "ndarray":
+        array = value.copy()
+        return lambda: value.__setitem__(..., array)
+    if isinstance(value, (list, set, dict, deque)):
+        return partial(_refill, value, copy.copy(value), [_content(v) for v in _members(value)])
+    return _nothing
 
 
-@torch.no_grad()
-def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Any]]) -> None:
+def _refill(container: Any, content: Any, inner: list[Restore]) -> None:
+    container.clear()
+    (container.extend if isinstance(container, (list, deque)) else container.update)(content)
+    for restore in inner:
+        restore()
+
+
+def _members(container: Any) -> list[Any]:
+    return list(container.values() if isinstance(container, dict) else container)
+
+
+def _nothing() -> None: ...
+
+
+def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Restore]]) -> None:
     for name in [name for name in module.__dict__ if name not in saved and name not in _STRUCTURE]:
         del module.__dict__[name]
-    for name, (value, content) in saved.items():
-        if isinstance(value, Tensor):
-            value.data = content
-        elif type(value) is list:
-            value[:] = content
-        elif type(value) in (dict, set):
-            value.clear()
-            value.update(content)
+    for name, (value, restore) in saved.items():
+        restore()
         module.__dict__[name] = value
