@@ -87,7 +87,7 @@ def _draw_mask(axis: Any, mask: Tensor) -> Any:
     pixels = torch.nn.functional.adaptive_avg_pool2d(values[None, None], size)[0, 0]
     axis.set_xticks([0, size[1] - 1], ["1", str(values.shape[1])], fontsize=6)
     axis.set_yticks([0, size[0] - 1], ["1", str(values.shape[0])], fontsize=6)
-    return axis.imshow(pixels, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    return axis.imshow(pixels.numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
 
 
 def plot_graphons(
@@ -152,14 +152,14 @@ def _draw_graphon(axis: Any, graphon: "StepGraphon") -> Any:
     """The cells, and the two degree functions above and to the right, all on [0, 1]."""
     from matplotlib.colors import PowerNorm
 
-    x, y = (_edges(measure) for measure in (graphon.col_measure, graphon.row_measure))
-    values = graphon.values.detach().float().cpu()
+    x, y = (_edges(measure).numpy() for measure in (graphon.col_measure, graphon.row_measure))
+    values = graphon.values.detach().float().cpu().numpy()
     image = axis.pcolormesh(x, y, values, cmap="magma_r", norm=PowerNorm(0.5, 0, 1), rasterized=True)
     axis.set(xlim=(0, 1), ylim=(1, 0), xticks=[0, 1], yticks=[0, 1])
     axis.tick_params(labelsize=6)
     top, right = axis.inset_axes((0, 1.03, 1, 0.18)), axis.inset_axes((1.03, 0, 0.18, 1))
-    top.stairs(graphon.col_degree.detach().cpu(), x, fill=True, color="0.4")
-    right.stairs(graphon.row_degree.detach().cpu(), y, fill=True, color="0.4", orientation="horizontal")
+    top.stairs(graphon.col_degree.detach().cpu().numpy(), x, fill=True, color="0.4")
+    right.stairs(graphon.row_degree.detach().cpu().numpy(), y, fill=True, color="0.4", orientation="horizontal")
     top.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[0, 1])
     right.set(ylim=(1, 0), xlim=(0, 1), yticks=[], xticks=[0, 1])
     for margin in (top, right):

@@ -1,0 +1,189 @@
+"""GraphonMonitor on every kind of sparse network, logger and callback order."""
+
+import csv
+import logging
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelPruning
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from toys import Classifier, cnn, loader, make_trainer
+
+from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
+from lightning_graphon.graphon import estimate_graphon, homogeneity_test, l2_distance
+
+LAYERS = ["net.0.weight", "net.2.weight", "net.4.weight"]
+
+
+def monitor(**kwargs):
+    return GraphonMonitor(**{"verbose": False, "raise_errors": True, **kwargs})
+
+
+def pruner(method="snip", sparsity=0.8):
+    return PruneAtInit(method, sparsity=sparsity, verbose=False)
+
+
+def fit(*callbacks, model=None, **kwargs):
+    trainer = make_trainer(*callbacks, **kwargs)
+    trainer.fit(model or Classifier(), loader())
+    return trainer
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_any_order_with_prune_at_init(first, tmp_path):
+    prune, watch = pruner(), monitor()
+    fit(*((prune, watch) if first else (watch, prune)), default_root_dir=tmp_path)
+    assert list(watch.graphons) == LAYERS
+    for name, graphon in watch.graphons.items():
+        assert graphon == estimate_graphon(prune.masks[name])
+        assert watch.tests[name] == homogeneity_test(prune.masks[name])
+
+
+def test_dense_network_has_graphon_one(tmp_path):
+    watch = monitor()
+    fit(watch, default_root_dir=tmp_path)
+    # Cell means are sums of rational weights: one to rounding.
+    assert all(float((g.values - 1).abs().max()) < 1e-12 for g in watch.graphons.values())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_model_pruning_is_followed_while_it_prunes(first, tmp_path):
+    theirs = ModelPruning("l1_unstructured", amount=0.5, parameters_to_prune=None, use_lottery_ticket_hypothesis=False)
+    watch = monitor()
+    trainer = fit(
+        *((theirs, watch) if first else (watch, theirs)),
+        max_epochs=2,
+        logger=CSVLogger(tmp_path),
+        default_root_dir=tmp_path,
+    )
+    densities = [g.density for g in watch.graphons.values()]
+    assert max(densities) < 0.9, "the last look is after the last pruning"
+    moved = [row for row in read_csv(trainer) if row.get(f"graphon/{LAYERS[0]}/moved")]
+    assert moved, "masks changed, so the distance to the look before is logged"
+    assert all(float(row[f"graphon/{LAYERS[0]}/moved"]) > 0 for row in moved)
+
+
+def test_moved_is_the_distance_between_looks(tmp_path):
+    class CutRow(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            with torch.no_grad():
+                pl_module.net[0].weight[: 8 * (trainer.current_epoch + 1)] = 0
+
+    model = Classifier(optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    watch = monitor()
+    trainer = fit(watch, CutRow(), model=model, max_epochs=2, logger=CSVLogger(tmp_path), default_root_dir=tmp_path)
+    before, after = (torch.ones(32, 64, dtype=torch.bool) for _ in range(2))
+    before[:8] = False
+    after[:16] = False
+    expected = l2_distance(estimate_graphon(after), estimate_graphon(before), align=False)
+    rows = [float(r[f"graphon/{LAYERS[0]}/moved"]) for r in read_csv(trainer) if r.get(f"graphon/{LAYERS[0]}/moved")]
+    assert rows[-1] == pytest.approx(expected, rel=1e-6)  # CSV keeps all digits of a float
+    assert watch.graphons[LAYERS[0]].density == pytest.approx(0.5)
+
+
+def test_nothing_is_computed_while_masks_stay(tmp_path, monkeypatch):
+    calls = []
+    import lightning_graphon.callbacks.graphon_monitor as module
+
+    original = module.layer_graphons
+    monkeypatch.setattr(module, "layer_graphons", lambda *a, **k: calls.append(1) or original(*a, **k))
+    fit(pruner(), monitor(every_n_steps=1), max_epochs=3, default_root_dir=tmp_path)
+    assert len(calls) == 1
+
+
+def test_scalars_and_figure_in_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    prune, watch = pruner(), monitor()
+    fit(prune, watch, logger=TensorBoardLogger(tmp_path, name="", version=""), default_root_dir=tmp_path)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert events.Tags()["images"] == ["graphons"]
+    for name in LAYERS:
+        test = homogeneity_test(prune.masks[name])
+        for key, value in {
+            "density": float(prune.masks[name].float().mean()),
+            "c4_ratio": test.c4_ratio,
+            "degree_cv": max(test.row_degree_cv, test.col_degree_cv),
+            "p_value": test.p_value,
+        }.items():
+            (event,) = events.Scalars(f"graphon/{name}/{key}")
+            assert event.value == pytest.approx(value, rel=1e-5, abs=1e-30)  # TensorBoard keeps float32
+            assert event.step == 0
+    assert not list(tmp_path.glob("**/*.npz"))
+
+
+@pytest.mark.parametrize("logger", ["none", "csv"])
+def test_files_where_no_logger_takes_pictures(logger, tmp_path):
+    watch = monitor()
+    trainer = fit(pruner(), watch, logger=False if logger == "none" else CSVLogger(tmp_path), default_root_dir=tmp_path)
+    (picture,) = tmp_path.glob("**/graphons/step_00000000.png")
+    assert picture.stat().st_size > 1000
+    with np.load(picture.with_suffix(".npz")) as arrays:
+        assert set(arrays.files) == set(LAYERS)
+        assert np.array_equal(arrays[LAYERS[0]], watch.graphons[LAYERS[0]].values.numpy())
+    assert logger == "none" or str(picture).startswith(str(trainer.log_dir))
+
+
+def test_loggers_with_log_image_get_pixels(tmp_path):
+    class Wandb(CSVLogger):
+        images = ()
+
+        def log_image(self, key, images, step=None):
+            self.images = (key, images[0].shape[-1], step)
+
+    logger = Wandb(tmp_path)
+    fit(pruner(), monitor(), logger=logger, default_root_dir=tmp_path)
+    assert logger.images == ("graphons", 3, 0)
+
+
+def test_convolutions_batch_norm_and_include(tmp_path):
+    watch = monitor(include="Conv2d")
+    fit(pruner("synflow"), watch, model=Classifier(cnn), default_root_dir=tmp_path)
+    assert list(watch.graphons) == ["net.1.weight", "net.4.weight"]
+
+
+def test_training_is_the_same_with_and_without(tmp_path):
+    with_monitor, without = Classifier(), Classifier()
+    fit(pruner(), monitor(every_n_steps=1), model=with_monitor, default_root_dir=tmp_path)
+    fit(pruner(), model=without, default_root_dir=tmp_path)
+    for a, b in zip(with_monitor.parameters(), without.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("fatal", [True, False])
+def test_an_error_in_the_analysis_does_not_end_the_fit_unless_asked(fatal, tmp_path, monkeypatch, caplog):
+    def broken(*args, **kwargs):
+        raise RuntimeError("broken estimate")
+
+    monkeypatch.setattr("lightning_graphon.callbacks.graphon_monitor.layer_graphons", broken)
+    watch = monitor(raise_errors=fatal)
+    if fatal:
+        with pytest.raises(RuntimeError, match="broken estimate"):
+            fit(watch, default_root_dir=tmp_path)
+        return
+    with caplog.at_level(logging.ERROR, logger="lightning_graphon"):
+        trainer = fit(watch, default_root_dir=tmp_path)
+    assert trainer.global_step > 0
+    assert "broken estimate" in caplog.text
+
+
+def test_table_is_printed_once(tmp_path, capsys):
+    fit(pruner(), monitor(verbose=True), max_epochs=2, default_root_dir=tmp_path)
+    assert capsys.readouterr().out.count("Layer graphons") == 1
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"unknown order 'degre'\. Did you mean 'degree'"):
+        GraphonMonitor(order="degre")
+    with pytest.raises(ValueError, match="bins must be at least 1"):
+        GraphonMonitor(bins=0)
+    with pytest.raises(ValueError, match="every_n_steps"):
+        GraphonMonitor(every_n_steps=0)
+
+
+def read_csv(trainer):
+    trainer.logger.save()
+    with open(f"{trainer.log_dir}/metrics.csv") as file:
+        return list(csv.DictReader(file))
