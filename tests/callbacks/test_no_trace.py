@@ -1,5 +1,6 @@
 """Scoring leaves no trace: training sees the batches, random numbers and module states it would have seen without."""
 
+import collections
 import random
 from functools import partial
 
@@ -250,3 +251,37 @@ def test_datamodule_is_set_up_once():
 
     make_trainer(quiet("snip")).fit(Classifier(), datamodule=Data())
     assert calls == ["setup fit", "train_dataloader"]
+
+
+def test_nested_state_is_untouched():
+    class Keeps(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.outputs = {"train": []}
+            self.queue, self.by = collections.deque(), collections.defaultdict(list)
+            self.array = np.zeros(2)
+            self.parts = [torch.zeros(2)]
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.outputs["train"].append(1)
+            self.queue.append(1)
+            self.by["a"].append(1)
+            self.array += 1
+            self.parts[0] += 1
+            return loss
+
+    model, seen = Keeps(), {}
+
+    class Look(Callback):
+        def on_train_start(self, trainer, m):
+            seen.update(
+                outputs=len(m.outputs["train"]),
+                queue=len(m.queue),
+                by=len(m.by),
+                array=m.array.sum(),
+                parts=m.parts[0].sum().item(),
+            )
+
+    make_trainer(quiet("snip"), Look()).fit(model, loader())
+    assert set(seen.values()) == {0}, seen

@@ -139,7 +139,7 @@ def test_gradient_accumulation(accumulate):
     assert probe.worst == {"step": 0.0, "validation": 0.0, "gradient": 0.0, "batch": 0.0}
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "synflow"])
+@pytest.mark.parametrize("method", METHODS)
 def test_manual_optimisation_with_two_optimizers(method):
     pruner = quiet(method, batches=2)
     probe, model = Probe(pruner), Gan()

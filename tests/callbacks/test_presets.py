@@ -1,0 +1,141 @@
+"""The YAML presets, through LightningCLI."""
+
+import inspect
+import sys
+
+import pytest
+import yaml
+from lightning.pytorch.cli import LightningCLI
+from toys import METHODS, Classifier, loader, pruned_max
+
+from lightning_graphon.callbacks import PruneAtInit
+from lightning_graphon.presets import preset_path, presets
+from lightning_graphon.pruning.methods import get_method
+
+BASE = """
+trainer:
+  accelerator: cpu
+  devices: 1
+  max_epochs: 1
+  limit_train_batches: 2
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: lightning.pytorch.callbacks.EarlyStopping
+      init_args: {monitor: never, strict: false}
+"""
+
+
+class Toy(Classifier):
+    def __init__(self, width: int = 3):
+        super().__init__()
+        self.width = width
+
+    def train_dataloader(self):
+        return loader()
+
+
+@pytest.fixture
+def cli(tmp_path):
+    (tmp_path / "base.yaml").write_text(BASE)
+
+    def run(*configs, command=(), run=False):
+        arguments = ["--config", str(tmp_path / "base.yaml")]
+        for config in configs:
+            arguments += ["--config", str(config)]
+        return LightningCLI(
+            Toy, args=[*command, *arguments], run=run, save_config_callback=None, seed_everything_default=1
+        )
+
+    return run
+
+
+def test_one_for_every_method():
+    assert set(METHODS) <= set(presets())
+    with pytest.raises(ValueError, match=r"snipp.*Did you mean 'snip'"):
+        preset_path("snipp")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_loads_beside_ones_own_callbacks(name, cli):
+    made = cli(preset_path(name))
+    kinds = [type(c).__name__ for c in made.trainer.callbacks]
+    assert "EarlyStopping" in kinds
+    (pruner,) = [c for c in made.trainer.callbacks if isinstance(c, PruneAtInit)]
+    assert pruner.plan.resolved.name == name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_writes_out_every_default(name):
+    (entry,) = yaml.safe_load(preset_path(name).read_text())["trainer"]["callbacks+"]
+    assert entry["class_path"] == "lightning_graphon.callbacks.PruneAtInit"
+    given = entry["init_args"]
+    parameters = dict(inspect.signature(PruneAtInit.__init__).parameters)
+    del parameters["self"]
+    assert list(given) == list(parameters)
+    assert given["method"] == name
+    allowed = {"sparsity": (0.9,), "steps": (None, get_method(name).steps), "options": (None, {})}
+    for key, parameter in parameters.items():
+        if key == "options" and given[key]:
+            options = inspect.signature(get_method(name).score).parameters
+            assert given[key] == {k: p.default for k, p in options.items() if p.kind is p.KEYWORD_ONLY}
+        elif key != "method":
+            assert given[key] in allowed.get(key, (parameter.default,)), key
+
+
+def test_several_presets_compose(cli, tmp_path):
+    second = tmp_path / "second.yaml"
+    second.write_text(
+        preset_path("magnitude").read_text().replace("include: null", "include: net.0").replace("0.9 ", "0.5 ")
+    )
+    first = tmp_path / "first.yaml"
+    first.write_text(preset_path("snip").read_text().replace("exclude: null", "exclude: net.0"))
+    made = cli(first, second)
+    pruners = [c for c in made.trainer.callbacks if isinstance(c, PruneAtInit)]
+    assert [p.plan.resolved.name for p in pruners] == ["snip", "magnitude"]
+    made.trainer.fit(made.model)
+    assert [p.masks.sparsity for p in pruners] == pytest.approx([0.9, 0.5], abs=2e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trains(name, cli):
+    made = cli(preset_path(name))
+    (pruner,) = [c for c in made.trainer.callbacks if isinstance(c, PruneAtInit)]
+    pruner.verbose = False
+    made.trainer.fit(made.model)
+    assert pruner.masks.sparsity == pytest.approx(0.9, abs=1e-3)
+    assert pruned_max(made.model, pruner.masks) == 0.0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_printed_config_loads_again(name, cli, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli(preset_path(name), command=["--print_config"])
+    printed = capsys.readouterr().out
+    # --print_config prints what it has read so far: give it last.
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert printed.strip()
+    with pytest.raises(SystemExit):
+        LightningCLI(
+            Toy,
+            args=["--config", str(tmp_path / "base.yaml"), "--config", str(preset_path(name)), "--print_config"],
+            run=False,
+            save_config_callback=None,
+        )
+    whole = capsys.readouterr().out
+    (tmp_path / "whole.yaml").write_text(whole)
+    again = LightningCLI(Toy, args=["--config", str(tmp_path / "whole.yaml")], run=False, save_config_callback=None)
+    (pruner,) = [c for c in again.trainer.callbacks if isinstance(c, PruneAtInit)]
+    (entry,) = yaml.safe_load(preset_path(name).read_text())["trainer"]["callbacks+"]
+    assert pruner.plan.resolved.name == name
+    assert pruner.plan.rounds == (entry["init_args"]["steps"] or get_method(name).steps)
+    shown = [c for c in yaml.safe_load(whole)["trainer"]["callbacks"] if c["class_path"].endswith("PruneAtInit")]
+    assert shown[0]["init_args"] == entry["init_args"]
+
+
+def test_nothing_of_the_preset_is_code():
+    for name in presets():
+        assert yaml.safe_load(preset_path(name).read_text())
+    assert not any(module.startswith("lightning_graphon._presets.") for module in sys.modules)

@@ -1,0 +1,137 @@
+"""Logged scalars and the printed table."""
+
+import csv
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from toys import Classifier, Gan, loader, make_trainer, quiet
+
+from lightning_graphon.callbacks import PruneAtInit
+
+
+class Plain(Logger):
+    """A logger that can only take numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    name = "plain"
+    version = 0
+
+    @rank_zero_only
+    def log_metrics(self, metrics, step=None):
+        self.calls.append((dict(metrics), step))
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+def expected(masks):
+    scalars = {f"sparsity/{n}": 1 - m.float().mean().item() for n, m in masks.items()}
+    total = sum(m.numel() for m in masks.values())
+    return {**scalars, "sparsity/total": sum(int((~m).sum()) for m in masks.values()) / total}
+
+
+def test_keys_values_and_step():
+    pruner, logger = quiet("snip"), Plain()
+    make_trainer(pruner, logger=logger).fit(Classifier(), loader())
+    logged = [(metrics, step) for metrics, step in logger.calls if any(k.startswith("sparsity/") for k in metrics)]
+    assert len(logged) == 1
+    assert logged[0][1] == 0
+    assert logged[0][0] == pytest.approx(expected(pruner.masks), abs=1e-6)
+    assert set(logged[0][0]) == {*(f"sparsity/net.{i}.weight" for i in (0, 2, 4)), "sparsity/total"}
+
+
+@pytest.mark.parametrize("model", [Classifier, Gan])
+def test_step_of_a_resumed_run_continues_the_axis(model, tmp_path):
+    first = make_trainer(quiet("snip"), accumulate_grad_batches=1)
+    first.fit(model(), loader())
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    logger, pruner = Plain(), quiet("snip")
+    make_trainer(pruner, logger=logger, max_epochs=2).fit(model(), loader(), ckpt_path=tmp_path / "a.ckpt")
+    steps = [step for metrics, step in logger.calls if "sparsity/total" in metrics]
+    assert steps == [first.global_step]
+
+
+def test_csv(tmp_path):
+    pruner = quiet("magnitude", 0.5)
+    logger = CSVLogger(tmp_path)
+    make_trainer(pruner, logger=logger, log_every_n_steps=1).fit(Classifier(), loader(), loader(32))
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    found = {k: float(v) for row in rows for k, v in row.items() if k.startswith("sparsity/") and v}
+    assert found == pytest.approx(expected(pruner.masks), abs=1e-6)
+    assert [row["step"] for row in rows if row["sparsity/total"]] == ["0"]
+
+
+def read_events(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(folder)
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_tensorboard(several, tmp_path):
+    pruner = quiet("snip")
+    loggers = [TensorBoardLogger(tmp_path), CSVLogger(tmp_path), Plain()]
+    make_trainer(pruner, logger=loggers if several else loggers[0]).fit(Classifier(), loader(), loader(32))
+    scalars = {tag: points for tag, points in read_events(loggers[0].log_dir).items() if tag.startswith("sparsity/")}
+    assert {tag: points[0][1] for tag, points in scalars.items()} == pytest.approx(expected(pruner.masks), abs=1e-6)
+    assert all([step for step, _ in points] == [0] for points in scalars.values())
+    if several:
+        assert any("sparsity/total" in metrics for metrics, _ in loggers[2].calls)
+
+
+@pytest.mark.parametrize("logger", [False, None, []])
+def test_without_loggers(logger, tmp_path):
+    pruner = quiet("snip")
+    make_trainer(pruner, logger=logger, default_root_dir=tmp_path).fit(Classifier(), loader())
+    assert pruner.masks.sparsity == pytest.approx(0.9, abs=1e-3)
+
+
+def test_table_is_printed_once_and_only_when_verbose(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    pruner, model = PruneAtInit("snip", 0.9), Classifier()
+    make_trainer(pruner).fit(model, loader())
+    make_trainer(pruner).fit(model, loader())
+    shown = capsys.readouterr().out
+    assert shown.count("net.0.weight") == 1
+    assert shown.count("PruneAtInit: snip, sparsity 0.9") == 1
+    assert "neither faster nor smaller" in shown
+    kept = sum(int(m.sum()) for m in pruner.masks.values())
+    total = sum(m.numel() for m in pruner.masks.values())
+    (line,) = [line for line in shown.splitlines() if "total" in line]
+    assert str(kept) in line
+    assert str(total) in line
+    make_trainer(quiet("snip")).fit(Classifier(), loader())
+    assert capsys.readouterr().out == ""
+
+
+def test_table_of_a_resumed_run_is_not_printed_as_if_it_pruned(capsys, tmp_path):
+    trainer = make_trainer(quiet("snip"))
+    trainer.fit(Classifier(), loader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    capsys.readouterr()
+    make_trainer(PruneAtInit("snip", 0.9), max_epochs=2).fit(Classifier(), loader(), ckpt_path=tmp_path / "a.ckpt")
+    assert "sparsity 0.9" not in capsys.readouterr().out
+
+
+def test_layer_collapse_is_said_aloud():
+    with pytest.warns(UserWarning, match=r"layer collapse: magnitude .* net\.0\.weight.*min_density"):
+        make_trainer(quiet("magnitude")).fit(Classifier(), loader())
+
+
+def test_importing_the_package_imports_no_loggers_and_no_lightning():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, lightning_graphon, lightning_graphon.pruning\n"
+        "print([m for m in ('lightning', 'tensorboard', 'matplotlib') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
