@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint format bench clean
+.PHONY: help demo paper test slow lint format bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ $(READY): pyproject.toml
 
 demo: $(READY)  ## prune a network with every method, train it, draw the pictures (digits, offline)
 	$(BIN)/python examples/quickstart.py
+
+paper: $(READY)  ## the full figures of the papers, hours
+	$(BIN)/python examples/graphon_convergence.py --paper $(ARGS)
 
 test: $(READY)  ## the tests, doctests included
 	$(BIN)/python -m pytest
