@@ -187,3 +187,19 @@ def test_frozen_and_normalisation_and_bias_untouched_by_pruning():
     for name, p in model.named_parameters():
         expected = before[name] * pruner.masks[name] if name in pruner.masks else before[name]
         assert torch.equal(p.detach(), expected), name
+
+
+def test_gradients_written_by_hand_do_not_bring_weights_back():
+    class GradientNoise(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            for p in pl_module.parameters():
+                p.grad.add_(torch.randn_like(p))
+
+    pruner, after = quiet("magnitude"), []
+
+    class After(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            after.append(pruned_max(pl_module, pruner.masks))
+
+    make_trainer(pruner, GradientNoise(), After()).fit(Classifier(), loader())
+    assert after == [0.0, 0.0, 0.0]
