@@ -1,6 +1,7 @@
 """Error messages that name the value, what is allowed, and the nearest match."""
 
 import difflib
+import numbers
 from collections.abc import Iterable
 
 
@@ -36,8 +37,8 @@ def check_sparsity(value: object, name: str = "sparsity") -> float:
         TypeError: `value` is no number.
         ValueError: `value` is not in [0, 1).
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number in [0, 1), got {value!r} of type {type(value).__name__}")
-    if not 0 <= value < 1:
+    if not 0 <= float(value) < 1:
         raise ValueError(f"{name} is the fraction of weights removed and must lie in [0, 1), got {value!r}")
     return float(value)

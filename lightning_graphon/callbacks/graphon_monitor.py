@@ -115,7 +115,8 @@ class GraphonMonitor(Callback):
         self._look(trainer, pl_module)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_masks": None}
+        # Lightning leaves bound methods of the module behind: `log` and `log_dict`.
+        return {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")} | {"_masks": None}
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         try:

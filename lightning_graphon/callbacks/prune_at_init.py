@@ -100,8 +100,8 @@ class PruneAtInit(Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Some strategies restore a checkpoint only after this hook; the masks come with it.
-        if trainer.ckpt_path is None or not trainer.strategy.restore_checkpoint_after_setup:
+        # Some strategies restore a checkpoint, and our masks with it, only after this hook.
+        if not trainer.strategy.restore_checkpoint_after_setup:
             self._install(trainer, pl_module)
 
     @override
@@ -148,6 +148,19 @@ class PruneAtInit(Callback):
         return {} if self._masks is None else {**self._identity(), **self._masks.state_dict()}
 
     @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        states = checkpoint.get("callbacks") or {}
+        others = [key for key in states if key.startswith(type(self).__qualname__) and states[key]]
+        mine = {c.state_key for c in getattr(trainer, "callbacks", []) if isinstance(c, PruneAtInit)}
+        if self.state_key not in states and set(others) - mine:
+            raise ValueError(
+                f"the checkpoint has masks of {', '.join(others)} but none of this {self.state_key}: resume with the "
+                "same include and exclude"
+            )
+
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, mine in self._identity().items():
             if state_dict.get(name) != mine:
@@ -161,7 +174,9 @@ class PruneAtInit(Callback):
         self._masks, self._module = masks, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_module": None, "_enforcer": None}
+        # Lightning leaves bound methods of the module behind: `log` and `log_dict`.
+        state = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
+        return {**state, "_module": None, "_enforcer": None}
 
     def _identity(self) -> dict[str, Any]:
         """What must agree between a checkpoint and the run that resumes it; plain values."""

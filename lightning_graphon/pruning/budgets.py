@@ -34,8 +34,8 @@ def layer_budgets(
 ) -> dict[str, int]:
     """Weights kept in each layer so that they sum to `keep` exactly.
 
-    Densities are proportional to the profile; a layer that would exceed 1 becomes dense, one below its floor
-    gets its floor, and the rest is solved again. Fractions go to the layers with the largest remainders.
+    Densities are proportional to the profile, but never above 1 nor below the floor of a layer. Fractions go to the
+    layers with the largest remainders.
 
     Args:
         shapes: Name -> shape of the weight.
@@ -51,27 +51,23 @@ def layer_budgets(
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     wanted = {name: sizes[name] * _PROFILES[profile](shape) for name, shape in shapes.items()}
-    fixed: dict[str, float] = {}
-    while True:
-        free = [name for name in shapes if name not in fixed]
-        weight = sum(wanted[name] for name in free)
-        scale = (keep - sum(fixed.values())) / weight if weight else 0.0
-        ideal = {name: scale * wanted[name] for name in free}
-        # Full layers first, floors only once none is left: filling a layer leaves less for the others.
-        stuck = {name: float(sizes[name]) for name in free if ideal[name] > sizes[name]}
-        stuck = stuck or {name: float(floors[name]) for name in free if ideal[name] < floors.get(name, 0)}
-        if not stuck:
-            return _round_to_total({**fixed, **ideal}, sizes, keep, shapes)
-        fixed.update(stuck)
+
+    def at(scale: float) -> dict[str, float]:
+        return {n: min(sizes[n], max(floors.get(n, 0), scale * wanted[n])) for n in shapes}
+
+    # The total grows with the scale: bisect it down to the spacing of floats.
+    low, high = 0.0, max((sizes[n] / wanted[n] for n in shapes if wanted[n]), default=1.0)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if sum(at(middle).values()) >= keep else (middle, high)
+    return _round_to_total(at(high), sizes, keep)
 
 
-def _round_to_total(
-    ideal: Mapping[str, float], sizes: Mapping[str, int], keep: int, order: Mapping[str, object]
-) -> dict[str, int]:
+def _round_to_total(ideal: Mapping[str, float], sizes: Mapping[str, int], keep: int) -> dict[str, int]:
     """Round down, then hand the rest to the largest remainders (earlier layers first among equals)."""
-    # 1e-9 guards against 9.999999999 for an exact 10.
-    kept = {name: min(sizes[name], math.floor(ideal[name] + 1e-9)) for name in order}
-    by_remainder = sorted(order, key=lambda name: kept[name] - ideal[name])
+    # 1e-6 guards against 9.9999999 for an exact 10.
+    kept = {name: min(sizes[name], math.floor(value + 1e-6)) for name, value in ideal.items()}
+    by_remainder = sorted(ideal, key=lambda name: kept[name] - ideal[name])
     missing = keep - sum(kept.values())
     while missing > 0:
         for name in by_remainder:
@@ -153,6 +149,9 @@ def check_allocation(allocation: object) -> None:
         ValueError: An unknown name.
     """
     if isinstance(allocation, Mapping):
+        for key in allocation:
+            if not isinstance(key, (str, type)):
+                raise TypeError(f"allocation maps layer names or patterns to sparsities, got the key {key!r}")
         return
     if not isinstance(allocation, str):
         raise TypeError(f"allocation must be one of {ALLOCATIONS} or a dict pattern -> sparsity, got {allocation!r}")

@@ -24,7 +24,7 @@ class Enforcer:
     Gradients are zeroed as autograd writes them, before clipping or the optimizer sees them. Optimizer state of
     pruned weights (momentum of an earlier, dense life) is zeroed on attaching and whenever the optimizer loads a
     state. The weights are zeroed again after each step of an optimizer that could move a weight without a gradient, and
-    after somebody wrote to the gradients between autograd and the optimizer.
+    after somebody else wrote to weights or gradients (unseen only where that went through `.data`).
 
     Args:
         model: The network; its parameters keep their identity.
@@ -47,8 +47,10 @@ class Enforcer:
         self._erasers = {parameter: _Eraser(mask) for parameter, mask in masks.pairs(model)}
         self._optimizers = optimizers
         self._handles: list[Any] = []
-        self._versions: dict[Tensor, tuple[int, int]] = {}
+        self._grad_versions: dict[Tensor, tuple[int, int]] = {}
+        self._weight_versions: dict[Tensor, int] = {}
         self.zero_weights()
+        self._weight_versions = {parameter: parameter._version for parameter in self._erasers}
         for parameter, eraser in self._erasers.items():
             self._handles.append(parameter.register_post_accumulate_grad_hook(self._on_grad(eraser)))
         for optimizer in optimizers:
@@ -56,29 +58,34 @@ class Enforcer:
 
     def _attach(self, optimizer: Optimizer) -> None:
         self._handles.append(optimizer.register_load_state_dict_post_hook(lambda opt: self.zero_state()))
-        preserving = type(optimizer) in _ZERO_PRESERVING
-        self._handles.append(
-            optimizer.register_step_post_hook(
-                lambda opt, args, kwargs: self._zero_if_touched() if preserving else self.zero_weights()
-            )
-        )
+        self._handles.append(optimizer.register_step_post_hook(lambda opt, args, kwargs: self._after_step(opt)))
         self.zero_state()
 
     def _on_grad(self, erase: "_Eraser") -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             if parameter.grad is not None:
                 erase(parameter.grad)
-                self._versions[parameter] = _version(parameter.grad)
+                self._grad_versions[parameter] = _version(parameter.grad)
+            if parameter._version != self._weight_versions[parameter]:  # written to since the last step
+                erase(parameter.data)
+                self._weight_versions[parameter] = parameter._version
 
         return hook
 
     @torch.no_grad()
-    def _zero_if_touched(self) -> None:
-        """Zero everything again if somebody wrote to gradients since autograd did, and not only scaled them."""
-        written = [p for p in self._erasers if p.grad is not None and self._versions.get(p) != _version(p.grad)]
-        if any(self._erasers[p].would_change(p.grad) for p in written if p.grad is not None):
+    def _after_step(self, optimizer: Optimizer) -> None:
+        if not _preserves_zero(optimizer):
+            self.zero_weights()
+        elif self._gradients_revived():
             self.zero_weights()
             self.zero_state()
+        self._weight_versions = {parameter: parameter._version for parameter in self._erasers}
+
+    def _gradients_revived(self) -> bool:
+        """Whether somebody wrote to gradients since autograd did, and did more than scale them."""
+        grads = {p: p.grad for p in self._erasers if p.grad is not None}
+        written = [p for p, grad in grads.items() if self._grad_versions.get(p) != _version(grad)]
+        return any(self._erasers[p].would_change(grads[p]) for p in written)
 
     @torch.no_grad()
     def zero_weights(self) -> None:
@@ -141,6 +148,11 @@ class _Eraser:
             mask = self._mask.to(device)
             self._cache = {key: ~mask if integer is None else mask.to(integer).neg_()}
         return self._cache[key]
+
+
+def _preserves_zero(optimizer: Optimizer) -> bool:
+    # Without eps an update of a pruned weight is 0 / 0.
+    return type(optimizer) in _ZERO_PRESERVING and all(group.get("eps", 1) > 0 for group in optimizer.param_groups)
 
 
 def _version(grad: Tensor) -> tuple[int, int]:

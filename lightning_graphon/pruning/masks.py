@@ -146,7 +146,10 @@ class Masks(Mapping[str, Tensor]):
         """
         if not isinstance(state, Mapping) or state.get("format") != _FORMAT or "masks" not in state:
             raise ValueError(f"not a state of Masks (format {_FORMAT}): got {type(state).__name__} without it")
-        self._masks = unpack_all(state["masks"])
+        try:
+            self._masks = unpack_all(state["masks"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"not a state of Masks: it is damaged ({error!r})") from error
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the packed masks to a file that `Masks.load` reads."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ def register_method(name: str, *, needs: Needs = "inputs", steps: int = 1) -> Ca
         steps: Rounds when the user does not say.
 
     Raises:
-        ValueError: The name is taken by another function.
+        ValueError: The name is taken by another function, or `needs` is unknown.
 
     >>> @register_method("largest-fan-in")
     ... def largest_fan_in(problem):
@@ -104,6 +104,7 @@ def register_method(name: str, *, needs: Needs = "inputs", steps: int = 1) -> Ca
     >>> "largest-fan-in" in methods()
     True
     """
+    check_choice("needs", needs, get_args(Needs))
 
     def register(score: ScoreT) -> ScoreT:
         known = _METHODS.get(name)

@@ -19,7 +19,7 @@ from lightning_graphon.pruning.objective import LossFn, Objective, SupervisedObj
 from lightning_graphon.pruning.schedules import SCHEDULES, kept_after
 from lightning_graphon.pruning.select import keep_largest
 from lightning_graphon.pruning.targets import Patterns, select_weights
-from lightning_graphon.pruning.untouched import untouched
+from lightning_graphon.pruning.untouched import random_state_kept, untouched
 
 Allocation = str | Mapping[str, float]
 
@@ -58,6 +58,8 @@ class Plan:
             raise ValueError(f"steps must be a whole number of rounds, at least 1, got {steps!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed must be an int, got {self.seed!r}")
+        if not isinstance(self.options, Mapping):
+            raise TypeError(f"options must be a dict of the method's options, got {self.options!r}")
         _check_options(self.resolved, self.options)
 
     @property
@@ -132,9 +134,22 @@ def prune(
         exclude,
         min_density,
         seed,
-        dict(options or {}),
+        {} if options is None else options,
     )
-    return compute_masks(model, plan, SupervisedObjective(model, loss_fn), list(batches or ()))
+    _check_types(model, batches, loss_fn)
+    with random_state_kept(seed):  # a shuffling DataLoader draws from the global generator
+        drawn = [] if batches is None else list(batches)
+    return compute_masks(model, plan, SupervisedObjective(model, loss_fn), drawn)
+
+
+def _check_types(model: Any, batches: Any, loss_fn: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+    if batches is not None and (isinstance(batches, (Tensor, str, Mapping)) or not isinstance(batches, Iterable)):
+        shown = f"{type(batches).__name__} {batches!r:.80}"
+        raise TypeError(f"batches must be an iterable of (inputs, targets) pairs, got {shown}")
+    if loss_fn is not None and not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function loss_fn(outputs, targets) -> scalar, got {loss_fn!r}")
 
 
 def compute_masks(
@@ -169,6 +184,8 @@ def compute_masks(
                 _zero_pruned(weights, originals, masks)
             problem = Problem(model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average)
             scores = _checked_scores(method, method.score(problem, **plan.options), shapes)
+            if step == 1 and method.needs == "loss":
+                _check_any(method, scores)
             with torch.no_grad():
                 masks = _select_among(masks, scores, partial(budget.select, step=step, plan=plan))
             on_round(step, plan.rounds)
@@ -245,31 +262,40 @@ def _select_among(
 def _checked_scores(
     method: Method, scores: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """The scores, detached, in network order.
+    """The scores in network order, detached, in one floating dtype wide enough for all of them.
 
     Raises:
-        ValueError: A score is missing, has another shape, or is not finite; or all scores of a data method are zero.
+        TypeError: The method returned no mapping.
+        ValueError: A score is missing, has another shape, or is not finite.
     """
-    checked = {}
+    if not isinstance(scores, Mapping):
+        raise TypeError(f"method {method.name!r} must return a dict name -> score tensor, got {type(scores).__name__}")
     for name, shape in shapes.items():
         score = scores.get(name)
-        if score is None or score.shape != shape:
-            got = "nothing" if score is None else f"a tensor of shape {tuple(score.shape)}"
+        if not isinstance(score, Tensor) or score.shape != shape:
+            got = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else "nothing"
             raise ValueError(f"method {method.name!r} must score {name!r} with shape {tuple(shape)}, got {got}")
-        checked[name] = score.detach()
-        low, high = checked[name].aminmax()
+    dtype = torch.float32
+    for name in shapes:
+        dtype = torch.promote_types(dtype, scores[name].dtype if scores[name].is_floating_point() else torch.float64)
+    checked = {name: scores[name].detach().to(dtype) for name in shapes}
+    for name, score in checked.items():
+        low, high = score.aminmax()
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            bad = int((~torch.isfinite(checked[name])).count_nonzero())
+            bad = int((~torch.isfinite(score)).count_nonzero())
             raise ValueError(
                 f"{method.name} scores of layer {name!r} are not finite ({bad} of {score.numel()}): check the inputs, "
                 "the loss and the initial weights for overflow or NaN"
             )
-    if method.needs == "loss" and not any(bool(s.any()) for s in checked.values()):
+    return checked
+
+
+def _check_any(method: Method, scores: Mapping[str, Tensor]) -> None:
+    if not any(bool(score.any()) for score in scores.values()):
         raise ValueError(
             f"{method.name}: the loss does not depend on the weights: its gradient is zero in every selected layer "
-            f"({', '.join(list(shapes)[:5])})"
+            f"({', '.join(list(scores)[:5])})"
         )
-    return checked
 
 
 def _check_options(method: Method, options: Mapping[str, Any]) -> None:

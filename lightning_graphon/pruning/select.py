@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
         raise ValueError(f"cannot keep {keep} of {total} weights")
     if keep in (0, total):
         return {name: torch.full_like(score, keep > 0, dtype=torch.bool) for name, score in scores.items()}
+    dtype = reduce(torch.promote_types, (score.dtype for score in scores.values()))
+    scores = {name: score.to(dtype) for name, score in scores.items()}
     threshold = kth_largest(list(scores.values()), keep)
     masks = {name: score > threshold for name, score in scores.items()}
     missing = keep - _count(masks.values())
@@ -40,7 +43,7 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
         if missing == 0:
             break
         ties = (score == threshold).reshape(-1).nonzero().squeeze(1)[:missing]
-        masks[name].view(-1)[ties] = True
+        masks[name][torch.unravel_index(ties, score.shape)] = True
         missing -= ties.numel()
     return masks
 
@@ -74,7 +77,7 @@ def kth_largest(tensors: Sequence[Tensor], k: int) -> float:
         higher = [t > upper for t in tensors]
         above = _count(higher)
         if above < k:
-            if upper == lower:
+            if upper == lower and k <= above + _count(t == upper for t in tensors):
                 return upper
             middle = _between(tensors, lower, higher)
             if k <= above + middle.numel():

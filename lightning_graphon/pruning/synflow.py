@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from lightning_graphon.pruning.methods import Problem, register_method
 
-# The flow grows like (width · mean |w|)^depth and leaves even float64 at depth 200. It is homogeneous of degree
-# one in inputs and biases together, so a scale on both, and on the gradient, changes no ranking: flows up to
-# about 10^560 have finite scores with the last of these.
-_SCALES = (1.0, 2.0**-480, 2.0**-930)
+# The flow grows or falls like (width · mean |w|)^depth and leaves even float64 at depth 200. It is homogeneous of
+# degree one in inputs and biases together, so a scale on both, and on the gradient, changes no ranking: flows from
+# about 10^-560 to 10^560 have finite scores with the last of these.
+_SMALL = 2.0**-480
+_DOWN, _UP = (_SMALL, 2.0**-930), (1 / _SMALL, 2.0**930)
 
 
 @register_method("synflow", steps=100)
@@ -30,14 +31,18 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             the model's own precision, for models whose code insists on it or whose size does.
     """
     batch = problem.batches[0] if len(problem.batches) else None
-    for scale in _SCALES if double else _SCALES[:1]:
-        scores = _flow_scores(problem, batch, torch.float64 if double else None, scale, biases)
-        if all(bool(torch.isfinite(score.sum())) for score in scores):
+    dtype = torch.float64 if double else None
+    scores = _flow_scores(problem, batch, dtype, 1.0, biases)
+    for scale in () if not double or _in_range(scores) else _UP if _all_finite(scores) else _DOWN:
+        trial = _flow_scores(problem, batch, dtype, scale, biases)
+        scores = trial if _all_finite(trial) else scores
+        if _in_range(scores):
             break
     return problem.named([problem.average(score) for score in scores])
 
 
 def _flow_scores(problem: Problem, batch: Any, dtype: torch.dtype | None, scale: float, biases: bool) -> list[Tensor]:
+    """Scores with inputs, biases and gradient scaled."""
     with _linearised(problem.model, dtype, scale, biases):
         flow = problem.objective.flow(batch, scale)
         if not flow.requires_grad:
@@ -45,6 +50,15 @@ def _flow_scores(problem: Problem, batch: Any, dtype: torch.dtype | None, scale:
         # The gradient is scaled as well: products of large activations and large gradients stay finite.
         grads = problem.gradients(flow * scale)
         return [g.mul_(w.detach()).abs_() for g, w in zip(grads, problem.weights.values(), strict=True)]
+
+
+def _in_range(scores: list[Tensor]) -> bool:
+    """Whether nothing overflowed, and what counts did not underflow."""
+    return _all_finite(scores) and max(float(score.max()) for score in scores) > _SMALL
+
+
+def _all_finite(scores: list[Tensor]) -> bool:
+    return all(bool(torch.isfinite(score.sum())) for score in scores)
 
 
 @contextmanager

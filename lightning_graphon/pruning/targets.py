@@ -60,8 +60,8 @@ def select_weights(model: nn.Module, include: Patterns = None, exclude: Patterns
 
     Args:
         model: Any module.
-        include: Only these. A qualified parameter or module name ("encoder.0", "encoder.0.weight"), a glob
-            ("encoder.*"), a regular expression ("re:^encoder"), a class name ("Conv2d") or a module type.
+        include: Only these. A qualified parameter or module name ("encoder", "encoder.0.weight"), a glob
+            ("encoder.*.weight"), a regular expression ("re:^encoder"), a class name ("Conv2d") or a module type.
         exclude: Without these; same forms.
 
     Returns:
@@ -83,9 +83,15 @@ def select_weights(model: nn.Module, include: Patterns = None, exclude: Patterns
     both = {p for p in wanted if isinstance(p, str)} & {p for p in unwanted if isinstance(p, str)}
     if both:
         raise ValueError(f"include and exclude both name {sorted(both)}; remove it from one of them")
-    for argument, patterns in (("include", wanted), ("exclude", unwanted)):
-        for pattern in patterns:
-            _check_matches(argument, pattern, candidates)
+    frozen = _candidates(model, frozen=True)
+    for pattern in wanted:
+        if not any(c.matches(pattern) for c in candidates) and any(c.matches(pattern) for c in frozen):
+            raise ValueError(
+                f"include pattern {pattern!r} matches no prunable weight: frozen ones only (requires_grad=False)"
+            )
+        _check_matches("include", pattern, candidates)
+    for pattern in unwanted:
+        _check_matches("exclude", pattern, [*candidates, *frozen])
     chosen = [
         c
         for c in candidates
@@ -111,8 +117,8 @@ def match_layers(pattern: Pattern, model: nn.Module, names: Iterable[str]) -> li
     return [c.name for c in candidates if c.matches(pattern)]
 
 
-def _candidates(model: nn.Module) -> list[_Candidate]:
-    """Every trainable weight that could be pruned, once, in the order of named_parameters()."""
+def _candidates(model: nn.Module, frozen: bool = False) -> list[_Candidate]:
+    """Every trainable (or frozen) weight that could be pruned, once, in the order of named_parameters()."""
     homes: dict[nn.Parameter, list[tuple[str, str, nn.Module]]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for key, parameter in module._parameters.items():
@@ -121,12 +127,12 @@ def _candidates(model: nn.Module) -> list[_Candidate]:
     inside_metrics = _metric_paths(model)
     found = []
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or any(name.startswith(p) for p in inside_metrics):
+        if parameter.requires_grad == frozen or _is_empty(parameter) or any(name.startswith(p) for p in inside_metrics):
             continue
         for _, key, module in homes[parameter]:
             kind = _kind(module, key)
             if kind is not None:
-                aliases = {a for p, k, m in homes[parameter] for a in (_join(p, k), p, type(m).__name__)}
+                aliases = {a for p, k, m in homes[parameter] for a in (_join(p, k), *_ancestors(p), type(m).__name__)}
                 found.append(_Candidate(name, parameter, module, frozenset(aliases - {""}), kind == "default"))
                 break
     return found
@@ -142,6 +148,12 @@ def _kind(module: nn.Module, key: str) -> str | None:
     return None
 
 
+def _ancestors(path: str) -> list[str]:
+    """The module's own path and those of the modules it is in, so that naming a container takes what is inside."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
 def _metric_paths(model: nn.Module) -> list[str]:
     """Prefixes of torchmetrics metrics: networks inside them (FID's Inception) judge, they do not train."""
     return [
@@ -151,6 +163,10 @@ def _metric_paths(model: nn.Module) -> list[str]:
     ]
 
 
+def _is_empty(parameter: nn.Parameter) -> bool:
+    return not isinstance(parameter, UninitializedParameter) and parameter.numel() == 0
+
+
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
@@ -158,11 +174,24 @@ def _join(path: str, key: str) -> str:
 def _as_patterns(patterns: Patterns, argument: str) -> list[Pattern]:
     if patterns is None:
         return []
+    if not isinstance(patterns, (str, type, list, tuple, set, frozenset)):
+        raise TypeError(
+            f"{argument} takes names, globs, 're:...', nn.Module types, or a list of these, got {patterns!r}"
+        )
     items = [patterns] if isinstance(patterns, (str, type)) else list(patterns)
     for item in items:
+        if isinstance(item, str) and item.startswith("re:"):
+            _check_regex(argument, item)
         if not (isinstance(item, str) or (isinstance(item, type) and issubclass(item, nn.Module))):
             raise TypeError(f"{argument} takes names, globs, 're:...' or nn.Module types, got {item!r}")
     return items
+
+
+def _check_regex(argument: str, pattern: str) -> None:
+    try:
+        re.compile(pattern[3:])
+    except re.error as error:
+        raise ValueError(f"{argument} pattern {pattern!r} is no regular expression: {error}") from error
 
 
 def _check_matches(argument: str, pattern: Pattern, candidates: Sequence[_Candidate]) -> None:

@@ -3,6 +3,7 @@
 import copy
 import random
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 Restore: TypeAlias = Callable[[], object]
 _STRUCTURE = ("_parameters", "_buffers", "_modules")
@@ -34,8 +36,11 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
         for module in model.modules():
             stack.callback(_restore_attributes, module, _attributes(module))
             stack.callback(_restore_buffers, module, _buffers(module))
-        for parameter in model.parameters():
-            stack.callback(_restore_parameter, parameter, parameter.data, parameter.grad, parameter.requires_grad)
+        for name, parameter in model.named_parameters():
+            if isinstance(parameter, UninitializedParameter):
+                continue
+            saved = (parameter.data, parameter.grad, parameter.requires_grad, parameter._version)
+            stack.callback(_restore_parameter, name, parameter, *saved)
             parameter.grad = None
         yield
 
@@ -60,7 +65,11 @@ def random_state_kept(seed: int | None = None) -> Iterator[None]:
                 numpy.random.set_state(numpy_state)
 
 
-def _restore_parameter(parameter: nn.Parameter, data: Tensor, grad: Tensor | None, requires_grad: bool) -> None:
+def _restore_parameter(
+    name: str, parameter: nn.Parameter, data: Tensor, grad: Tensor | None, requires_grad: bool, version: int
+) -> None:
+    if parameter._version != version:
+        warnings.warn(f"the model wrote to its own parameter {name!r} while it was scored; that stays", stacklevel=2)
     parameter.data = data
     parameter.grad = grad
     parameter.requires_grad_(requires_grad)
@@ -88,20 +97,29 @@ def _restore_buffers(module: nn.Module, saved: dict[str, tuple[Tensor | None, Te
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Restore]]:
     """Each plain attribute with a function that puts its content back where it can be changed in place."""
-    return {name: (value, _content(value)) for name, value in module.__dict__.items() if name not in _STRUCTURE}
+    return {name: (value, _content(value, set())) for name, value in module.__dict__.items() if name not in _STRUCTURE}
 
 
-def _content(value: Any) -> Restore:
+def _content(value: Any, seen: set[int]) -> Restore:
     """Function that restores what a tensor, an array or a container holds, to any depth; other objects are opaque."""
+    if isinstance(value, nn.Parameter) or id(value) in seen:
+        return _nothing
+    seen.add(id(value))
     if isinstance(value, Tensor):
-        saved = value.detach().clone()
-        return lambda: setattr(value, "data", saved)
+        return partial(_refill_tensor, value, value.detach().clone())
     if type(value).__name__ == "ndarray":
-        array = value.copy()
-        return lambda: value.__setitem__(..., array)
+        return partial(value.__setitem__, ..., value.copy())
     if isinstance(value, (list, set, dict, deque)):
-        return partial(_refill, value, copy.copy(value), [_content(v) for v in _members(value)])
+        return partial(_refill, value, copy.copy(value), [_content(v, seen) for v in _members(value)])
     return _nothing
+
+
+@torch.no_grad()
+def _refill_tensor(tensor: Tensor, content: Tensor) -> None:
+    if tensor.shape == content.shape:
+        tensor.copy_(content)
+    else:
+        tensor.data = content
 
 
 def _refill(container: Any, content: Any, inner: list[Restore]) -> None:

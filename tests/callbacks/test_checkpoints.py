@@ -102,7 +102,7 @@ def test_callback_state_is_plain_and_packed_to_a_bit_a_weight(tmp_path):
     assert restored == pruner.masks
 
 
-@pytest.mark.parametrize("late", [False], ids=["restored before"])
+@pytest.mark.parametrize("late", [False, True], ids=["restored before", "restored after"])
 @pytest.mark.parametrize("method", ["counted-snip", *METHODS])
 def test_resumed_run_equals_the_uninterrupted_one(method, late, tmp_path):
     whole, through = Recorder(), quiet(method)
@@ -163,7 +163,7 @@ def test_manual_optimisation_resumes(late, tmp_path):
     assert probe.worst == {"step": 0.0, "validation": 0.0, "gradient": 0.0, "batch": 0.0}
 
 
-@pytest.mark.parametrize("late", [False], ids=["restored before"])
+@pytest.mark.parametrize("late", [False, True], ids=["restored before", "restored after"])
 @pytest.mark.parametrize("method", ["magnitude", "snip"])
 def test_checkpoint_of_a_dense_run_is_pruned_with_its_weights_and_momentum(method, late, tmp_path):
     dense = Classifier()
