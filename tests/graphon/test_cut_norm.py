@@ -42,9 +42,7 @@ KINDS = ["gauss", "signs", "positive", "sparse", "rank one"]
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    rows=st.integers(1, 6), cols=st.integers(1, 6), seed=st.integers(0, 10**6), kind=st.sampled_from(KINDS)
-)
+@given(rows=st.integers(1, 6), cols=st.integers(1, 6), seed=st.integers(0, 10**6), kind=st.sampled_from(KINDS))
 def test_the_bracket_holds_the_enumerated_norm(rows, cols, seed, kind):
     values, r, c = draw(rows, cols, seed, kind)
     truth = enumerate_both(values, r, c)

@@ -27,9 +27,7 @@ def random_graphon(rows, cols, seed):
 
 def shuffled(graphon, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return graphon.reorder(
-        torch.randperm(graphon.shape[0], generator=g), torch.randperm(graphon.shape[1], generator=g)
-    )
+    return graphon.reorder(torch.randperm(graphon.shape[0], generator=g), torch.randperm(graphon.shape[1], generator=g))
 
 
 def test_known_distances_on_different_grids():
@@ -46,9 +44,7 @@ def test_known_distances_on_different_grids():
     assert l2_distance(thirds, halves, align=False) == pytest.approx((0.04 / 6 + 0.01 / 3) ** 0.5)
 
 
-@pytest.mark.parametrize(
-    "distance", [l1_distance, l2_distance, lambda a, b, **k: cut_distance(a, b, **k).upper]
-)
+@pytest.mark.parametrize("distance", [l1_distance, l2_distance, lambda a, b, **k: cut_distance(a, b, **k).upper])
 def test_alignment_undoes_a_relabelling(distance):
     graphon = random_graphon(12, 9, 0)
     other = shuffled(graphon)
@@ -106,8 +102,7 @@ def test_alignment_keeps_the_better_of_both():
 def test_estimates_of_one_graphon_come_closer_with_size():
     truth = product(0.2)
     gaps = [
-        cut_distance(estimate_graphon(truth.sample((side, side), seed=side)), truth).upper
-        for side in (64, 256, 1024)
+        cut_distance(estimate_graphon(truth.sample((side, side), seed=side)), truth).upper for side in (64, 256, 1024)
     ]
     assert gaps[0] > 1.5 * gaps[1] > 2.25 * gaps[2]  # expected factor 2 and more a step
 

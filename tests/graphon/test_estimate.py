@@ -25,8 +25,7 @@ def sort_and_average(mask, bins_row, bins_col):
     rows = sorted(range(len(mask)), key=lambda i: -mask[i].sum())
     cols = sorted(range(mask.shape[1]), key=lambda j: -mask[:, j].sum())
     cells = [
-        [mask[np.ix_(r, c)].mean() for c in np.array_split(cols, bins_col)]
-        for r in np.array_split(rows, bins_row)
+        [mask[np.ix_(r, c)].mean() for c in np.array_split(cols, bins_col)] for r in np.array_split(rows, bins_row)
     ]
     return torch.tensor(cells, dtype=torch.float64)
 
@@ -57,9 +56,7 @@ def test_average_ties_is_the_mean_over_all_orders_of_tied_rows_and_columns():
     bins=st.integers(1, 12),
     seed=st.integers(0, 10_000),
 )
-def test_the_order_of_rows_and_columns_does_not_matter_and_the_mean_is_the_density(
-    rows, cols, density, bins, seed
-):
+def test_the_order_of_rows_and_columns_does_not_matter_and_the_mean_is_the_density(rows, cols, density, bins, seed):
     mask = bernoulli(rows, cols, density, seed)
     first, second = estimate_graphon(mask, bins), estimate_graphon(permuted(mask, seed + 1), bins)
     assert first.values.isfinite().all()

@@ -98,9 +98,7 @@ def test_joint_cells_are_means_over_the_neurons_of_a_bin():
     found = layer_graphons(masks, bins=9, order="joint")
     for index in range(int(label.max()) + 1):
         torch.testing.assert_close(found["0.weight"].values[index], first[label == index].double().mean(0))
-        torch.testing.assert_close(
-            found["2.weight"].values[:, index], second[:, label == index].double().mean(1)
-        )
+        torch.testing.assert_close(found["2.weight"].values[:, index], second[:, label == index].double().mean(1))
 
 
 @pytest.mark.parametrize("order", ["degree", "none", "joint"])
@@ -155,9 +153,7 @@ def test_wide_identity_axes_are_not_binned():
 def small_cnn():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten(), nn.Linear(8 * 9, 5)
-        )
+        return nn.Sequential(nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten(), nn.Linear(8 * 9, 5))
 
 
 def cnn_masks(model, density=0.6):
@@ -246,9 +242,7 @@ def test_refuses_what_does_not_fit():
 
 def test_reparametrised_weights_are_found():
     model = nn.Sequential(nn.Linear(4, 3))
-    torch_prune.l1_unstructured(
-        model[0], "weight", 0.5
-    )  # weight is now an attribute, weight_orig the parameter
+    torch_prune.l1_unstructured(model[0], "weight", 0.5)  # weight is now an attribute, weight_orig the parameter
     mask = model[0].weight_mask.bool()
     found = layer_graphons({"0.weight": mask}, model=model, order="none")["0.weight"]
     torch.testing.assert_close(found.energy, model[0].weight.detach().double() ** 2)

@@ -220,7 +220,7 @@ def test_sampling_refuses_shapes_that_are_no_weight(shape):
 # ---- keeping
 
 
-@pytest.mark.parametrize("clone", [lambda g: pickle.loads(pickle.dumps(g)), copy.deepcopy])  # noqa: S301
+@pytest.mark.parametrize("clone", [lambda g: pickle.loads(pickle.dumps(g)), copy.deepcopy])
 def test_survives_pickling_and_copying(clone):
     graphon = StepGraphon([[0.1, 0.2]], energy=[[1.0, 2.0]])
     twin = clone(graphon)

@@ -232,7 +232,7 @@ def test_a_masked_network_can_be_copied_pickled_and_averaged() -> None:
     optimizer = torch.optim.Adam(net.parameters())
     with Enforcer(net, masks, optimizer):
         train(net, optimizer, 2)
-        copied, pickled = copy.deepcopy(net), pickle.loads(pickle.dumps(net))  # noqa: S301 (our own bytes)
+        copied, pickled = copy.deepcopy(net), pickle.loads(pickle.dumps(net))
         torch.save(net.state_dict(), io.BytesIO())
         average = torch.optim.swa_utils.AveragedModel(net)
         train(net, optimizer, 2)

@@ -114,7 +114,7 @@ def test_files(masks: Masks, tmp_path: Path) -> None:
 
 
 def test_copies_are_independent(masks: Masks) -> None:
-    for other in (copy.deepcopy(masks), pickle.loads(pickle.dumps(masks))):  # noqa: S301 (our own bytes)
+    for other in (copy.deepcopy(masks), pickle.loads(pickle.dumps(masks))):
         assert other == masks
         other["0.weight"].logical_not_()
         assert other != masks
