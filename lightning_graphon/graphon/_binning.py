@@ -8,15 +8,16 @@ from lightning_graphon.graphon._channels import ChannelGraph
 
 def quantised(keys: Tensor) -> Tensor:
     """Sums of weights up to rounding: sums over another order of the same numbers must stay ties."""
+    keys = keys.to(torch.float64)
     scale = keys.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return torch.round(keys / scale, decimals=11)
 
 
 def bin_sizes(count: int, bins: int, device: torch.device) -> Tensor:
     """Sizes of `bins` bins for `count` items, as equal as can be, the larger ones first (float64)."""
-    sizes = torch.full((bins,), float(count // bins), dtype=torch.float64, device=device)
-    sizes[: count % bins] += 1
-    return sizes
+    out = torch.full((bins,), float(count // bins), dtype=torch.float64, device=device)
+    out[: count % bins] += 1
+    return out
 
 
 def average_ties(keys: Tensor, bins: int) -> Tensor:
@@ -42,9 +43,8 @@ def index_ties(keys: Tensor | None, n: int, bins: int, device: torch.device) -> 
     order = torch.arange(n, device=device)
     if keys is not None:
         order = quantised(keys).argsort(descending=True, stable=True)
-    sizes = bin_sizes(n, bins, device).long()
     label = torch.empty(n, dtype=torch.long, device=device)
-    label[order] = torch.arange(bins, device=device).repeat_interleave(sizes)
+    label[order] = torch.arange(bins, device=device).repeat_interleave(bin_sizes(n, bins, device).long())
     return one_hot(label, bins)
 
 
@@ -74,19 +74,24 @@ def cell_means(graph: ChannelGraph, rows: Tensor | None, cols: Tensor | None) ->
             total = block if total is None else total.add_(block)
     table = torch.cat(sums) if total is None else total
     if rows is not None:
-        table = table / rows.sum(0)[:, None]
-    return table if cols is None else table / cols.sum(0)
+        table = table / sizes(rows)[:, None]
+    return table if cols is None else table / sizes(cols)
+
+
+def sizes(membership: Tensor) -> Tensor:
+    """Number of items in each bin: whole numbers, whatever the shares of single items."""
+    return membership.sum(0).round()
 
 
 def effective_count(membership: Tensor | None, n: int, device: torch.device) -> Tensor:
     """Number of independent items in each bin, (Σ a)² / Σ a²; one each where every item is its own bin."""
     if membership is None:
         return torch.ones(n, dtype=torch.float64, device=device)
-    return membership.sum(0) ** 2 / (membership**2).sum(0)
+    return sizes(membership) ** 2 / (membership**2).sum(0)
 
 
 def measure(membership: Tensor | None, n: int, device: torch.device) -> Tensor:
     """Share of the items in each bin, float64."""
     if membership is None:
         return torch.full((n,), 1 / n, dtype=torch.float64, device=device)
-    return membership.sum(0) / n
+    return sizes(membership) / n

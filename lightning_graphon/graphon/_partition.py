@@ -40,7 +40,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 def locate(points: Tensor, measure: Tensor) -> Tensor:
     """Index of the interval that holds each point; intervals are closed on the left, 1 is in the last one."""
     inner = edges(measure)[1:-1]
-    return torch.searchsorted(inner, points.to(inner), right=True)
+    return torch.searchsorted(inner, points.to(inner).contiguous(), right=True)
 
 
 def common(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lightning_graphon._checks import check_choice, nearest
-from lightning_graphon.graphon._partition import equal_measure
 from lightning_graphon.graphon.step_graphon import StepGraphon
 
 
@@ -77,9 +76,7 @@ def block(
     if density is None:
         return StepGraphon(values, row_measure, col_measure)
     shape = torch.as_tensor(values, dtype=torch.float64)
-    rows = None if row_measure is None else torch.as_tensor(row_measure, dtype=torch.float64)
-    cols = None if col_measure is None else torch.as_tensor(col_measure, dtype=torch.float64)
-    return _scaled(shape, density, rows, cols)
+    return _scaled(shape, density, row_measure, col_measure)
 
 
 FAMILIES: dict[str, Callable[..., StepGraphon]] = {
@@ -169,15 +166,13 @@ def _cell_powers(bins: int, power: float) -> Tensor:
     return cuts.diff() * bins / (power + 1)
 
 
-def _scaled(
-    shape: Tensor, density: float, row_measure: Tensor | None = None, col_measure: Tensor | None = None
-) -> StepGraphon:
+def _scaled(shape: Tensor, density: float, row_measure: Any = None, col_measure: Any = None) -> StepGraphon:
     """min(1, c · shape) with the c that gives the density: cells are capped from the largest down."""
     density = _density(density)
     if shape.ndim != 2 or not bool((shape >= 0).all()) or not bool(shape.isfinite().all()):
         raise ValueError("the shape of a block graphon must be a matrix of finite numbers >= 0")
-    rows = equal_measure(*(2 * (shape.shape[0],))) if row_measure is None else row_measure / row_measure.sum()
-    cols = equal_measure(*(2 * (shape.shape[1],))) if col_measure is None else col_measure / col_measure.sum()
+    grid = StepGraphon(torch.zeros_like(shape), row_measure, col_measure)
+    rows, cols = grid.row_measure, grid.col_measure
     area = rows[:, None] * cols
     support = float(area[shape > 0].sum())
     if density > support + 1e-12:
@@ -194,5 +189,7 @@ def _scale(shape: Tensor, area: Tensor, density: float) -> float:
     rest = mass.flip(0).cumsum(0).flip(0)
     scales = (density - capped) / rest.clamp_min(1e-300)
     fits = (scales * values <= 1 + 1e-12) & (rest > 0)
-    first = int(fits.nonzero()[0]) if bool(fits.any()) else len(values) - 1
-    return max(float(scales[first]), 0.0) if bool(fits.any()) else 1.0 / float(values[values > 0].min())
+    if bool(fits.any()):
+        return max(float(scales[fits][0]), 0.0)
+    positive = values[values > 0]  # the density is the whole support: all of it is capped
+    return 1 / float(positive.min()) if len(positive) else 0.0

@@ -5,14 +5,14 @@ random mask with an exact budget, and of a Bernoulli mask given its number of ed
 estimated. With N = m n entries, density p and centred entries X = M − p, three statistics are standardised
 by their null moments:
 
-* rows: Σ_i (d_i − n p)² against p (1 − p) n N / (N − 1), mean m − 1;
+* rows: Σ_i d_i² of the row degrees;
 * columns: the same with the column degrees;
 * cycles: Σ X_ij X_i'j X_ij' X_i'j' over i ≠ i', j ≠ j', the signed quadrilateral of Gao and Lafferty (Testing
   Network Structure Using Relations Between Small Subgraph Probabilities, 2017), which is t(C4) − t(K2)⁴ with
   the part that degrees explain taken out of its fluctuation; variance 4 m (m−1) n (n−1) (p (1−p))⁴.
 
-They are uncorrelated under the null. Each gives a one-sided p-value (too uneven), and Fisher's sum of their
-logarithms is the statistic.
+Mean and variance of the first two are exact, given the number of edges; the three are uncorrelated. Each
+gives a one-sided p-value (too uneven), and Fisher's sum of their logarithms is the statistic.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class HomogeneityTest:
     Attributes:
         statistic: Fisher's −2 Σ log p of the three components.
         p_value: under the Erdős–Rényi null.
-        verdict: "heterogeneous" if the p-value is below `alpha`, else "homogeneous".
+        verdict: "heterogeneous" if the p-value is at most `alpha`, else "homogeneous".
         alpha: level of the verdict.
         row_score: standardised excess of the row degrees' variance.
         col_score: standardised excess of the column degrees' variance.
@@ -149,7 +149,7 @@ class _Null:
         return (raw - mean) / deviation
 
     def fisher(self, scores: np.ndarray) -> np.ndarray:
-        """Fisher's statistic [k]: gamma laws with the moments of the degree sums, the normal law for cycles."""
+        """Fisher's statistic [k]: chi-squared laws for the degrees, the normal law for cycles."""
         log_p = stats.norm.logsf(scores)
         for axis, groups in enumerate((self.m, self.n)):
             shape = (groups - 1) / 2  # a chi-squared law of groups - 1 degrees of freedom, standardised
@@ -206,7 +206,7 @@ def _outcome(
     return HomogeneityTest(
         statistic=statistic,
         p_value=p_value,
-        verdict="heterogeneous" if p_value < alpha else "homogeneous",
+        verdict="heterogeneous" if p_value <= alpha else "homogeneous",
         alpha=alpha,
         row_score=row,
         col_score=col,

@@ -51,8 +51,8 @@ def motif_densities(graph: Tensor | StepGraphon, *, counting: str = "distinct") 
     For a mask the counts are exact integers. `counting="distinct"` takes motifs with different vertices over
     the number of places for them: unbiased for the graphon that the mask was drawn from, and C4 ≈ edge⁴ for a
     random mask of any size. `counting="homomorphism"` lets vertices coincide, as in the definition of
-    t(F, W) for the mask's own step graphon (Lovász 2012, Section 5.2); it exceeds the former by terms of order
-    1/side. For a StepGraphon, a limit object, both are the same integrals.
+    t(F, W) for the mask's own step graphon (Lovász 2012, Section 5.2); it differs from the former by
+    terms of order 1/side. For a StepGraphon, a limit object, both are the same integrals.
 
     Args:
         graph: 0/1 mask [out, in], or [out, in, *taps] read as [out, in · taps]; or a StepGraphon.
