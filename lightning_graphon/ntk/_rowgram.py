@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_UNITS = 16  # a block
+_UNITS = 32  # a block
 _TILE = 128  # samples along a tile's edge
 
 
@@ -43,8 +43,8 @@ def row_gram(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, weight: Tensor) -> Te
             [3., 3.]])
     """
     kept = weight != 0
-    binary = bool((weight[kept] == 1).all())
-    if binary and 2 * int(kept.sum()) > kept.numel():
+    binary = bool(torch.equal(weight, kept.to(weight)))
+    if binary and 2 * int(torch.count_nonzero(kept)) > kept.numel():
         signals = G.flatten(1) @ G2.flatten(1).T
         dense = (H @ H2.T) * signals
         return dense - _sparse(H, G, H2, G2, ~kept, None)
@@ -53,12 +53,13 @@ def row_gram(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, weight: Tensor) -> Te
 
 def _sparse(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, kept: Tensor, weight: Tensor | None) -> Tensor:
     out = H.new_zeros(len(H), len(H2))
-    degree = kept.sum(1)
+    rows, cols = kept.nonzero(as_tuple=True)
+    degree = torch.bincount(rows, minlength=len(kept))
     order = torch.argsort(degree, descending=True, stable=True)[: int((degree > 0).sum())]
     if len(order) == 0:
         return out
     symmetric = H is H2 and G is G2
-    columns = _columns(kept, int(degree.max()))
+    columns = _columns(rows, cols, degree, kept.shape[1])
     left = _padded_transpose(H)
     right = left if symmetric else _padded_transpose(H2)
     signals = G.permute(2, 0, 1).contiguous()
@@ -75,12 +76,11 @@ def _sparse(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, kept: Tensor, weight: 
     return out
 
 
-def _columns(kept: Tensor, width: int) -> Tensor:
-    """Kept columns of each row, padded with the number of columns: [rows, width]."""
-    rows, cols = kept.nonzero(as_tuple=True)
-    first = torch.cumsum(kept.sum(1), 0) - kept.sum(1)
-    place = torch.arange(len(rows), device=kept.device) - first[rows]
-    out = torch.full((len(kept), width), kept.shape[1], device=kept.device)
+def _columns(rows: Tensor, cols: Tensor, degree: Tensor, padding: int) -> Tensor:
+    """Kept columns of each row, filled up with `padding`: [number of rows, largest degree]."""
+    first = torch.cumsum(degree, 0) - degree
+    place = torch.arange(len(rows), device=rows.device) - first[rows]
+    out = torch.full((len(degree), int(degree.max())), padding, device=rows.device)
     out[rows, place] = cols
     return out
 
