@@ -1,1 +1,10 @@
 """Lightning callbacks: thin hooks over the mathematics."""
+
+try:
+    import lightning.pytorch  # noqa: F401
+except ImportError as error:  # pytorch_lightning alone has other base classes
+    raise ImportError("lightning_graphon.callbacks needs the package `lightning`: pip install lightning") from error
+
+from lightning_graphon.callbacks.prune_at_init import PruneAtInit
+
+__all__ = ["PruneAtInit"]

@@ -1,0 +1,77 @@
+"""Batches from the trainer's own train dataloader, without moving its place in the data or any generator."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_graphon.pruning.untouched import random_state_kept
+
+
+def train_batches(trainer: pl.Trainer, pl_module: pl.LightningModule, count: int) -> list[Any]:
+    """The first `count` training batches, on the module's device, as `training_step` would get them.
+
+    The order in which training will see the data is unchanged: samplers and generators are put back.
+
+    Raises:
+        ValueError: The train dataloader is empty.
+    """
+    # Outside the guard: Lightning would draw these numbers itself a little later, and then finds the work done.
+    trainer.fit_loop.setup_data()
+    loaders = trainer.train_dataloader
+    with random_state_kept(), _generators_kept(loaders):
+        copies = tree_map(_fresh, loaders, is_leaf=_is_loader)
+        if _is_loader(copies):
+            batches = list(islice(iter(copies), count))
+        else:
+            combined = CombinedLoader(copies, "max_size_cycle")
+            batches = [batch for batch, _, _ in islice(iter(combined), count)]
+        batches = [to_device(trainer, pl_module, batch) for batch in batches]
+    if not batches:
+        raise ValueError("the train dataloader yielded no batch: a method that scores by data needs at least one")
+    return batches
+
+
+def to_device(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:
+    """A batch after the precision plugin and the module's transfer hooks, as in Lightning's training loop."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def _is_loader(x: Any) -> bool:
+    return hasattr(x, "__iter__") and not isinstance(x, (list, tuple, dict))
+
+
+def _fresh(loader: Any) -> Any:
+    """A copy of a DataLoader with an iterator of its own, so that persistent workers are not consumed."""
+    if not isinstance(loader, torch.utils.data.DataLoader):
+        return loader
+    twin = copy.copy(loader)
+    twin.__dict__.update(_iterator=None, _DataLoader__initialized=True)
+    twin.__dict__["persistent_workers"] = False
+    return twin
+
+
+@contextmanager
+def _generators_kept(loaders: Any) -> Iterator[None]:
+    """Restore the generators that loaders and samplers own."""
+    with ExitStack() as stack:
+        for loader in tree_leaves(loaders, is_leaf=_is_loader):
+            batch_sampler = getattr(loader, "batch_sampler", None)
+            for owner in (
+                loader,
+                getattr(loader, "sampler", None),
+                batch_sampler,
+                getattr(batch_sampler, "sampler", None),
+            ):
+                generator = getattr(owner, "generator", None)
+                if isinstance(generator, torch.Generator):
+                    stack.callback(generator.set_state, generator.get_state())
+        yield

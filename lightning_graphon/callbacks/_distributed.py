@@ -1,0 +1,63 @@
+"""Agreement between the processes of a distributed run."""
+
+import hashlib
+from collections.abc import Mapping
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from lightning_graphon.pruning.packing import pack
+
+# Strategies that cut parameters into shards: a mask of the whole weight does not fit them.
+_SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+
+def refuse_sharded(trainer: pl.Trainer) -> None:
+    """Raise where parameters are sharded over processes.
+
+    Raises:
+        RuntimeError: The strategy shards parameters.
+    """
+    for kind in type(trainer.strategy).__mro__:
+        if kind.__name__ in _SHARDED:
+            raise RuntimeError(
+                f"PruneAtInit does not support {type(trainer.strategy).__name__}: it shards the parameters, and masks "
+                "of whole weights would silently do nothing. Use strategy='ddp' or one device, or prune first with "
+                "lightning_graphon.pruning.prune(...).apply_(model)."
+            )
+
+
+def average(tensor: Tensor) -> Tensor:
+    """Mean of a tensor over all processes, summed in float64; the tensor itself on a single one."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return tensor
+    total = tensor.detach().to(torch.float64)
+    dist.all_reduce(total)
+    return (total / dist.get_world_size()).to(tensor.dtype)
+
+
+def check_same_masks(trainer: pl.Trainer, pl_module: pl.LightningModule, masks: Mapping[str, Tensor]) -> None:
+    """Compare digests of the masks over all processes.
+
+    Raises:
+        RuntimeError: They differ; the message names the layers and the ranks.
+    """
+    if trainer.world_size == 1:
+        return
+    mine = torch.tensor([_digest(mask) for mask in masks.values()], device=pl_module.device)
+    everyone = trainer.strategy.all_gather(mine).reshape(-1, len(mine)).cpu()
+    wrong = (everyone != everyone[0]).nonzero().tolist()
+    if wrong:
+        names = list(masks)
+        places = ", ".join(f"{names[layer]!r} on rank {rank}" for rank, layer in wrong[:5])
+        raise RuntimeError(
+            f"the masks differ between processes ({places} against rank 0): the processes do not start from the same "
+            "weights or do not run the same code. Seed them alike (seed_everything) before building the model."
+        )
+
+
+def _digest(mask: Tensor) -> int:
+    digest = hashlib.sha256(pack(mask).numpy().tobytes()).digest()
+    return int.from_bytes(digest[:7], "big")

@@ -1,0 +1,37 @@
+"""What a user reads: the table of sparsities on the console, the same numbers in every logger."""
+
+import lightning.pytorch as pl
+from rich.console import Console
+from rich.table import Table
+
+from lightning_graphon.pruning.masks import Masks
+
+
+def sparsity_scalars(masks: Masks) -> dict[str, float]:
+    """`sparsity/<layer>`, by the qualified name of the layer's parameter, and `sparsity/total`."""
+    scalars = {f"sparsity/{row['layer']}": row["sparsity"] for row in masks.table()}
+    return {**scalars, "sparsity/total": masks.sparsity}
+
+
+def log_scalars(trainer: pl.Trainer, scalars: dict[str, float]) -> None:
+    """Send scalars to every logger at the current optimizer step."""
+    for logger in trainer.loggers:
+        logger.log_metrics(scalars, step=trainer.global_step)
+
+
+def print_masks(masks: Masks, title: str) -> None:
+    """One table: layer, shape, kept weights, sparsity, units without a connection."""
+    table = Table(title=title, title_justify="left")
+    for column in ("layer", "shape", "kept", "of", "sparsity", "dead outputs", "dead inputs"):
+        table.add_column(column, justify="left" if column in ("layer", "shape") else "right")
+    for row in masks.table():
+        shape = "x".join(map(str, row["shape"]))
+        cells = (row["kept"], row["total"], f"{row['sparsity']:.4f}", row["dead_out"], row["dead_in"])
+        table.add_row(row["layer"], shape, *map(str, cells))
+    table.add_section()
+    table.add_row("total", "", str(masks.kept), str(masks.total), f"{masks.sparsity:.4f}", "", "")
+    console = Console()
+    console.print(table)
+    console.print(
+        "Masks simulate sparsity: pruned weights stay zero, training is neither faster nor smaller by itself."
+    )

@@ -1,0 +1,226 @@
+"""`PruneAtInit`: prune any LightningModule on fit start and train it sparse."""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from rich.progress import Progress
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_graphon.callbacks import _distributed
+from lightning_graphon.callbacks._batches import train_batches
+from lightning_graphon.callbacks._report import log_scalars, print_masks, sparsity_scalars
+from lightning_graphon.callbacks._training_step import ModuleLoss, TrainingStepObjective
+from lightning_graphon.pruning.enforce import Enforcer
+from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.pruning.prune import Plan, compute_masks
+from lightning_graphon.pruning.untouched import untouched
+
+
+class PruneAtInit(Callback):
+    """Prunes the module when `fit` starts and keeps the pruned weights at zero during training.
+
+    Batches come from the trainer's own train dataloader and the loss from the module's own `training_step`, so a module
+    needs no change. Parameters keep their identity, checkpoints have the keys of the dense model and load without this
+    package, and a resumed run has the very same masks. Under DDP scores are averaged over the data of all processes.
+
+    Masks simulate sparsity: pruned weights are zero, training is neither faster nor smaller by itself.
+
+    Logged: `sparsity/<layer>` and `sparsity/total`, the fraction of weights removed, once when training starts.
+
+    Args:
+        method: "random", "magnitude", "snip", "grasp", "synflow", or a name given to `register_method`.
+        sparsity: Fraction of the selected weights to remove, in [0, 1).
+        allocation: "global", "uniform", "er", "erk", or a dict from names or patterns to sparsities.
+        schedule: "exponential" or "linear" fall of the kept number over the rounds.
+        steps: Number of rounds; None: 100 for SynFlow, 1 for the others.
+        include: Which weights: names, globs, "re:..." or class names; None: every Linear and Conv weight.
+        exclude: Which weights not.
+        min_density: Least fraction kept in every layer.
+        seed: Seed of random methods and of dropout while scoring.
+        options: Options of the method, such as {"absolute": True} for grasp.
+        batches: How many batches of the train dataloader to score on, or the batches themselves.
+        loss_fn: `loss_fn(pl_module, batch)` -> scalar, in place of `training_step`.
+        eval_mode: Score in eval mode (batch norm with running statistics, no dropout), as the reference
+            implementations do; by default the modules stay in the mode they are in.
+        verbose: Print the table of sparsities.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a value that is not allowed.
+        RuntimeError: (on fit) the strategy shards parameters, or processes disagree on the masks.
+
+    >>> PruneAtInit("snip", sparsity=0.9).masks is None
+    True
+    """
+
+    def __init__(
+        self,
+        method: str | Callable[..., dict[str, Tensor]],
+        sparsity: float,
+        *,
+        allocation: str | dict[str, float] = "global",
+        schedule: str = "exponential",
+        steps: int | None = None,
+        include: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
+        min_density: float | None = None,
+        seed: int = 0,
+        options: dict[str, Any] | None = None,
+        batches: int | Sequence[Any] = 4,
+        loss_fn: ModuleLoss | None = None,
+        eval_mode: bool = False,
+        verbose: bool = True,
+    ) -> None:
+        self.plan = Plan(
+            method, sparsity, allocation, schedule, steps, include, exclude, min_density, seed, options or {}
+        )
+        if isinstance(batches, int) and batches < 1:
+            raise ValueError(f"batches must be a number of batches, at least 1, or a list of batches, got {batches!r}")
+        self.batches = batches
+        self.loss_fn = loss_fn
+        self.eval_mode = eval_mode
+        self.verbose = verbose
+        self._masks: Masks | None = None
+        self._module: weakref.ref[pl.LightningModule] | None = None
+        self._enforcer: Enforcer | None = None
+
+    @property
+    def masks(self) -> Masks | None:
+        """The masks, from fit start on."""
+        return self._masks
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            _distributed.refuse_sharded(trainer)
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Some strategies restore a checkpoint only after this hook; the masks come with it.
+        if trainer.ckpt_path is None or not trainer.strategy.restore_checkpoint_after_setup:
+            self._install(trainer, pl_module)
+
+    @override
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._install(trainer, pl_module)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._install(trainer, pl_module)
+        assert self._enforcer is not None  # noqa: S101
+        self._enforcer.zero_state()
+        log_scalars(trainer, sparsity_scalars(self._require_masks()))
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._zero_weights()
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._zero_weights()
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._zero_weights()
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._detach()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._detach()
+
+    @property
+    @override
+    def state_key(self) -> str:
+        # Not by method or sparsity: a checkpoint of another sparsity must be refused, not overlooked.
+        return self._generate_state_key(include=self.plan.include, exclude=self.plan.exclude)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._masks is None else {**self._identity(), **self._masks.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, mine in self._identity().items():
+            if state_dict.get(name) != mine:
+                raise ValueError(
+                    f"the checkpoint was pruned with {name}={state_dict.get(name)!r} but this PruneAtInit has "
+                    f"{name}={mine!r}: resume with the same arguments, or start anew from the checkpoint's weights"
+                )
+        masks = Masks({})
+        masks.load_state_dict(state_dict)
+        self._detach()
+        self._masks, self._module = masks, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_module": None, "_enforcer": None}
+
+    def _identity(self) -> dict[str, Any]:
+        """What must agree between a checkpoint and the run that resumes it; plain values."""
+        allocation = self.plan.allocation
+        return {
+            "method": self.plan.resolved.name,
+            "sparsity": float(self.plan.sparsity),
+            "allocation": dict(allocation) if isinstance(allocation, Mapping) else allocation,
+        }
+
+    def _install(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the masks if there are none for this module yet, and start to enforce them."""
+        if self._enforcer is not None:
+            return
+        known = self._masks is not None and (self._module is None or self._module() is pl_module)
+        masks = self._masks if known and self._masks is not None else self._score(trainer, pl_module)
+        optimizers = trainer.optimizers
+        self._enforcer = Enforcer(pl_module, masks, *optimizers)
+        self._masks, self._module = masks, weakref.ref(pl_module)
+
+    def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
+        batches = self._batches(trainer, pl_module)
+        objective = TrainingStepObjective(trainer, pl_module, self.loss_fn)
+        shown = self.verbose and trainer.is_global_zero
+        with untouched(pl_module), Progress(transient=True, disable=not shown or self.plan.rounds == 1) as progress:
+            if self.eval_mode:
+                pl_module.eval()
+            task = progress.add_task(f"pruning by {self.plan.resolved.name}", total=self.plan.rounds)
+            masks = compute_masks(
+                pl_module,
+                self.plan,
+                objective,
+                batches,
+                average=_distributed.average,
+                on_round=lambda step, steps: progress.update(task, completed=step),
+            )
+        _distributed.check_same_masks(trainer, pl_module, masks)
+        if shown:
+            print_masks(masks, f"PruneAtInit: {self.plan.resolved.name}, sparsity {self.plan.sparsity}")
+        return masks
+
+    def _batches(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Any]:
+        """Batches to score on, on the device; none where the method looks at none."""
+        if not isinstance(self.batches, int):
+            return [trainer.strategy.batch_to_device(batch, dataloader_idx=0) for batch in self.batches]
+        if self.plan.resolved.needs == "nothing":
+            return []
+        return train_batches(trainer, pl_module, self.batches)
+
+    def _require_masks(self) -> Masks:
+        if self._masks is None:
+            raise RuntimeError("PruneAtInit has no masks: fit has not started")
+        return self._masks
+
+    def _zero_weights(self) -> None:
+        if self._enforcer is not None:
+            self._enforcer.zero_weights()
+
+    def _detach(self) -> None:
+        if self._enforcer is not None:
+            self._enforcer.detach()
+            self._enforcer = None

@@ -1,0 +1,159 @@
+"""How many weights each layer keeps: global, uniform, ER, ERK or by hand; totals are exact."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from lightning_graphon._checks import check_choice, check_sparsity
+from lightning_graphon.pruning.select import keep_largest
+from lightning_graphon.pruning.targets import match_layers
+
+ALLOCATIONS = ("global", "uniform", "er", "erk")
+
+
+def er_density(shape: Sequence[int]) -> float:
+    """Relative density of a layer under Erdős–Rényi: (n_out + n_in) / (n_out · n_in), Mocanu et al. 2018."""
+    return (shape[0] + shape[1]) / (shape[0] * shape[1]) if len(shape) > 1 else 1.0
+
+
+def erk_density(shape: Sequence[int]) -> float:
+    """Relative density under Erdős–Rényi-Kernel: sum of all sides / product of all sides, Evci et al. 2020."""
+    return sum(shape) / math.prod(shape)
+
+
+_PROFILES: dict[str, Callable[[Sequence[int]], float]] = {
+    "uniform": lambda shape: 1.0,
+    "er": er_density,
+    "erk": erk_density,
+}
+
+
+def layer_budgets(
+    shapes: Mapping[str, Sequence[int]], keep: int, profile: str, floors: Mapping[str, int]
+) -> dict[str, int]:
+    """Weights kept in each layer so that they sum to `keep` exactly.
+
+    Densities are proportional to the profile; a layer that would exceed 1 becomes dense, one below its floor
+    gets its floor, and the rest is solved again. Fractions go to the layers with the largest remainders.
+
+    Args:
+        shapes: Name -> shape of the weight.
+        keep: Total to keep.
+        profile: "uniform", "er" or "erk".
+        floors: Name -> least number to keep.
+
+    Returns:
+        Name -> number kept.
+
+    >>> layer_budgets({"a": (10, 10), "b": (100, 10)}, 110, "uniform", {})
+    {'a': 10, 'b': 100}
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    wanted = {name: sizes[name] * _PROFILES[profile](shape) for name, shape in shapes.items()}
+    fixed: dict[str, float] = {}
+    while True:
+        free = [name for name in shapes if name not in fixed]
+        weight = sum(wanted[name] for name in free)
+        scale = (keep - sum(fixed.values())) / weight if weight else 0.0
+        ideal = {name: scale * wanted[name] for name in free}
+        # Full layers first, floors only once none is left: filling a layer leaves less for the others.
+        stuck = {name: float(sizes[name]) for name in free if ideal[name] > sizes[name]}
+        stuck = stuck or {name: float(floors[name]) for name in free if ideal[name] < floors.get(name, 0)}
+        if not stuck:
+            return _round_to_total({**fixed, **ideal}, sizes, keep, shapes)
+        fixed.update(stuck)
+
+
+def _round_to_total(
+    ideal: Mapping[str, float], sizes: Mapping[str, int], keep: int, order: Mapping[str, object]
+) -> dict[str, int]:
+    """Round down, then hand the rest to the largest remainders (earlier layers first among equals)."""
+    # 1e-9 guards against 9.999999999 for an exact 10.
+    kept = {name: min(sizes[name], math.floor(ideal[name] + 1e-9)) for name in order}
+    by_remainder = sorted(order, key=lambda name: kept[name] - ideal[name])
+    missing = keep - sum(kept.values())
+    while missing > 0:
+        for name in by_remainder:
+            if missing and kept[name] < sizes[name]:
+                kept[name] += 1
+                missing -= 1
+    return kept
+
+
+def budgets_by_hand(
+    model: nn.Module, shapes: Mapping[str, Sequence[int]], sparsities: Mapping[str, float], rest: float
+) -> dict[str, int]:
+    """Weights kept in each layer from a dict pattern -> sparsity; layers it does not name use `rest`.
+
+    Raises:
+        ValueError: A pattern matches no selected layer, two patterns claim one layer, or a sparsity is not in [0, 1).
+    """
+    chosen: dict[str, tuple[str, float]] = {}
+    for pattern, value in sparsities.items():
+        sparsity = check_sparsity(value, f"allocation[{pattern!r}]")
+        for name in match_layers(pattern, model, shapes):
+            if name in chosen:
+                raise ValueError(f"allocation: {pattern!r} and {chosen[name][0]!r} both match {name!r}")
+            chosen[name] = (pattern, sparsity)
+    return {
+        name: kept_count(math.prod(shape), chosen[name][1] if name in chosen else rest)
+        for name, shape in shapes.items()
+    }
+
+
+def kept_count(total: int, sparsity: float) -> int:
+    """Number of weights kept: round((1 - sparsity) · total)."""
+    return round((1 - sparsity) * total)
+
+
+def floor_counts(shapes: Mapping[str, Sequence[int]], min_density: float | None, keep: int) -> dict[str, int]:
+    """Least number of weights each layer keeps: ceil(min_density · size).
+
+    Raises:
+        TypeError: `min_density` is no number.
+        ValueError: It is not in [0, 1], or all floors together exceed `keep`.
+    """
+    if min_density is None:
+        return {}
+    if isinstance(min_density, bool) or not isinstance(min_density, (int, float)):
+        raise TypeError(f"min_density must be a number in [0, 1], got {min_density!r}")
+    if not 0 <= min_density <= 1:
+        raise ValueError(f"min_density must lie in [0, 1], got {min_density!r}")
+    floors = {name: math.ceil(min_density * math.prod(shape) - 1e-9) for name, shape in shapes.items()}
+    if sum(floors.values()) > keep:
+        raise ValueError(
+            f"min_density={min_density} needs {sum(floors.values())} weights but the sparsity leaves only {keep}: "
+            "lower one of them"
+        )
+    return floors
+
+
+def select_globally(scores: Mapping[str, Tensor], keep: int, floors: Mapping[str, int]) -> dict[str, Tensor]:
+    """One threshold over all layers; a layer that falls below its floor keeps its best `floor` weights."""
+    masks: dict[str, Tensor] = {}
+    free = dict(scores)
+    while free:
+        chosen = keep_largest(free, keep)
+        poor = [name for name, mask in chosen.items() if int(mask.count_nonzero()) < floors.get(name, 0)]
+        if not poor:
+            masks.update(chosen)
+            break
+        for name in poor:
+            masks.update(keep_largest({name: free.pop(name)}, floors[name]))
+            keep -= floors[name]
+    return {name: masks[name] for name in scores}
+
+
+def check_allocation(allocation: object) -> None:
+    """Raise unless `allocation` is one of the names or a dict of sparsities.
+
+    Raises:
+        TypeError: Neither a string nor a mapping.
+        ValueError: An unknown name.
+    """
+    if isinstance(allocation, Mapping):
+        return
+    if not isinstance(allocation, str):
+        raise TypeError(f"allocation must be one of {ALLOCATIONS} or a dict pattern -> sparsity, got {allocation!r}")
+    check_choice("allocation", allocation, ALLOCATIONS)

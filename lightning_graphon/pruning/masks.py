@@ -1,0 +1,183 @@
+"""`Masks`: which weights of a network are kept, beside the network and not in it."""
+
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_graphon._checks import nearest
+from lightning_graphon.pruning.packing import pack_all, unpack_all
+from lightning_graphon.pruning.targets import Patterns, select_weights
+
+_FORMAT = 1
+
+
+class Masks(Mapping[str, Tensor]):
+    """Masks of a network: a mapping from a parameter's qualified name to a bool tensor, True = kept.
+
+    Args:
+        masks: Name -> bool tensor of the weight's shape, on any device.
+
+    Raises:
+        TypeError: A value is not a bool tensor.
+
+    >>> masks = Masks({"0.weight": torch.tensor([[True, False], [False, False]])})
+    >>> masks.sparsity
+    0.75
+    >>> masks.table()[0]["kept"]
+    1
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                raise TypeError(f"mask of {name!r} must be a bool tensor, got {getattr(mask, 'dtype', type(mask))}")
+        self._masks = dict(masks)
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self._masks[name]
+        except KeyError:
+            raise KeyError(f"no mask for {name!r}. {nearest(name, self._masks)}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._masks
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __repr__(self) -> str:
+        total, kept = self.total, self.kept
+        return f"Masks({len(self)} layers, {kept} of {total} weights kept, sparsity {self.sparsity:.4f})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping) or self.keys() != other.keys():
+            return False
+        return all(torch.equal(mask.cpu(), other[name].cpu()) for name, mask in self.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def total(self) -> int:
+        """Number of weights that have a mask."""
+        return sum(mask.numel() for mask in self.values())
+
+    @property
+    def kept(self) -> int:
+        """Number of weights kept."""
+        return sum(int(mask.count_nonzero()) for mask in self.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the masked weights that is removed, in [0, 1]."""
+        return 1 - self.kept / self.total if self.total else 0.0
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row a layer: layer, shape, total, kept, sparsity, dead_out, dead_in.
+
+        `dead_out` counts the output units (first axis) without a kept weight, `dead_in` the inputs
+        (second axis) that no kept weight reads.
+        """
+        return [_row(name, mask) for name, mask in self.items()]
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module) -> "Masks":
+        """Set the pruned weights of `model` to zero, in place; parameters keep their identity.
+
+        Raises:
+            ValueError: `model` has no parameter of that name and shape.
+        """
+        for parameter, mask in self.pairs(model):
+            parameter.masked_fill_(~mask.to(parameter.device), 0)
+        return self
+
+    def pairs(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+        """The parameters of `model` with their masks.
+
+        Raises:
+            ValueError: `model` has no parameter of that name and shape; the message names it.
+        """
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        pairs = []
+        for name, mask in self.items():
+            if name not in parameters:
+                raise ValueError(
+                    f"the masks were made for another model: {type(model).__name__} has no parameter {name!r}. "
+                    f"{nearest(name, parameters)}"
+                )
+            if parameters[name].shape != mask.shape:
+                raise ValueError(
+                    f"the masks were made for another model: {name!r} has shape {tuple(parameters[name].shape)} "
+                    f"in {type(model).__name__} but its mask has shape {tuple(mask.shape)}"
+                )
+            pairs.append((parameters[name], mask))
+        return pairs
+
+    def to(self, device: torch.device | str) -> "Masks":
+        """These masks on another device."""
+        return Masks({name: mask.to(device) for name, mask in self.items()})
+
+    def shuffled(self, seed: int = 0) -> "Masks":
+        """Each layer's mask in a random order: the same counts, no structure (a sanity ablation)."""
+        generator = torch.Generator().manual_seed(seed)
+        return Masks(
+            {
+                name: mask.reshape(-1)[torch.randperm(mask.numel(), generator=generator).to(mask.device)].view(
+                    mask.shape
+                )
+                for name, mask in self.items()
+            }
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks packed to one bit a weight; plain tensors, lists and numbers only."""
+        return {"format": _FORMAT, "masks": pack_all(self)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace these masks by those of `state_dict()`.
+
+        Raises:
+            ValueError: `state` is not what `state_dict` makes.
+        """
+        if not isinstance(state, Mapping) or state.get("format") != _FORMAT or "masks" not in state:
+            raise ValueError(f"not a state of Masks (format {_FORMAT}): got {type(state).__name__} without it")
+        self._masks = unpack_all(state["masks"])
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the packed masks to a file that `Masks.load` reads."""
+        torch.save(self.state_dict(), path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "Masks":
+        """Read masks written by `save`, under `weights_only=True`."""
+        masks = cls({})
+        masks.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        return masks
+
+    @classmethod
+    def from_zeros(cls, model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> "Masks":
+        """Masks of a network that is already sparse: a weight is kept where it is not zero.
+
+        `include` and `exclude` as in `prune`.
+        """
+        return cls({name: weight.detach() != 0 for name, weight in select_weights(model, include, exclude).items()})
+
+
+def _row(name: str, mask: Tensor) -> dict[str, Any]:
+    kept, total = int(mask.count_nonzero()), mask.numel()
+    units = mask.reshape(mask.shape[0], -1) if mask.ndim else mask.reshape(1, 1)
+    inputs = mask.transpose(0, 1).reshape(mask.shape[1], -1) if mask.ndim > 1 else units.T
+    return {
+        "layer": name,
+        "shape": tuple(mask.shape),
+        "total": total,
+        "kept": kept,
+        "sparsity": 1 - kept / total if total else 0.0,
+        "dead_out": int((~units.any(dim=1)).count_nonzero()),
+        "dead_in": int((~inputs.any(dim=1)).count_nonzero()),
+    }

@@ -1,0 +1,44 @@
+"""How the number of kept weights falls over the rounds of an iterative method."""
+
+from collections.abc import Callable
+
+from lightning_graphon._checks import check_choice
+
+
+def exponential(density: float, fraction: float) -> float:
+    """Density after `fraction` of the rounds: density^fraction (Tanaka et al. 2020)."""
+    return density**fraction
+
+
+def linear(density: float, fraction: float) -> float:
+    """Density after `fraction` of the rounds: the same number of weights removed in every round."""
+    return 1 - (1 - density) * fraction
+
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {"exponential": exponential, "linear": linear}
+
+
+def kept_after(total: int, density: float, kept: int, step: int, steps: int, schedule: str = "exponential") -> int:
+    """Number of weights kept after round `step` of `steps`; exactly `kept` after the last one.
+
+    Args:
+        total: Number of weights.
+        density: Fraction to keep in the end.
+        kept: Number to keep in the end, total · density rounded.
+        step: Rounds done, 1 <= step <= steps.
+        steps: Number of rounds; 1 is one-shot.
+        schedule: "exponential" or "linear".
+
+    Raises:
+        ValueError: Unknown schedule.
+
+    >>> [kept_after(1000, 0.01, 10, step, 2) for step in (1, 2)]
+    [100, 10]
+    """
+    check_choice("schedule", schedule, SCHEDULES)
+    if step >= steps:
+        return kept
+    # The rounds on the way truncate the number removed, as the reference implementation does: one weight more or
+    # less in an early round changes a hundred later ones.
+    removed = int((1 - SCHEDULES[schedule](density, step / steps)) * total)
+    return max(kept, total - removed)

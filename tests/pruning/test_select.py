@@ -1,0 +1,111 @@
+"""Exact selection: counts, ties, memory."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_graphon.pruning.select import keep_largest, kth_largest
+from tests.oracles_pruning import keep_largest_by_sorting
+
+# Few distinct values make heavy ties; both zeros and -inf (pruned in an earlier round) are among them.
+VALUES = st.sampled_from([0.0, -0.0, 1.0, 1.0, -1.0, 0.5, 3.0e-39, 1e30, float("-inf"), float("inf")])
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[dict[str, Tensor], int]:
+    values = draw(st.one_of(st.just(VALUES), st.just(st.floats(-10, 10, width=32)), st.just(st.just(0.0))))
+    lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+    scores = {f"layer{i}": torch.tensor(draw(st.lists(values, min_size=n, max_size=n))) for i, n in enumerate(lengths)}
+    return scores, draw(st.integers(0, sum(lengths)))
+
+
+@given(problems())
+@settings(max_examples=300, deadline=None)
+def test_equals_sorting_with_ties_by_position(problem: tuple[dict[str, Tensor], int]) -> None:
+    scores, keep = problem
+    masks, expected = keep_largest(scores, keep), keep_largest_by_sorting(scores, keep)
+    assert list(masks) == list(scores)
+    assert all(torch.equal(masks[name], expected[name]) for name in scores)
+
+
+BIG = 200_003  # beyond the sample of 2^15, so that the bracket search runs; odd, so that no stride divides it
+
+
+def _rounded(scores: Tensor) -> Tensor:
+    return (scores * 20).round() / 20
+
+
+BIG_SCORES = {
+    "normal": lambda g: torch.randn(BIG, generator=g),
+    "sorted": lambda g: torch.linspace(0, 1, BIG),
+    "heavy ties": lambda g: _rounded(torch.rand(BIG, generator=g)),
+    "70 % zeros": lambda g: torch.rand(BIG, generator=g).sub(0.7).clamp(min=0),
+    "both zeros": lambda g: torch.where(torch.rand(BIG, generator=g) < 0.5, 0.0, -0.0),
+    "all equal": lambda g: torch.full((BIG,), 2.5),
+    "mostly pruned": lambda g: torch.where(torch.rand(BIG, generator=g) < 0.97, -torch.inf, 1.0),
+    "rare peak": lambda g: torch.zeros(BIG).index_fill(0, torch.tensor([7, 100_001]), 1.0),
+    "wide range": lambda g: torch.randn(BIG, generator=g).mul(40).exp(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", BIG_SCORES)
+def test_many_scores_equal_a_stable_sort(kind: str, dtype: torch.dtype) -> None:
+    scores = BIG_SCORES[kind](torch.Generator().manual_seed(5)).to(dtype)
+    parts = {"a": scores[:70_000].reshape(700, 100), "b": scores[70_000:]}
+    order = scores.sort(descending=True, stable=True).indices
+    for keep in (1, 2, 1000, BIG // 2, BIG - 1):
+        expected = torch.zeros(BIG, dtype=torch.bool)
+        expected[order[:keep]] = True
+        masks = keep_largest(parts, keep)
+        assert torch.equal(torch.cat([masks["a"].reshape(-1), masks["b"]]), expected), keep
+
+
+@pytest.mark.parametrize("k", [1, 17, 60_000, 100_000])
+def test_kth_largest_is_exact(k: int) -> None:
+    scores = torch.randn(100_000, generator=torch.Generator().manual_seed(k))
+    assert kth_largest([scores[:1], scores[1:]], k) == scores.sort(descending=True).values[k - 1].item()
+
+
+@pytest.mark.parametrize("keep", [-1, 4])
+def test_a_number_out_of_range_is_named(keep: int) -> None:
+    with pytest.raises(ValueError, match=f"cannot keep {keep} of 3"):
+        keep_largest({"a": torch.ones(3)}, keep)
+
+
+def test_scores_are_not_changed() -> None:
+    scores = {"a": torch.tensor([[1.0, -2.0], [3.0, 3.0]])}
+    before = scores["a"].clone()
+    keep_largest(scores, 2)
+    assert torch.equal(scores["a"], before)
+
+
+MEMORY = """
+import resource, sys, torch
+from lightning_graphon.pruning.select import keep_largest
+torch.set_num_threads(1)
+kind = sys.argv[1]
+n = 20_000_000
+scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
+if kind == "relu":
+    scores.sub_(0.7).clamp_(min=0)
+keep_largest({"warm": torch.rand(1000)}, 10)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+masks = keep_largest({"a": scores[: n // 2], "b": scores[n // 2 :]}, n // 10)
+kept = sum(int(mask.count_nonzero()) for mask in masks.values())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, kept)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+@pytest.mark.parametrize("kind", ["uniform", "relu"])
+def test_selection_needs_less_than_three_times_the_scores(kind: str) -> None:
+    result = subprocess.run([sys.executable, "-c", MEMORY, kind], capture_output=True, text=True, check=True)
+    extra_kib, kept = map(int, result.stdout.split())
+    assert kept == 2_000_000
+    assert extra_kib * 1024 < 3 * 4 * 20_000_000
