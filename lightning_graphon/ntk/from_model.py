@@ -20,7 +20,7 @@ def graphon_ntk_from_model(
     x: Tensor,
     masks: Mapping[str, Tensor] | None = None,
     *,
-    bins: int = 64,
+    bins: int | None = None,
     propagate: str = "energy",
     parameterization: str = "standard",
     reduce: str | None = "mean",
@@ -41,7 +41,8 @@ def graphon_ntk_from_model(
         model: a chain of Linear layers and elementwise activations (Flatten, Identity and Dropout are passed over).
         x: samples [N, ...], flattened to the first layer's inputs; computed in float64.
         masks: qualified weight name to tensor of its shape, non-zero where kept; weights without one are dense.
-        bins: positions of each hidden layer, at most.
+        bins: positions of each hidden layer, at most. Default: 64; 8 for the drift, whose cells need many weights each to
+            tell a mean from noise.
         propagate: "energy" reads E[w²M] from the weights, the default: it describes the network that is trained. "density"
             is the paper: weights independent of the mask. "drift" also reads E[wM] (see `graphon_ntk`).
         parameterization: "standard" is comparable with `empirical_ntk`; "ntk" see there.
@@ -76,7 +77,8 @@ def graphon_ntk_from_model(
     flat = x.detach().flatten(1).to(torch.float64)
     other = None if x2 is None else x2.detach().flatten(1).to(torch.float64)
     where = positions or ("spectral" if propagate == "drift" else "degree")
-    graphons = layer_graphons(full, model=model, bins=bins, order="joint", positions=where)
+    count = bins if bins is not None else (8 if propagate == "drift" else 64)
+    graphons = layer_graphons(full, model=model, bins=count, order="joint", positions=where)
     variances = [weight_variance or _variance(a, full[a.weight_name]) for a in chain]
     layers = build_layers(
         list(graphons.values()), flat, propagate=propagate, parameterization=parameterization,
