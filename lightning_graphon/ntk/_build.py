@@ -119,7 +119,10 @@ def _check_chain(graphons: Sequence[Graphon], inputs: int) -> None:
                 f"graphon {i} has {shapes[i][1]} columns but graphon {i - 1} has {shapes[i - 1][0]} rows; they "
                 "must be the same positions: estimate them with layer_graphons(..., order='joint')"
             )
-        left, right = (torch.as_tensor(t, dtype=torch.float64).cpu() for t in (graphons[i - 1].row_measure, graphons[i].col_measure))
+        left, right = (
+            torch.as_tensor(t, dtype=torch.float64).cpu()
+            for t in (graphons[i - 1].row_measure, graphons[i].col_measure)
+        )
         if not torch.allclose(left, right, rtol=1e-5, atol=1e-8):  # float32 graphons are welcome
             raise ValueError(
                 f"the rows of graphon {i - 1} and the columns of graphon {i} have different measures; they must "

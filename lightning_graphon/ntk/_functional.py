@@ -154,7 +154,9 @@ def _resolve(
         if name not in names:
             raise KeyError(f"{what} {name!r} names no parameter of the model. {nearest(name, names)}")
         if t.shape != named[names[name]].shape:
-            raise ValueError(f"{what} {name!r} has shape {tuple(t.shape)}, its parameter {tuple(named[names[name]].shape)}")
+            raise ValueError(
+                f"{what} {name!r} has shape {tuple(t.shape)}, its parameter {tuple(named[names[name]].shape)}"
+            )
         resolved[names[name]] = t
     return resolved
 

@@ -102,9 +102,7 @@ def _first_distance(x: Tensor, y: Tensor, qx: Tensor, qy: Tensor, matrix: Tensor
     near = (distance.detach().amax(0) < _NEAR * scale).nonzero(as_tuple=True)
     if len(near[0]) == 0:
         return distance
-    exact = [
-        (x[i] - y[j]).square() @ matrix.T for i, j in zip(*(index.split(4096) for index in near), strict=True)
-    ]
+    exact = [(x[i] - y[j]).square() @ matrix.T for i, j in zip(*(index.split(4096) for index in near), strict=True)]
     return distance.permute(1, 2, 0).index_put(near, torch.cat(exact)).permute(2, 0, 1).contiguous()
 
 

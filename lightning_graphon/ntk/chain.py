@@ -196,7 +196,11 @@ def _function_dual(function: Callable[..., Any], node: torch.fx.Node) -> DualAct
     if name == "leaky_relu":
         return ReLULike(float(options.get("negative_slope", extra[0] if extra else 0.01)), 1.0, name)  # type: ignore[arg-type]
     plain = not [e for e in extra if not isinstance(e, bool)]
-    if plain and all(v == d for v, d in ((options.get("approximate", "none"), "none"),)) and set(options) <= {"approximate"}:
+    if (
+        plain
+        and all(v == d for v, d in ((options.get("approximate", "none"), "none"),))
+        and set(options) <= {"approximate"}
+    ):
         known = dual_activation(name) if name in ("relu", "relu6", "hardtanh", "hardsigmoid") else None
         return known or dual_activation(function)
     return HermiteDual(lambda z: function(z, *extra, **options), name=name)
@@ -213,4 +217,6 @@ def _compare(chain: list[Affine], model: nn.Module, x: Tensor) -> None:
     out = out.reshape(len(x), -1)
     close = 100 * torch.finfo(out.dtype).eps ** 0.5
     if out.shape != h.shape or float((out - h).abs().max()) > close * max(float(out.abs().max()), 1e-30):
-        raise ValueError(f"the model is not the chain of layers {[a.name for a in chain]} that it looks like; {_INSTEAD}")
+        raise ValueError(
+            f"the model is not the chain of layers {[a.name for a in chain]} that it looks like; {_INSTEAD}"
+        )

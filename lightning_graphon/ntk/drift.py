@@ -64,7 +64,9 @@ def drift_kernel(
         [N, M], or [C, N, M] with `reduce=None`.
     """
     counts = [_counts(layer) for layer in layers]
-    back = [_Back.of(layer, after, before) for layer, after, before in zip(layers[1:], counts[1:], counts, strict=False)]
+    back = [
+        _Back.of(layer, after, before) for layer, after, before in zip(layers[1:], counts[1:], counts, strict=False)
+    ]
     left = _signals(x, layers, duals, back)
     right = left if x2 is None else _signals(x2, layers, duals, back)
     y = x if x2 is None else x2

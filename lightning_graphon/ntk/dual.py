@@ -55,9 +55,7 @@ class DualActivation(ABC):
         # Negative only by rounding: it is an expectation of a square.
         return (spread - 2 * kappa).clamp_min(0), kappa_dot
 
-    def shifted(
-        self, mx: Tensor, my: Tensor, qx: Tensor, qy: Tensor, k: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def shifted(self, mx: Tensor, my: Tensor, qx: Tensor, qy: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E[φ(z)φ(z')] and E[φ'(z)φ'(z')] for Gaussians with means `mx`, `my`; default: Hermite series."""
         from lightning_graphon.ntk.dual_hermite import HermiteDual
 

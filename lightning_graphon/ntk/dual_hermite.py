@@ -71,9 +71,7 @@ class HermiteDual(DualActivation):
         """E[φ(z)²] for z ~ N(0, q), by quadrature."""
         return self._project(self.forward, torch.zeros_like(q), q)[1]
 
-    def shifted(
-        self, mx: Tensor, my: Tensor, qx: Tensor, qy: Tensor, k: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def shifted(self, mx: Tensor, my: Tensor, qx: Tensor, qy: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E[φφ'] and E[φ̇φ̇'] with means."""
         scale = safe_sqrt(qx) * safe_sqrt(qy)
         void = scale <= 0
@@ -98,9 +96,7 @@ class HermiteDual(DualActivation):
         """
         return self._project(self.forward, m, q)[2], self._project(self.derivative, m, q)[2]
 
-    def _project(
-        self, function: Callable[[Tensor], Tensor], m: Tensor, q: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, function: Callable[[Tensor], Tensor], m: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients [..., degree], second moment and the mass that the coefficients miss."""
         nodes, weights, basis = _quadrature(self.degree)
         t, w, h = (torch.as_tensor(a, dtype=m.dtype, device=m.device) for a in (nodes, weights, basis))

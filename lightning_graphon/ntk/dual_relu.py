@@ -47,9 +47,7 @@ class PiecewiseLinear(DualActivation):
         """E[φφ'] and E[φ̇φ̇'], centred."""
         return self.shifted(torch.zeros_like(qx), torch.zeros_like(qy), qx, qy, k)
 
-    def shifted(
-        self, mx: Tensor, my: Tensor, qx: Tensor, qy: Tensor, k: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def shifted(self, mx: Tensor, my: Tensor, qx: Tensor, qy: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E[φφ'] and E[φ̇φ̇'] with means, by Stein's lemma and truncated normal pairs."""
         meanx, slopex = self.shifted_mean(mx, qx)
         meany, slopey = self.shifted_mean(my, qy)

@@ -156,9 +156,7 @@ def ntk_layer_shares(
         for i in range(0, batch_size(x), step):
             _add_traces(traces, fm, plan, select(x, slice(i, i + step)), budget)
     total = sum(traces.values())
-    return [
-        LayerShare(n, _entries(fm, n), t, t / total if total > 0 else 0.0) for n, t in traces.items()
-    ]
+    return [LayerShare(n, _entries(fm, n), t, t / total if total > 0 else 0.0) for n, t in traces.items()]
 
 
 def _add_traces(traces: dict[str, float], fm: FunctionalModel, plan: Plan, x: Inputs, budget: int) -> None:

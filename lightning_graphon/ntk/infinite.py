@@ -122,21 +122,21 @@ def _centred_kernel(
     dx = diagonals(x, layers, duals)
     dy = dx if x2 is None else diagonals(y, layers, duals)
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        return tile_kernel(x, y, dx, dy, slice(None), slice(None), layers, duals, kernel)
+        whole = tile_kernel(x, y, dx, dy, slice(None), slice(None), layers, duals, kernel)
+        return whole if x2 is not None else 0.5 * (whole + whole.mT)
     positions = max(len(layer.propagate) for layer in layers)
     edge = share.edge(tile_edge(positions, x.element_size(), x.device.type, max_memory), max(len(x), len(y)))
     out = x.new_zeros(len(layers[-1].propagate), len(x), len(y))
     for rows, cols in share.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
         block = tile_kernel(x, y, dx, dy, rows, cols, layers, duals, kernel)
-        out[:, rows, cols] = block
-        if x2 is None and rows != cols:
+        diagonal = x2 is None and rows == cols
+        out[:, rows, cols] = 0.5 * (block + block.mT) if diagonal else block
+        if x2 is None and not diagonal:
             out[:, cols, rows] = block.mT
     return share.collect(out)
 
 
-def resolve_activations(
-    activation: ActivationLike | Sequence[ActivationLike], hidden: int
-) -> list[DualActivation]:
+def resolve_activations(activation: ActivationLike | Sequence[ActivationLike], hidden: int) -> list[DualActivation]:
     """One dual activation for each of `hidden` layers."""
     if isinstance(activation, (list, tuple)):
         if len(activation) != hidden:

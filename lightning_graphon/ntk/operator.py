@@ -38,7 +38,9 @@ class KernelOperator(ABC):
             ValueError: the first dimension is not n.
         """
         if other.ndim not in (1, 2) or len(other) != self.size:
-            raise ValueError(f"a {self.size} x {self.size} kernel cannot multiply a tensor of shape {tuple(other.shape)}")
+            raise ValueError(
+                f"a {self.size} x {self.size} kernel cannot multiply a tensor of shape {tuple(other.shape)}"
+            )
         other = other.to(dtype=self.dtype, device=self.device)
         if other.ndim == 1:
             return self.matvec(other)

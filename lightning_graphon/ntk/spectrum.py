@@ -51,9 +51,7 @@ class SpectralSummary:
         return {k: v for k, v in asdict(self).items() if k != "eigenvalues" and v is not None}
 
 
-def spectral_summary(
-    kernel: Tensor | KernelOperator, labels: Tensor | None = None, *, k: int = 64
-) -> SpectralSummary:
+def spectral_summary(kernel: Tensor | KernelOperator, labels: Tensor | None = None, *, k: int = 64) -> SpectralSummary:
     """Eigenvalues of a symmetric kernel and the metrics of [P1].
 
     Args:
@@ -133,9 +131,7 @@ def _from_operator(operator: KernelOperator, labels: Tensor | None, k: int) -> S
     return _summarise(values, operator.trace(), None, None)
 
 
-def _summarise(
-    values: Tensor, trace: float, lowest: float | None, alignment: float | None
-) -> SpectralSummary:
+def _summarise(values: Tensor, trace: float, lowest: float | None, alignment: float | None) -> SpectralSummary:
     top = float(values[0])
     if lowest is not None and lowest < -_NEGATIVE * abs(top):
         warnings.warn(
