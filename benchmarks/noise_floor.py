@@ -1,13 +1,16 @@
 """How well the Graphon NTK describes networks that are really trained, in units of their own fluctuation.
 
-64-n-n-n-10 ReLU, He initialisation, no bias, scikit-learn digits / 16, 48 samples, sparsity 80 %, weights kept as they
-were when pruned. `seed to seed` is the relative Frobenius distance between the kernels of two seeds (root mean square over
+64-n-n-n-10 ReLU, He initialisation, no bias, scikit-learn digits / 16, 48 samples, sparsity 80 %, weights
+kept as they
+were when pruned. `seed to seed` is the relative Frobenius distance between the kernels of two seeds (root
+mean square over
 pairs); a perfect theory of the mean would be at 0.71 of it. Every column is error (error / seed to seed).
 
     python benchmarks/noise_floor.py --widths 128 256 512 --seeds 8
 """
 
 import argparse
+from itertools import pairwise
 
 import torch
 from sklearn.datasets import load_digits
@@ -28,7 +31,7 @@ def network(width: int, seed: int) -> nn.Sequential:
     generator = torch.Generator().manual_seed(seed)
     sizes = [64, width, width, width, 10]
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         layer = nn.Linear(fan_in, fan_out, bias=False, dtype=torch.float64)
         draw = torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64)
         layer.weight.data = draw * (2 / fan_in) ** 0.5

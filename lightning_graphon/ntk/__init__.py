@@ -13,30 +13,25 @@ from lightning_graphon.ntk.sharing import Share, world_share
 from lightning_graphon.ntk.spectrum import SpectralSummary, kernel_target_alignment, spectral_summary
 
 __all__ = [
-    # infinite width
-    "graphon_ntk",
-    "graphon_ntk_from_model",
-    # finite width
-    "empirical_ntk",
-    "ntk_layer_shares",
-    "LayerShare",
-    "EmpiricalNTK",
-    # spectra
-    "spectral_summary",
-    "SpectralSummary",
-    "kernel_target_alignment",
-    "top_eigenpairs",
-    "KernelOperator",
     "DenseOperator",
-    # several processes
-    "Share",
-    "world_share",
-    # activations
     "DualActivation",
+    "EmpiricalNTK",
     "HermiteDual",
+    "KernelOperator",
+    "LayerShare",
     "PiecewiseLinear",
     "ReLULike",
+    "Share",
+    "SpectralSummary",
     "dual_activation",
+    "empirical_ntk",
+    "graphon_ntk",
+    "graphon_ntk_from_model",
+    "kernel_target_alignment",
+    "ntk_layer_shares",
     "register_activation",
+    "spectral_summary",
+    "top_eigenpairs",
     "unregister_activation",
+    "world_share",
 ]

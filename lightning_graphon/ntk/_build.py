@@ -9,7 +9,8 @@ from lightning_graphon.ntk._layers import Graphon, Layer, expand_inputs
 
 
 def build_layers(
-    graphons: Sequence[Graphon], x: Tensor, *, propagate: str, parameterization: str, widths: Sequence[int] | None,
+    graphons: Sequence[Graphon], x: Tensor, *, propagate: str, parameterization: str, widths: Sequence[int] |
+    None,
     weight_variance: float | Sequence[float], bias_variance: float | Sequence[float],
     parameter_term: str, train_bias: bool | None,
 ) -> list[Layer]:  # fmt: skip
@@ -40,11 +41,10 @@ def _layer(
     if propagate == "density":
         moved = variance * density
     else:
-        moved = _known(fan_in, index, f"propagate={propagate!r}") * _like(_field(g, "energy", index), x) * cols
-    if parameterization == "ntk":
-        gamma = variance
-    else:
-        gamma = float(_known(fan_in, index, "parameterization='standard'"))
+        moved = _known(fan_in, index, f"propagate={propagate!r}") * _like(_field(g, "energy", index), x) *
+        cols
+    standard = parameterization == "standard"
+    gamma = float(_known(fan_in, index, "parameterization='standard'")) if standard else variance
     literal = parameter_term == "all"
     own = gamma * (cols.expand_as(density) if literal else density)
     ratio = gamma / variance if propagate == "density" and not literal and variance > 0 else None

@@ -1,12 +1,15 @@
 """Inputs and back-propagated signals of every Linear and Conv layer, without touching the module.
 
-Whether the gradient of a weight really is the sum over the captured calls is not assumed but checked: tied weights, weights
-used by functional calls, layers inside reparametrisations or checkpoints, and batches that are laid out in another order
+Whether the gradient of a weight really is the sum over the captured calls is not assumed but checked: tied
+weights, weights
+used by functional calls, layers inside reparametrisations or checkpoints, and batches that are laid out in
+another order
 all fail the check and their parameters take the generic path.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +58,8 @@ class Signals:
 def find_sites(fm: FunctionalModel) -> list[Site]:
     """Layers whose forward is torch's own and whose parameters are trainable, before any check."""
     names = {id(p): n for n, p in fm.model.named_parameters() if n in fm.trainable}
-    sites, seen = [], set()
+    sites: list[Site] = []
+    seen: set[str] = set()
     for module in fm.model.modules():
         if not any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS):
             continue
@@ -165,8 +169,9 @@ def make_plan(fm: FunctionalModel, x: Inputs) -> Plan:
     direction = torch.randn(out.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(out)
     scalar = out[1] @ direction
     edges = [c.edge for site_calls in calls for c in site_calls]
-    grads = torch.autograd.grad(scalar, [*leaves.values(), *edges], allow_unused=True)
-    truth = dict(zip(leaves, grads, strict=False))
+    wanted: list[Any] = [*leaves.values(), *edges]
+    grads: tuple[Tensor | None, ...] = torch.autograd.grad(scalar, wanted, allow_unused=True)
+    truth: dict[str, Tensor | None] = dict(zip(leaves, grads, strict=False))
     given = _collect(3, 1, *_only_batched(sites, calls, list(grads[len(leaves) :])))
     proven = [_proven(s, given.layers[i], given.biases[i], truth) for i, s in enumerate(sites)]
     kept = [s for s in proven if s.weight or s.bias]

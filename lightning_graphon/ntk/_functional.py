@@ -94,7 +94,7 @@ class FunctionalModel:
         out = torch.func.functional_call(self.model, {**self.values, **values}, args)
         if not isinstance(out, Tensor):
             raise TypeError(
-                f"the model returns {type(out).__name__}, not a tensor; wrap it in a module whose forward returns logits"
+                f"the model returns {type(out).__name__}, not a tensor; wrap it so that forward returns the logits"
             )
         if out.ndim == 0 or len(out) != len(args[0]):
             raise ValueError(
@@ -174,12 +174,12 @@ def _factors(
     """γ of the NTK parameterisation for Linear and Conv layers: σ_w²/fan_in and σ_b²."""
     first = {id(p): name for name, p in named.items()}
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    factors = {}
+    factors: dict[str, float] = {}
     for module in model.modules():
         if not isinstance(module, kinds):
             continue
-        transposed = bool(getattr(module, "transposed", False))
-        fan_in = module.weight[:, 0].numel() // module.groups if transposed else module.weight[0].numel()
+        groups = int(module.groups) if getattr(module, "transposed", False) else 0  # type: ignore[arg-type]
+        fan_in = module.weight[:, 0].numel() // groups if groups else module.weight[0].numel()
         factors[first.get(id(module.weight), "")] = weight_variance / fan_in
         if module.bias is not None:
             factors[first.get(id(module.bias), "")] = bias_variance

@@ -1,6 +1,7 @@
 """A layer's part of the tangent kernel from the two sides of its gradients, never from a stored Jacobian.
 
-Modes: "mean" sums over outputs to [N, M], "outputs" gives [C, N, M], "full" gives [N, C, M, C]. The caller divides.
+Modes: "mean" sums over outputs to [N, M], "outputs" gives [C, N, M], "full" gives [N, C, M, C]. The caller
+divides.
 """
 
 import torch

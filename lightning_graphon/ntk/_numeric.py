@@ -1,6 +1,7 @@
 """Small numerical helpers shared by the kernels: square roots with finite gradients, quadrature nodes."""
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def legendre_nodes(edges: tuple[float, ...], count: int) -> tuple[np.ndarray, np
         Nodes and weights, float64, each of length `count * (len(edges) - 1)`.
     """
     x, w = np.polynomial.legendre.leggauss(count)
-    panels = list(zip(edges[:-1], edges[1:], strict=True))
+    panels = list(pairwise(edges))
     nodes = [(b - a) / 2 * x + (a + b) / 2 for a, b in panels]
     weights = [(b - a) / 2 * w for a, b in panels]
     return np.concatenate(nodes), np.concatenate(weights)

@@ -1,7 +1,11 @@
 r"""The masked layer's kernel, traced over outputs, without a Jacobian: the row-Gram algorithm.
 
-:math:`\sum_{ij} P_{ij} (\sum_k δ_{ki} δ'_{ki}) h_j h'_j = \sum_i [H_i P_i H_i'^⊤] ⊙ [\sum_k G_{ki} G_{ki}'^⊤]`, where H_i keeps only
-the inputs of unit i: N² (nnz + K n_out) multiplications instead of N² K nnz. Units are sorted by degree and padded in
+.. math::
+    \sum_{ij} P_{ij} (\sum_k δ_{ki} δ'_{ki}) h_j h'_j = \sum_i [H_i P_i H_i'^⊤] ⊙ [\sum_k G_{ki} G_{ki}'^⊤],
+
+where H_i keeps only
+the inputs of unit i: N² (nnz + K n_out) multiplications instead of N² K nnz. Units are sorted by degree and
+padded in
 blocks, so that every step is one batched matrix product on buffers that are allocated once.
 """
 
@@ -124,4 +128,4 @@ def _view(buffers: _Buffers, name: str, shape: tuple[int, ...], like: Tensor | N
         size *= n
     if getattr(buffers, name).numel() < size:
         setattr(buffers, name, getattr(buffers, name).new_empty(size))
-    return getattr(buffers, name)[:size].view(shape)  # type: ignore[no-any-return]
+    return getattr(buffers, name)[:size].view(shape)

@@ -1,11 +1,13 @@
 r"""The Graphon NTK with a drift: kept weights whose mean does not vanish.
 
-SNIP keeps more positive than negative hidden weights; with a mean D(u, v) = E[wM] of order 1/n the sum of n terms is of
+SNIP keeps more positive than negative hidden weights; with a mean D(u, v) = E[wM] of order 1/n the sum of n
+terms is of
 order one, so pre-activations are Gaussians with a mean, and so are the back-propagated signals. Per position:
 
 .. math::
     m^{(l)}(u;x) = n_{l-1}\int D\,μ^{(l-1)}\,dv, \qquad
-    \tildeΣ^{(l)}(u) = n_{l-1}\int (E\,Σ^{(l-1)} - D^2 μ^{(l-1)} μ'^{(l-1)})\,dv, \qquad μ = E[φ(z)],\ Σ = E[φ(z)φ(z')]
+    \tildeΣ^{(l)}(u) = n_{l-1}\int (E\,Σ^{(l-1)} - D^2 μ^{(l-1)} μ'^{(l-1)})\,dv, \qquad μ = E[φ(z)],\ Σ =
+    E[φ(z)φ(z')]
 
 with z no longer centred, and for output o, with :math:`e_o(v) = n_{l+1}\int D(u,v)\,\barδ_o(u)\,du`,
 :math:`\barδ_o = E[φ'(z)]\,e_o`,
@@ -15,7 +17,8 @@ with z no longer centred, and for output o, with :math:`e_o(v) = n_{l+1}\int D(u
                  + \sum_o e_o e'_o \Big), \qquad
     Θ = \sum_l n_l \int Γ^{(l)}(u)\,\big(γ n_{l-1}\int W Σ^{(l-1)} dv + γ_b\big)\,du .
 
-With D = 0 this is the centred kernel. It is research: gradients and forward signals are taken as independent given the
+With D = 0 this is the centred kernel. It is research: gradients and forward signals are taken as independent
+given the
 positions, as everywhere in this theory.
 """
 
@@ -34,7 +37,8 @@ from lightning_graphon.ntk.dual import DualActivation
 class _Signals:
     """Per sample: means and variances of z, means of φ(z) and φ'(z) by layer, and backward means by layer.
 
-    `mean[l]`, `variance[l]` are [P, N]; `active[l]` is E[h] entering layer l, [P, N]; `backward[l]` and `arriving[l]`
+    `mean[l]`, `variance[l]` are [P, N]; `active[l]` is E[h] entering layer l, [P, N]; `backward[l]` and
+    `arriving[l]`
     are the means of δ and of the signal before φ', [O, P, N].
     """
 
@@ -142,7 +146,8 @@ def _slice(signals: _Signals, part: slice) -> _Signals:
 
 
 def _tile(
-    x: Tensor, y: Tensor, sx: _Signals, sy: _Signals, layers: Sequence[Layer], duals: Sequence[DualActivation],
+    x: Tensor, y: Tensor, sx: _Signals, sy: _Signals, layers: Sequence[Layer], duals:
+    Sequence[DualActivation],
     back: Sequence[_Back], counts: Sequence[Tensor], kernel: str,
 ) -> Tensor:  # fmt: skip
     """Kernels [C, a, b] of one pair of sample tiles."""

@@ -2,11 +2,13 @@ r"""Dual activations: what one layer's nonlinearity does to a Gaussian kernel.
 
 For centred jointly Gaussian z, z' with variances q, q' and covariance k an activation φ maps the kernel to
 :math:`E[φ(z)φ(z')]` and its derivative kernel :math:`E[φ'(z)φ'(z')]` (Daniely, Frostig, Singer 2016). Besides the
-covariance the recursion carries squared distances :math:`q + q' - 2k`, because near-duplicates lose half of their
+covariance the recursion carries squared distances :math:`q + q' - 2k`, because near-duplicates lose half of
+their
 digits otherwise. `shifted` are the same expectations for Gaussians that are not centred.
 """
 
 from abc import ABC, abstractmethod
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,8 +17,10 @@ from torch import Tensor
 class DualActivation(ABC):
     """Expectations of one activation over pairs of Gaussians; subclass and register to add your own.
 
-    All tensors broadcast against one another; kernels call with variances of x as [P, N, 1], of x' as [P, 1, M] and
-    covariances as [P, N, M]. Subclasses implement `forward` and `covariance`; `pair` and the non-centred methods
+    All tensors broadcast against one another; kernels call with variances of x as [P, N, 1], of x' as [P, 1,
+    M] and
+    covariances as [P, N, M]. Subclasses implement `forward` and `covariance`; `pair` and the non-centred
+    methods
     have defaults.
     """
 
@@ -32,8 +36,9 @@ class DualActivation(ABC):
 
     def derivative(self, z: Tensor) -> Tensor:
         """The activation's derivative, elementwise, as torch's autograd gives it."""
-        value, pull = torch.func.vjp(self.forward, z)
-        return pull(torch.ones_like(value))[0]  # type: ignore[no-any-return]
+        output: Any = torch.func.vjp(self.forward, z)
+        value, pull = output
+        return cast(Tensor, pull(torch.ones_like(value))[0])
 
     def second_moment(self, q: Tensor) -> Tensor:
         """E[φ(z)²] for z ~ N(0, q)."""

@@ -1,4 +1,4 @@
-"""Closed-form dual activations: erf, GELU, sin, cos, exp, square, and a Gaussian bump (Williams 1997; Tsuchida 2021)."""
+"""Closed-form dual activations: erf, GELU, sin, cos, exp, square, Gaussian (Williams 1997; Tsuchida 2021)."""
 
 import math
 

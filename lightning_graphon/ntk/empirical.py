@@ -1,7 +1,8 @@
 r"""The exact tangent kernel of a finite network, masked or not, without its Jacobian.
 
 :math:`Θ(x, x') = \sum_p P_p ∂_p f(x) ∂_p f(x')` over the trainable parameters p, P the mask (or mask times a diagonal
-preconditioner). For Linear and Conv layers it is computed from activations and back-propagated signals; pruned weights
+preconditioner). For Linear and Conv layers it is computed from activations and back-propagated signals;
+pruned weights
 contribute nothing. For everything else per-sample gradients are taken in chunks.
 """
 
@@ -48,25 +49,34 @@ def empirical_ntk(
 ) -> Tensor:
     """Tangent kernel of a module between all pairs of samples.
 
-    The module is evaluated in eval mode (BatchNorm with its running statistics, Dropout off) at its masked weights. Its
-    parameters, gradients, buffers, training flags and torch's random state are as before afterwards. Parameters with
-    `requires_grad=False` are not trained and do not contribute. The function may be called under `torch.no_grad`.
+    The module is evaluated in eval mode (BatchNorm with its running statistics, Dropout off) at its masked
+    weights. Its
+    parameters, gradients, buffers, training flags and torch's random state are as before afterwards.
+    Parameters with
+    `requires_grad=False` are not trained and do not contribute. The function may be called under
+    `torch.no_grad`.
 
     Args:
-        model: any module whose forward maps `x` to a tensor [N, ...]; further dimensions are flattened to C outputs.
+        model: any module whose forward maps `x` to a tensor [N, ...]; further dimensions are flattened to C
+        outputs.
         x: samples [N, ...], or a tuple of tensors that forward takes as arguments.
         masks: qualified parameter name to a tensor of the weight's shape, non-zero where kept.
-        parameterization: "standard" is the kernel that SGD on the module's own parameters sees. "ntk" multiplies the part
+        parameterization: "standard" is the kernel that SGD on the module's own parameters sees. "ntk"
+        multiplies the part
             of each Linear and Conv weight by `weight_variance` / fan_in and of its bias by `bias_variance`.
-        reduce: "mean" averages the outputs' own kernels (trace over outputs / C), "per_output" keeps them apart, None (or
+        reduce: "mean" averages the outputs' own kernels (trace over outputs / C), "per_output" keeps them
+        apart, None (or
             "none") is the full kernel.
         x2: other samples; the kernel between `x` and `x2` then.
-        preconditioner: parameter name to P of its shape: Σ P ∂f ∂f' (an optimizer's diagonal); ones where not named.
+        preconditioner: parameter name to P of its shape: Σ P ∂f ∂f' (an optimizer's diagonal); ones where
+        not named.
         weight_variance: σ_w² of the "ntk" parameterisation.
         bias_variance: σ_b² of the "ntk" parameterisation.
-        max_memory: bytes for signals and temporary tensors, 1 GiB by default; samples are taken in chunks that fit, and
+        max_memory: bytes for signals and temporary tensors, 1 GiB by default; samples are taken in chunks
+        that fit, and
             running out of memory halves the chunk.
-        group: "world" or a process group of torch.distributed: the work is shared out and the kernel gathered; model, `x`
+        group: "world" or a process group of torch.distributed: the work is shared out and the kernel
+        gathered; model, `x`
             and masks must be the same on all. Or a `Share`.
 
     Returns:
@@ -125,7 +135,8 @@ def ntk_layer_shares(
 ) -> list[LayerShare]:
     """How much of the tangent kernel's trace each trainable parameter gives, in the module's order.
 
-    Costs one backward pass an output; no kernel is formed for Linear and Conv layers. A parameter with share 0 is not
+    Costs one backward pass an output; no kernel is formed for Linear and Conv layers. A parameter with share
+    0 is not
     trained by these samples. The traces sum to C times the trace of `empirical_ntk(..., reduce="mean")`.
 
     Args:
@@ -191,14 +202,12 @@ def _with_retries(
     fm: FunctionalModel, plan: Plan, x: Inputs, x2: Inputs | None, mode: str, budget: int, chunk: int, share: Share
 ) -> Tensor:
     """Run with ever smaller chunks while memory runs out; alone only, since processes must agree on the tiles."""
-    while True:
-        try:
-            return _assemble(fm, plan, x, x2, mode, budget, chunk, share)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            if chunk == 1 or share.size > 1:
-                raise
-            del error
-            chunk, budget = max(1, chunk // 2), max(1, budget // 2)
+    try:
+        return _assemble(fm, plan, x, x2, mode, budget, chunk, share)
+    except (torch.OutOfMemoryError, MemoryError):
+        if chunk == 1 or share.size > 1:
+            raise
+    return _with_retries(fm, plan, x, x2, mode, max(1, budget // 2), chunk // 2, share)
 
 
 @dataclass(frozen=True)

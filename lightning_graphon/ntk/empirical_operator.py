@@ -1,6 +1,7 @@
 """The finite-width kernel as an operator: products by a VJP and a JVP, for kernels too large to write out."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ class EmpiricalNTK(KernelOperator):
         model: any module whose forward maps `x` to a tensor [N, ...].
         x: samples [N, ...], or a tuple of tensors.
         masks: qualified parameter name to a tensor of its shape, non-zero where kept.
-        reduce: None for the kernel over all N·C outputs, sample-major; "mean" for the N by N mean over outputs.
+        reduce: None for the kernel over all N·C outputs, sample-major; "mean" for the N by N mean over
+        outputs.
         preconditioner: parameter name to P of its shape.
         batch: samples a pass; all by default.
 
@@ -81,8 +83,8 @@ class EmpiricalNTK(KernelOperator):
         """J P Jᵀ applied to [N, C]."""
         tangent = {n: torch.zeros_like(v) for n, v in self._values.items()}
         for part in self._parts():
-            _, pull = torch.func.vjp(lambda v, p=part: self._fm(v, select(self._x, p)), self._values)
-            for name, g in pull(field[part])[0].items():
+            pair: Any = torch.func.vjp(lambda v, p=part: self._fm(v, select(self._x, p)), self._values)
+            for name, g in pair[1](field[part])[0].items():
                 tangent[name] += g
         for name in tangent:
             weight = self._fm.weight(name)

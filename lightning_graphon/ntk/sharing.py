@@ -53,7 +53,7 @@ class Share:
     def collect(self, partial: Tensor) -> Tensor:
         """Sum the processes' tensors; each entry is non-zero on one process, so the sum is exact."""
         if self.size > 1:
-            dist.all_reduce(partial, op=dist.ReduceOp.SUM, group=self.group)  # type: ignore[arg-type]
+            dist.all_reduce(partial, op=dist.ReduceOp.SUM, group=self.group)  # type: ignore[call-overload]
         return partial
 
 

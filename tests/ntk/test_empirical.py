@@ -284,7 +284,7 @@ def test_row_gram(density, symmetric):
 
 def test_messages():
     model, x = build("mlp")
-    with pytest.raises(KeyError, match="Did you mean '0.weight'"):
+    with pytest.raises(KeyError, match=r"Did you mean '0\.weight'"):
         empirical_ntk(model, x, masks={"0.wieght": torch.ones(8, 5)})
     with pytest.raises(ValueError, match="has shape"):
         empirical_ntk(model, x, masks={"0.weight": torch.ones(5, 8)})

@@ -1,5 +1,7 @@
 """Kernels of modules: what is read, what is refused, and how near the theory comes to the network."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ WIDTHS = [64, 256, 256, 256, 10]
 def network(seed, act=nn.ReLU, bias=False, widths=WIDTHS):
     g = torch.Generator().manual_seed(seed)
     layers = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layer = nn.Linear(a, b, bias=bias, dtype=torch.float64)
         layer.weight.data = torch.randn(b, a, generator=g, dtype=torch.float64) * (2 / a) ** 0.5
         if bias:
@@ -37,7 +39,7 @@ def masks_of(model, method, seed=0):
     if method == "magnitude":
         return keep_largest({n: w.abs() for n, w in weights.items()})
     if method == "random":
-        g = torch.Generator().manual_seed(seed)
+        g = torch.Generator().manual_seed(1000 + seed)  # not the weights' seed
         return keep_largest({n: torch.rand(w.shape, generator=g, dtype=torch.float64) for n, w in weights.items()})
     x, y = digits(), torch.arange(64) % 10
     grads = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
@@ -115,7 +117,7 @@ def test_frozen_parameters_and_dtypes():
     for p in list(model.parameters())[:4]:
         p.requires_grad_(False)
     last = graphon_ntk_from_model(model, x)
-    assert distance(last, empirical_ntk(model, x)) < 0.1  # only the readout's random features: small fluctuation
+    assert distance(last, empirical_ntk(model, x)) < 0.25  # one network of width 512 moves by 0.2
     single = graphon_ntk_from_model(model.float(), x.float())
     assert single.dtype == torch.float64
     assert relative(single, last) < 1e-5
@@ -183,22 +185,18 @@ REFUSED = {
     "before the first Linear": lambda: nn.Sequential(nn.ReLU(), nn.Linear(64, 3)),
     "'add'": Skip,
     "used twice": Twice,
-    "Conv1d": lambda: nn.Sequential(nn.Unflatten(1, (1, 64)), nn.Conv1d(1, 1, 3), nn.Flatten(), nn.Linear(62, 3)),
+    "Unflatten": lambda: nn.Sequential(nn.Unflatten(1, (1, 64)), nn.Conv1d(1, 1, 3), nn.Flatten(), nn.Linear(62, 3)),
 }
 
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_refuses_by_name(words):
-    if words == "Conv1d":
-        words_expected = "Unflatten"
-    else:
-        words_expected = words
-    with pytest.raises(ValueError, match=f"{words_expected}.*empirical_ntk"):
+    with pytest.raises(ValueError, match=f"{words}.*empirical_ntk"):
         graphon_ntk_from_model(REFUSED[words]().double(), digits(4))
 
 
 def test_refuses_other_masks():
-    with pytest.raises(KeyError, match="Did you mean '0.weight'"):
+    with pytest.raises(KeyError, match=r"Did you mean '0\.weight'"):
         graphon_ntk_from_model(network(0), digits(3), {"0.weigth": torch.ones(256, 64)})
 
 

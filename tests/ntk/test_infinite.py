@@ -1,4 +1,4 @@
-"""The Graphon NTK: neural-tangents, the design's own recursion by loops, the two constant-graphon laws, sampled networks."""
+"""The Graphon NTK: neural-tangents, the design's own recursion by loops, two laws, sampled networks."""
 
 import numpy as np
 import pytest

@@ -8,8 +8,8 @@ from ntk_oracles import jacobian_kernel
 from torch import nn
 
 from lightning_graphon.ntk import (
-    EmpiricalNTK,
     DenseOperator,
+    EmpiricalNTK,
     empirical_ntk,
     kernel_target_alignment,
     spectral_summary,
