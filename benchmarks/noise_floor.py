@@ -1,10 +1,9 @@
 """How well the Graphon NTK describes networks that are really trained, in units of their own fluctuation.
 
 64-n-n-n-10 ReLU, He initialisation, no bias, scikit-learn digits / 16, 48 samples, sparsity 80 %, weights
-kept as they
-were when pruned. `seed to seed` is the relative Frobenius distance between the kernels of two seeds (root
-mean square over
-pairs); a perfect theory of the mean would be at 0.71 of it. Every column is error (error / seed to seed).
+kept as they were when pruned. `seed to seed` is the relative Frobenius distance between the kernels of two
+seeds (root mean square over pairs); a perfect theory of the mean would be at 0.71 of it. Every column is
+error (error / seed to seed).
 
     python benchmarks/noise_floor.py --widths 128 256 512 --seeds 8
 """

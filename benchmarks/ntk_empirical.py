@@ -1,9 +1,9 @@
-"""Finite-width kernel of a masked MLP, 784-1024x4-10 at 90 % sparsity, float32: row-Gram against the torch.func tutorial.
+"""Finite-width kernel of a masked MLP, 784-1024x4-10, 90 % sparse, float32: row-Gram and the torch.func tutorial.
 
-The tutorial's method is `vmap(jacrev)` and an einsum per parameter. It takes minutes and many gigabytes at N = 128, so it
-runs at `--tutorial-samples` in a process of its own; its arithmetic grows at least linearly in N, and the printed ratio at
-N = 128 scales it linearly (a lower bound). `--full` runs it at 128. Peak memory is the growth of the resident set, each
-measurement in a process of its own.
+The tutorial's method is `vmap(jacrev)` and an einsum per parameter. It takes minutes and many gigabytes at N
+= 128, so it runs at `--tutorial-samples` in a process of its own; its arithmetic grows at least linearly in
+N, and the printed ratio at N = 128 scales it linearly (a lower bound). `--full` runs it at 128. Peak memory
+is the growth of the resident set, each measurement in a process of its own.
 
     python benchmarks/ntk_empirical.py
 """

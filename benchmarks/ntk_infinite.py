@@ -1,7 +1,7 @@
 """Infinite-width kernel, N = 1024, 4 hidden layers, float64: ours against neural-tangents in an environment of its own.
 
-    python benchmarks/ntk_infinite.py            # makes a temporary environment with jax and neural-tangents
-    python benchmarks/ntk_infinite.py --alone    # ours only
+python benchmarks/ntk_infinite.py            # makes a temporary environment with jax and neural-tangents
+python benchmarks/ntk_infinite.py --alone    # ours only
 """
 
 import argparse

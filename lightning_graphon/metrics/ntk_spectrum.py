@@ -23,12 +23,10 @@ class NTKSpectrum(Metric):
     - `kernel` (Tensor or `KernelOperator`): symmetric kernel [N, N] or [N, C, N, C], floating point.
 
     As output `compute` returns a dictionary of float64 scalars: `decay_rate`, `effective_rank`,
-    `spectral_gap`,
-    `energy_top5`, `lambda_max`, `lambda_min`, `trace`, `condition_number`. See `spectral_summary` for their
-    definitions; a
-    ratio over a zero eigenvalue is inf, and `lambda_min` is left out of the mean where an operator does not
-    give it.
-    Over processes sums and counts are added. `last` keeps this process's most recent `SpectralSummary`.
+    `spectral_gap`, `energy_top5`, `lambda_max`, `lambda_min`, `trace`, `condition_number`. See
+    `spectral_summary` for their definitions; a ratio over a zero eigenvalue is inf, and `lambda_min` is left
+    out of the mean where an operator does not give it. Over processes sums and counts are added. `last` keeps
+    this process's most recent `SpectralSummary`.
 
     Args:
         prefix: put before every key, e.g. "ntk/".

@@ -41,8 +41,7 @@ def _layer(
     if propagate == "density":
         moved = variance * density
     else:
-        moved = _known(fan_in, index, f"propagate={propagate!r}") * _like(_field(g, "energy", index), x) *
-        cols
+        moved = _known(fan_in, index, f"propagate={propagate!r}") * _like(_field(g, "energy", index), x) * cols
     standard = parameterization == "standard"
     gamma = float(_known(fan_in, index, "parameterization='standard'")) if standard else variance
     literal = parameter_term == "all"

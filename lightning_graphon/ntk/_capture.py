@@ -1,10 +1,8 @@
 """Inputs and back-propagated signals of every Linear and Conv layer, without touching the module.
 
 Whether the gradient of a weight really is the sum over the captured calls is not assumed but checked: tied
-weights, weights
-used by functional calls, layers inside reparametrisations or checkpoints, and batches that are laid out in
-another order
-all fail the check and their parameters take the generic path.
+weights, weights used by functional calls, layers inside reparametrisations or checkpoints, and batches that
+are laid out in another order all fail the check and their parameters take the generic path.
 """
 
 from collections.abc import Callable

@@ -11,8 +11,8 @@ from torch import Tensor
 def safe_sqrt(t: Tensor) -> Tensor:
     """Square root with gradient 0 where `t <= 0`, where the plain one has NaN or an infinite gradient.
 
-    Arguments of the kernels' square roots are non-negative in exact arithmetic, so the only negative
-    values are rounding; they give 0.
+    Arguments of the kernels' square roots are non-negative in exact arithmetic, so the only negative values
+    are rounding; they give 0.
 
     Args:
         t: any shape, floating point.

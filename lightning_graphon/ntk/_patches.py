@@ -1,8 +1,7 @@
 """Linear and convolution layers in one form: per sample the weight's gradient is Σ_t units_t ⊗ inputs_t.
 
 For a linear layer t runs over extra dimensions (tokens), for a convolution over the output's positions and
-`inputs` are
-patches; a transposed convolution is a convolution with the two sides exchanged.
+`inputs` are patches; a transposed convolution is a convolution with the two sides exchanged.
 """
 
 from dataclasses import dataclass

@@ -3,10 +3,9 @@ r"""The masked layer's kernel, traced over outputs, without a Jacobian: the row-
 .. math::
     \sum_{ij} P_{ij} (\sum_k δ_{ki} δ'_{ki}) h_j h'_j = \sum_i [H_i P_i H_i'^⊤] ⊙ [\sum_k G_{ki} G_{ki}'^⊤],
 
-where H_i keeps only
-the inputs of unit i: N² (nnz + K n_out) multiplications instead of N² K nnz. Units are sorted by degree and
-padded in
-blocks, so that every step is one batched matrix product on buffers that are allocated once.
+where H_i keeps only the inputs of unit i: N² (nnz + K n_out) multiplications instead of N² K nnz. Units are
+sorted by degree and padded in blocks, so that every step is one batched matrix product on buffers that are
+allocated once.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,8 @@
 r"""Bivariate normal probabilities, elementwise on tensors: the raw material of kernels with a drift.
 
-Owen's function :math:`T(h, k) = \frac{1}{2\pi}\int_0^k \frac{e^{-h^2(1+x^2)/2}}{1+x^2}dx` (Owen 1956,
-*Tables for
-Computing Bivariate Normal Probabilities*, Ann. Math. Statist. 27) is reduced to :math:`|k| \le 1`, where 24
-Gauss-Legendre nodes give about 1e-15 absolute. Everything here is float64-accurate and vectorised.
+Owen's function :math:`T(h, k) = \frac{1}{2\pi}\int_0^k \frac{e^{-h^2(1+x^2)/2}}{1+x^2}dx` (Owen 1956, *Tables
+for Computing Bivariate Normal Probabilities*, Ann. Math. Statist. 27) is reduced to :math:`|k| \le 1`, where
+24 Gauss-Legendre nodes give about 1e-15 absolute. Everything here is float64-accurate and vectorised.
 """
 
 import math

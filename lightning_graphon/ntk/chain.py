@@ -52,9 +52,8 @@ def read_chain(model: nn.Module, x: Tensor) -> list[Affine]:
     """Linear layers in order, with the activations between them.
 
     Flatten, reshapes that keep the samples, Identity and Dropout in eval are passed over; two Linear layers
-    in a row have
-    the identity between them. The chain that was read is run on the first samples and must give the model's
-    outputs.
+    in a row have the identity between them. The chain that was read is run on the first samples and must give
+    the model's outputs.
 
     Args:
         model: any module.

@@ -1,8 +1,8 @@
 r"""The Graphon NTK with a drift: kept weights whose mean does not vanish.
 
 SNIP keeps more positive than negative hidden weights; with a mean D(u, v) = E[wM] of order 1/n the sum of n
-terms is of
-order one, so pre-activations are Gaussians with a mean, and so are the back-propagated signals. Per position:
+terms is of order one, so pre-activations are Gaussians with a mean, and so are the back-propagated signals.
+Per position:
 
 .. math::
     m^{(l)}(u;x) = n_{l-1}\int D\,μ^{(l-1)}\,dv, \qquad
@@ -18,8 +18,7 @@ with z no longer centred, and for output o, with :math:`e_o(v) = n_{l+1}\int D(u
     Θ = \sum_l n_l \int Γ^{(l)}(u)\,\big(γ n_{l-1}\int W Σ^{(l-1)} dv + γ_b\big)\,du .
 
 With D = 0 this is the centred kernel. It is research: gradients and forward signals are taken as independent
-given the
-positions, as everywhere in this theory.
+given the positions, as everywhere in this theory.
 """
 
 from collections.abc import Sequence
@@ -38,8 +37,7 @@ class _Signals:
     """Per sample: means and variances of z, means of φ(z) and φ'(z) by layer, and backward means by layer.
 
     `mean[l]`, `variance[l]` are [P, N]; `active[l]` is E[h] entering layer l, [P, N]; `backward[l]` and
-    `arriving[l]`
-    are the means of δ and of the signal before φ', [O, P, N].
+    `arriving[l]` are the means of δ and of the signal before φ', [O, P, N].
     """
 
     mean: list[Tensor]

@@ -1,10 +1,9 @@
 r"""Dual activations: what one layer's nonlinearity does to a Gaussian kernel.
 
 For centred jointly Gaussian z, z' with variances q, q' and covariance k an activation φ maps the kernel to
-:math:`E[φ(z)φ(z')]` and its derivative kernel :math:`E[φ'(z)φ'(z')]` (Daniely, Frostig, Singer 2016). Besides the
-covariance the recursion carries squared distances :math:`q + q' - 2k`, because near-duplicates lose half of
-their
-digits otherwise. `shifted` are the same expectations for Gaussians that are not centred.
+:math:`E[φ(z)φ(z')]` and its derivative kernel :math:`E[φ'(z)φ'(z')]` (Daniely, Frostig, Singer 2016). Besides
+the covariance the recursion carries squared distances :math:`q + q' - 2k`, because near-duplicates lose half
+of their digits otherwise. `shifted` are the same expectations for Gaussians that are not centred.
 """
 
 from abc import ABC, abstractmethod
@@ -18,10 +17,8 @@ class DualActivation(ABC):
     """Expectations of one activation over pairs of Gaussians; subclass and register to add your own.
 
     All tensors broadcast against one another; kernels call with variances of x as [P, N, 1], of x' as [P, 1,
-    M] and
-    covariances as [P, N, M]. Subclasses implement `forward` and `covariance`; `pair` and the non-centred
-    methods
-    have defaults.
+    M] and covariances as [P, N, M]. Subclasses implement `forward` and `covariance`; `pair` and the
+    non-centred methods have defaults.
     """
 
     name: str = "activation"

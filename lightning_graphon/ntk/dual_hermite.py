@@ -1,13 +1,11 @@
 r"""Dual of any activation by Hermite series around the mean.
 
 With :math:`z = m + s t`, t standard normal, and normalised Hermite polynomials h_k, Mehler's formula gives
-:math:`E[φ(z)φ(z')] = \sum_k ρ^k a_k(m, s) a_k(m', s')`, :math:`a_k(m, s) = E[φ(m + s t) h_k(t)]`: the cost of a pair
-of samples is one multiplication a term, and Gaussians with means cost the same as centred ones. Coefficients
-come
-from a composite Gauss-Legendre rule on |t| <= 13 with a panel edge at t = 0. The diagonal ρ = 1 is exact
-(its second
-moment is integrated directly), and the mass beyond the last term is measured, not guessed, and given to the
-next power.
+:math:`E[φ(z)φ(z')] = \sum_k ρ^k a_k(m, s) a_k(m', s')`, :math:`a_k(m, s) = E[φ(m + s t) h_k(t)]`: the cost of
+a pair of samples is one multiplication a term, and Gaussians with means cost the same as centred ones.
+Coefficients come from a composite Gauss-Legendre rule on |t| <= 13 with a panel edge at t = 0. The diagonal ρ
+= 1 is exact (its second moment is integrated directly), and the mass beyond the last term is measured, not
+guessed, and given to the next power.
 """
 
 from collections.abc import Callable
@@ -27,10 +25,9 @@ class HermiteDual(DualActivation):
     """Any elementwise activation, by a Hermite series of `degree` terms.
 
     Accuracy against 2-D quadrature, entries of order one, variances up to 4: about 1e-12 for tanh, sigmoid,
-    softplus,
-    SiLU; for activations with a kink at 0 (ELU) about 1e-7 in E[φφ'] and 1e-3 in E[φ̇φ̇'] where the
-    correlation exceeds
-    0.99, and better than 1e-7 below 0.8. `truncation` reports the mass beyond the series for given variances.
+    softplus, SiLU; for activations with a kink at 0 (ELU) about 1e-7 in E[φφ'] and 1e-3 in E[φ̇φ̇'] where the
+    correlation exceeds 0.99, and better than 1e-7 below 0.8. `truncation` reports the mass beyond the series
+    for given variances.
 
     Args:
         function: elementwise torch function.

@@ -1,11 +1,9 @@
 r"""Piecewise linear activations, exactly: ReLU, LeakyReLU, abs, identity, Hardtanh, ReLU6, ...
 
 The centred kernels of the ReLU family are the arc-cosine kernels of order 1 and 0 (Cho & Saul 2009), written
-with
-:math:`θ = 2\,\mathrm{atan2}(\sin θ/2, \cos θ/2)` from squared distances: finite with finite gradients for equal,
-opposite and zero rows, and without cancellation for near-duplicates. Any knots and any means go through
-bivariate
-normal probabilities.
+with :math:`θ = 2\,\mathrm{atan2}(\sin θ/2, \cos θ/2)` from squared distances: finite with finite gradients
+for equal, opposite and zero rows, and without cancellation for near-duplicates. Any knots and any means go
+through bivariate normal probabilities.
 """
 
 import math

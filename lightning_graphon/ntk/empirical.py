@@ -1,9 +1,8 @@
 r"""The exact tangent kernel of a finite network, masked or not, without its Jacobian.
 
-:math:`Θ(x, x') = \sum_p P_p ∂_p f(x) ∂_p f(x')` over the trainable parameters p, P the mask (or mask times a diagonal
-preconditioner). For Linear and Conv layers it is computed from activations and back-propagated signals;
-pruned weights
-contribute nothing. For everything else per-sample gradients are taken in chunks.
+:math:`Θ(x, x') = \sum_p P_p ∂_p f(x) ∂_p f(x')` over the trainable parameters p, P the mask (or mask times a
+diagonal preconditioner). For Linear and Conv layers it is computed from activations and back-propagated
+signals; pruned weights contribute nothing. For everything else per-sample gradients are taken in chunks.
 """
 
 from collections.abc import Mapping
@@ -50,34 +49,29 @@ def empirical_ntk(
     """Tangent kernel of a module between all pairs of samples.
 
     The module is evaluated in eval mode (BatchNorm with its running statistics, Dropout off) at its masked
-    weights. Its
-    parameters, gradients, buffers, training flags and torch's random state are as before afterwards.
-    Parameters with
-    `requires_grad=False` are not trained and do not contribute. The function may be called under
-    `torch.no_grad`.
+    weights. Its parameters, gradients, buffers, training flags and torch's random state are as before
+    afterwards. Parameters with `requires_grad=False` are not trained and do not contribute. The function may
+    be called under `torch.no_grad`.
 
     Args:
         model: any module whose forward maps `x` to a tensor [N, ...]; further dimensions are flattened to C
-        outputs.
+            outputs.
         x: samples [N, ...], or a tuple of tensors that forward takes as arguments.
         masks: qualified parameter name to a tensor of the weight's shape, non-zero where kept.
         parameterization: "standard" is the kernel that SGD on the module's own parameters sees. "ntk"
-        multiplies the part
-            of each Linear and Conv weight by `weight_variance` / fan_in and of its bias by `bias_variance`.
+            multiplies the part of each Linear and Conv weight by `weight_variance` / fan_in and of its bias
+            by `bias_variance`.
         reduce: "mean" averages the outputs' own kernels (trace over outputs / C), "per_output" keeps them
-        apart, None (or
-            "none") is the full kernel.
+            apart, None (or "none") is the full kernel.
         x2: other samples; the kernel between `x` and `x2` then.
-        preconditioner: parameter name to P of its shape: Σ P ∂f ∂f' (an optimizer's diagonal); ones where
-        not named.
+        preconditioner: parameter name to P of its shape: Σ P ∂f ∂f' (an optimizer's diagonal); ones where not
+            named.
         weight_variance: σ_w² of the "ntk" parameterisation.
         bias_variance: σ_b² of the "ntk" parameterisation.
         max_memory: bytes for signals and temporary tensors, 1 GiB by default; samples are taken in chunks
-        that fit, and
-            running out of memory halves the chunk.
+            that fit, and running out of memory halves the chunk.
         group: "world" or a process group of torch.distributed: the work is shared out and the kernel
-        gathered; model, `x`
-            and masks must be the same on all. Or a `Share`.
+            gathered; model, `x` and masks must be the same on all. Or a `Share`.
 
     Returns:
         [N, M] for "mean", [C, N, M] for "per_output", [N, C, M, C] for None; the outputs' dtype and device.
@@ -136,8 +130,8 @@ def ntk_layer_shares(
     """How much of the tangent kernel's trace each trainable parameter gives, in the module's order.
 
     Costs one backward pass an output; no kernel is formed for Linear and Conv layers. A parameter with share
-    0 is not
-    trained by these samples. The traces sum to C times the trace of `empirical_ntk(..., reduce="mean")`.
+    0 is not trained by these samples. The traces sum to C times the trace of `empirical_ntk(...,
+    reduce="mean")`.
 
     Args:
         model: as in `empirical_ntk`.

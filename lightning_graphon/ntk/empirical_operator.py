@@ -23,7 +23,7 @@ class EmpiricalNTK(KernelOperator):
         x: samples [N, ...], or a tuple of tensors.
         masks: qualified parameter name to a tensor of its shape, non-zero where kept.
         reduce: None for the kernel over all N·C outputs, sample-major; "mean" for the N by N mean over
-        outputs.
+            outputs.
         preconditioner: parameter name to P of its shape.
         batch: samples a pass; all by default.
 

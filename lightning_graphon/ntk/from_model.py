@@ -35,28 +35,26 @@ def graphon_ntk_from_model(
     """Infinite-width kernel of the masked network that the module is one draw of.
 
     Every hidden layer gets `bins` positions that both of its masks share; inputs and outputs keep their
-    identity. Biases
-    enter with the mean of their squares and are trained; parameters with `requires_grad=False` only
-    propagate.
+    identity. Biases enter with the mean of their squares and are trained; parameters with
+    `requires_grad=False` only propagate.
 
     Args:
         model: a chain of Linear layers and elementwise activations (Flatten, Identity and Dropout are passed
-        over).
+            over).
         x: samples [N, ...], flattened to the first layer's inputs; computed in float64.
         masks: qualified weight name to tensor of its shape, non-zero where kept; weights without one are
-        dense.
+            dense.
         bins: positions of each hidden layer, at most. Default: 64; 8 for the drift, whose cells need many
-        weights each to
-            tell a mean from noise.
-        propagate: "energy" reads E[w²M] from the weights, the default: it describes the network that is trained. "density"
-            is the paper: weights independent of the mask. "drift" also reads E[wM] (see `graphon_ntk`).
+            weights each to tell a mean from noise.
+        propagate: "energy" reads E[w²M] from the weights, the default: it describes the network that is
+            trained. "density" is the paper: weights independent of the mask. "drift" also reads E[wM] (see
+            `graphon_ntk`).
         parameterization: "standard" is comparable with `empirical_ntk`; "ntk" see there.
         reduce: "mean" over the outputs, or None for each output's own kernel.
-        positions: how neurons get their bins: "degree", "energy" or "spectral" (see `layer_graphons`). Default: "spectral"
-            for the drift, else "degree".
+        positions: how neurons get their bins: "degree", "energy" or "spectral" (see `layer_graphons`).
+            Default: "spectral" for the drift, else "degree".
         weight_variance: σ_w² (variance of a weight times its fan-in) for "density" and "ntk"; by default
-        fan-in times the
-            mean square of each layer's kept weights.
+            fan-in times the mean square of each layer's kept weights.
         parameter_term: "kept", or "all" for [P1]'s literal formula.
         x2: other samples [M, ...].
         kernel: "ntk" or "nngp".
@@ -67,8 +65,8 @@ def graphon_ntk_from_model(
         float64 [N, N], [N, M] with `x2`, with a leading C for `reduce=None`; on the device of `x`.
 
     Raises:
-        ValueError: the module is not such a chain, the message names the layer and points to
-        `empirical_ntk`; or options.
+        ValueError: the module is not such a chain, the message names the layer and points to `empirical_ntk`;
+            or options.
         KeyError: a mask names no Linear weight of the chain.
 
     >>> model = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 2))
@@ -92,8 +90,7 @@ def graphon_ntk_from_model(
         widths=[*(a.module.in_features for a in chain), chain[-1].module.out_features],
         weight_variance=variances, bias_variance=0.0, parameter_term=parameter_term, train_bias=False,
     )  # fmt: skip
-    layers = [_with_parameters(la, a, parameterization, propagate) for la, a in zip(layers, chain,
-    strict=True)]
+    layers = [_with_parameters(la, a, parameterization, propagate) for la, a in zip(layers, chain, strict=True)]
     duals: Sequence[DualActivation] = [a.dual for a in chain if a.dual is not None]
     return layers_kernel(
         flat, layers, duals, reduce=reduce, x2=other, kernel=kernel, max_memory=max_memory, group=group
@@ -106,8 +103,7 @@ def _all_masks(chain: list[Affine], masks: Mapping[str, Tensor] | None) -> dict[
     full = {}
     for layer in chain:
         mask = given.pop(layer.weight_name, None)
-        full[layer.weight_name] = torch.ones_like(layer.module.weight, dtype=torch.bool) if mask is None else
-        mask != 0
+        full[layer.weight_name] = torch.ones_like(layer.module.weight, dtype=torch.bool) if mask is None else mask != 0
     if given:
         name = next(iter(given))
         raise KeyError(f"mask {name!r} names no Linear weight of the chain. {nearest(name, full)}")

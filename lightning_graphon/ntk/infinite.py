@@ -1,8 +1,8 @@
 r"""The Graphon NTK: the tangent kernel of an infinitely wide network whose masks follow step graphons.
 
-Pham et al., *The Graphon Limit Hypothesis* (NeurIPS 2025, arXiv:2510.17515), section 5, with every factor
-and three
-ways to propagate. With n_l units in layer l, densities W, energies E = E[w²M], positions u (outputs), v (inputs):
+Pham et al., *The Graphon Limit Hypothesis* (NeurIPS 2025, arXiv:2510.17515), section 5, with every factor and
+three ways to propagate. With n_l units in layer l, densities W, energies E = E[w²M], positions u (outputs), v
+(inputs):
 
 .. math::
     \tildeΣ^{(l)}(u) = n_{l-1}\int E^{(l)}(u,v) Σ^{(l-1)}(v)\,dv + σ_b^2, \qquad
@@ -49,38 +49,33 @@ def graphon_ntk(
 
     Args:
         x: samples [N, d], floating point; the kernel has its dtype and device. Use float64: float32
-        eigenvalues below
-            1e-6 of the largest are noise.
+            eigenvalues below 1e-6 of the largest are noise.
         graphons: L+1 of them for L hidden layers, input side first. Rows are a layer's outputs, columns its
-        inputs: the
-            first one's columns are the d inputs (or one column for all), the last one's rows the C outputs
-            (or one row
-            for all); in between, the rows of one and the columns of the next are the same positions.
+        inputs: the first one's columns are the d inputs (or one column for all), the last one's rows the C
+            outputs (or one row for all); in between, the rows of one and the columns of the next are the same
+            positions.
         activation: name, torch function, module or `DualActivation`; or one a hidden layer.
         weight_variance: σ_w², one number or one a layer; unused where `propagate` reads energies and the
             parameterisation is "standard".
         bias_variance: σ_b², one number or one a layer.
         propagate: "density" is the paper: weights independent of the mask, E = σ_w² W / n_{l-1}. "energy"
-        uses the
-            graphons' `energy`. "drift" uses `energy` and `drift`: the kept weights have a mean, so
-            pre-activations
-            and back-propagated signals are not centred (needs the real outputs as rows of the last graphon).
+            uses the graphons' `energy`. "drift" uses `energy` and `drift`: the kept weights have a mean, so
+            pre-activations and back-propagated signals are not centred (needs the real outputs as rows of the
+            last graphon).
         parameterization: "ntk" (w = σ_w ω/√n, γ = σ_w²/n) or "standard" (torch's own, γ = 1, the kernel of
-        SGD).
+            SGD).
         widths: n_0, ..., n_L, the fan-in of every layer (a last n_{L+1} is allowed); n_0 defaults to d.
-        Needed
-            wherever they do not cancel: "standard", "energy" and "drift".
+            Needed wherever they do not cancel: "standard", "energy" and "drift".
         reduce: "mean" over the outputs, or None for each output's own.
         x2: other samples [M, d]; the kernel between `x` and `x2` then.
         kernel: "ntk", or "nngp" for the covariance of the outputs.
         parameter_term: "kept": only kept weights move (what a network with masks does). "all" is [P1]'s
-        literal formula,
-            where W is missing in front of Σ: for the constant graphon c it gives c^L Θ_dense.
+            literal formula, where W is missing in front of Σ: for the constant graphon c it gives c^L
+            Θ_dense.
         train_bias: do biases move? Default: when `bias_variance` is positive.
         max_memory: bytes for temporary tensors. Default: what fits the cache.
         group: `Share` or process group of torch.distributed: the tiles are shared out and the result
-        gathered; the same
-            `x` and `graphons` on all.
+            gathered; the same `x` and `graphons` on all.
 
     Returns:
         [N, N], [N, M] with `x2`; with `reduce=None` a leading dimension C. Differentiable in `x` (in one

@@ -1,8 +1,8 @@
 r"""Spectral summary of a kernel: the four metrics of Pham et al. (arXiv:2510.17515), section 6 and Appendix D.
 
 With eigenvalues λ₁ >= λ₂ >= ...: decay rate α of the fit λ_k ∝ k^(-α) on log axes, effective rank Σλ/λ₁,
-spectral gap
-λ₁/λ₂, energy concentration Σ_{i<=5} λ_i / Σλ. Everything else a reader of a spectrum asks for comes along.
+spectral gap λ₁/λ₂, energy concentration Σ_{i<=5} λ_i / Σλ. Everything else a reader of a spectrum asks for
+comes along.
 """
 
 import warnings
@@ -24,7 +24,7 @@ class SpectralSummary:
     Attributes:
         eigenvalues: float64, descending; all N, or the largest `k` where the kernel was a large operator.
         decay_rate: α of λ_k ∝ k^(-α), least squares on log axes over the eigenvalues above rounding; 0 with
-        fewer than two.
+            fewer than two.
         decay_offset: intercept of that fit, log λ at k = 1.
         effective_rank: trace / λ_max; 0 for the zero kernel.
         spectral_gap: λ₁/λ₂; inf where λ₂ <= 0 < λ₁, 1 where there is no second eigenvalue or all are zero.
@@ -58,10 +58,9 @@ def spectral_summary(kernel: Tensor | KernelOperator, labels: Tensor | None = No
 
     Args:
         kernel: [N, N], or [N, C, N, C] (read as N·C by N·C), floating point; or a `KernelOperator`.
-        Decomposed in float64.
+            Decomposed in float64.
         labels: class numbers [N] or targets [N, C], for the alignment ⟨K, YYᵀ⟩/(‖K‖ ‖YYᵀ‖) (Cristianini et
-        al. 2001);
-            class numbers become one-hot rows. Needs a kernel over the N samples.
+            al. 2001); class numbers become one-hot rows. Needs a kernel over the N samples.
         k: number of eigenvalues from an operator larger than 2048.
 
     Returns:
