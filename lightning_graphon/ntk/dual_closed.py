@@ -35,7 +35,7 @@ class GELU(DualActivation):
 
     >>> one = torch.ones(1, dtype=torch.float64)
     >>> round(GELU().covariance(one, one, one)[0].item(), 6)
-    0.425217
+    0.425221
     """
 
     name = "gelu"

@@ -41,7 +41,7 @@ class HermiteDual(DualActivation):
     >>> silu = HermiteDual(torch.nn.functional.silu, name="silu")
     >>> q = torch.ones(1, dtype=torch.float64)
     >>> round(silu.covariance(q, q, 0 * q)[0].item(), 6)
-    0.042737
+    0.042692
     """
 
     def __init__(

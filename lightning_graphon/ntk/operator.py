@@ -99,8 +99,8 @@ def top_eigenpairs(
         ValueError: k < 1.
 
     >>> values, vectors = top_eigenpairs(torch.diag(torch.arange(50.0, dtype=torch.float64)), 2)
-    >>> values
-    tensor([49., 48.], dtype=torch.float64)
+    >>> [round(v, 6) for v in values.tolist()]
+    [49.0, 48.0]
     """
     if k < 1:
         raise ValueError(f"k is the number of eigenpairs and must be at least 1, got {k}")
