@@ -1,5 +1,7 @@
 """The Graphon NTK: neural-tangents, the design's own recursion by loops, two laws, sampled networks."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -235,3 +237,22 @@ def test_no_randomness():
     graphon_ntk(digits(4), [ONE] * 3, activation="silu")
     assert torch.equal(before, torch.get_rng_state())
     assert (np_before == np.random.get_state()[1]).all()
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh])
+def test_drift_with_one_unit_a_position_is_the_network_itself(act):
+    """Every cell holds one weight, nothing is random: the theory's forward and backward means are the signals."""
+    sizes = [6, 5, 4, 3]
+    linears = [nn.Linear(a, b, bias=False, dtype=torch.float64) for a, b in pairwise(sizes)]
+    model = nn.Sequential(linears[0], act(), linears[1], act(), linears[2])
+    masks = {f"{2 * i}.weight": torch.rand(m.weight.shape) < 0.7 for i, m in enumerate(linears)}
+    chain = []
+    for (_, mask), m in zip(masks.items(), linears, strict=True):
+        kept = m.weight.detach() * mask
+        chain.append(StepGraphon(mask.double(), energy=kept.square(), drift=kept))
+    x = torch.randn(7, 6, dtype=torch.float64)
+    options = {"activation": act(), "propagate": "drift", "parameterization": "standard", "widths": sizes}
+    truth = empirical_ntk(model, x, masks=masks, reduce="per_output")
+    # 1e-6: the variances are zero up to rounding, and their square roots enter.
+    assert relative(graphon_ntk(x, chain, reduce=None, **options), truth) < 1e-6
+    assert relative(graphon_ntk(x[:3], chain, x2=x[3:], **options), truth.mean(0)[:3, 3:]) < 1e-6
