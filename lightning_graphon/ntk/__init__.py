@@ -1,1 +1,37 @@
 """Kernels: infinite width, finite width, spectra, dynamics. Needs torch and scipy only."""
+
+from lightning_graphon.ntk.activations import dual_activation, register_activation, unregister_activation
+from lightning_graphon.ntk.dual import DualActivation
+from lightning_graphon.ntk.dual_hermite import HermiteDual
+from lightning_graphon.ntk.dual_relu import PiecewiseLinear, ReLULike
+from lightning_graphon.ntk.empirical import LayerShare, empirical_ntk, ntk_layer_shares
+from lightning_graphon.ntk.empirical_operator import EmpiricalNTK
+from lightning_graphon.ntk.from_model import graphon_ntk_from_model
+from lightning_graphon.ntk.infinite import graphon_ntk
+from lightning_graphon.ntk.operator import DenseOperator, KernelOperator, top_eigenpairs
+from lightning_graphon.ntk.sharing import Share, world_share
+from lightning_graphon.ntk.spectrum import SpectralSummary, kernel_target_alignment, spectral_summary
+
+__all__ = [
+    "DenseOperator",
+    "DualActivation",
+    "EmpiricalNTK",
+    "HermiteDual",
+    "KernelOperator",
+    "LayerShare",
+    "PiecewiseLinear",
+    "ReLULike",
+    "Share",
+    "SpectralSummary",
+    "dual_activation",
+    "empirical_ntk",
+    "graphon_ntk",
+    "graphon_ntk_from_model",
+    "kernel_target_alignment",
+    "ntk_layer_shares",
+    "register_activation",
+    "spectral_summary",
+    "top_eigenpairs",
+    "unregister_activation",
+    "world_share",
+]

@@ -1,0 +1,113 @@
+"""The centred recursion of the Graphon NTK, tile by tile over pairs of samples."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_graphon.ntk._layers import Layer
+from lightning_graphon.ntk.dual import DualActivation
+
+_NEAR = 1e-2  # pairs closer than this (squared distance over the sum of variances) get their distance term by term
+_LIVE = 14  # tensors of a tile's size that are alive at once, measured
+_CACHE = {"cpu": 12 << 20, "cuda": 512 << 20}  # bytes a tile may take where memory does not limit it
+
+
+@dataclass(frozen=True)
+class Diagonals:
+    """Variances of the pre-activations and second moments of the activations, one pair a layer, each [P, N]."""
+
+    variances: list[Tensor]
+    moments: list[Tensor]
+
+
+def diagonals(x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation]) -> Diagonals:
+    """Run the diagonal of the recursion for samples `x` [N, d]."""
+    variances = [layers[0].propagate @ x.square().T + layers[0].bias[:, None]]
+    moments = [x.square().T]
+    for layer, dual in zip(layers[1:], duals, strict=True):
+        moments.append(dual.second_moment(variances[-1]))
+        variances.append(layer.propagate @ moments[-1] + layer.bias[:, None])
+    return Diagonals(variances, moments)
+
+
+def tile_edge(positions: int, itemsize: int, device: str, max_memory: int | None) -> int:
+    """Samples along the edge of a square tile, so that a tile's tensors fit cache and `max_memory` bytes."""
+    budget = _CACHE.get(device, 64 << 20)
+    budget = budget if max_memory is None else min(budget, max_memory)
+    edge = int((budget / (_LIVE * positions * itemsize)) ** 0.5)
+    return max(8, edge // 8 * 8)
+
+
+def tiles(rows: int, cols: int, edge: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
+    """Pairs of slices that cover [rows, cols], or its lower triangle when `symmetric`."""
+    for i in range(0, rows, edge):
+        for j in range(0, min(i + 1, cols) if symmetric else cols, edge):
+            yield slice(i, min(i + edge, rows)), slice(j, min(j + edge, cols))
+
+
+def tile_kernel(
+    x: Tensor, y: Tensor, dx: Diagonals, dy: Diagonals, rows: slice, cols: slice,
+    layers: Sequence[Layer], duals: Sequence[DualActivation], kernel: str,
+) -> Tensor:  # fmt: skip
+    """Kernel between `x[rows]` and `y[cols]`.
+
+    Returns:
+        [R, rows, cols], R the rows of the last layer.
+    """
+    qx, qy = (d.variances[0][:, s].unsqueeze(a) for d, s, a in ((dx, rows, 2), (dy, cols, 1)))
+    distance = _first_distance(x[rows], y[cols], qx, qy, layers[0].propagate)
+    tangent = _first_parameter(x[rows], y[cols], qx, qy, distance, layers[0])
+    for number, (layer, dual) in enumerate(zip(layers[1:], duals, strict=True), start=1):
+        distance, slope = dual.pair(qx, qy, distance)
+        if kernel == "ntk":
+            flowing = _apply(layer.propagate, slope * tangent)
+            moment = None if layer.ratio is not None else _moment(dx, dy, rows, cols, number, distance)
+        distance = _apply(layer.propagate, distance)
+        qx, qy = (d.variances[number][:, s].unsqueeze(a) for d, s, a in ((dx, rows, 2), (dy, cols, 1)))
+        if kernel == "ntk":
+            own = _own(layer, moment, qx, qy, distance)
+            tangent = flowing + own
+    return tangent if kernel == "ntk" else 0.5 * (qx + qy - distance)
+
+
+def _apply(matrix: Tensor, field: Tensor) -> Tensor:
+    """Matrix [R, P] times a field [P, a, b]."""
+    if matrix.numel() == 1:
+        return field * matrix.reshape(())
+    return (matrix @ field.reshape(len(field), -1)).reshape(len(matrix), *field.shape[1:])
+
+
+def _moment(dx: Diagonals, dy: Diagonals, rows: slice, cols: slice, number: int, distance: Tensor) -> Tensor:
+    """E[φφ'] from second moments and the squared distance."""
+    return 0.5 * (dx.moments[number][:, rows, None] + dy.moments[number][:, None, cols] - distance)
+
+
+def _own(layer: Layer, moment: Tensor | None, qx: Tensor, qy: Tensor, distance: Tensor) -> Tensor:
+    """What the layer's own weights and biases add to the tangent kernel."""
+    if moment is not None:
+        return _apply(layer.parameter, moment) + layer.bias_parameter
+    ratio = 1.0 if layer.ratio is None else layer.ratio
+    constant = layer.bias_parameter - ratio * layer.bias[:, None, None]
+    return (0.5 * ratio) * (qx + qy - distance) + constant
+
+
+def _first_distance(x: Tensor, y: Tensor, qx: Tensor, qy: Tensor, matrix: Tensor) -> Tensor:
+    """Σ_j A_pj (x_j - y_j)² [P, rows, cols]: by a Gram product, and term by term for pairs that are close."""
+    xx, yy = (t.square() @ matrix.T for t in (x, y))
+    gram = torch.matmul(matrix[:, None, :] * x, y.T)
+    distance = (xx.T[:, :, None] + yy.T[:, None, :]).sub_(gram, alpha=2)
+    scale = (qx + qy).amax(0).detach()
+    near = (distance.detach().amax(0) < _NEAR * scale).nonzero(as_tuple=True)
+    if len(near[0]) == 0:
+        return distance
+    exact = [(x[i] - y[j]).square() @ matrix.T for i, j in zip(*(index.split(4096) for index in near), strict=True)]
+    return distance.permute(1, 2, 0).index_put(near, torch.cat(exact)).permute(2, 0, 1).contiguous()
+
+
+def _first_parameter(x: Tensor, y: Tensor, qx: Tensor, qy: Tensor, distance: Tensor, layer: Layer) -> Tensor:
+    """The first layer's own part: Σ_j Q_pj x_j y_j + bias."""
+    if layer.ratio is not None:
+        return _own(layer, None, qx, qy, distance)
+    return torch.matmul(layer.parameter[:, None, :] * x, y.T) + layer.bias_parameter

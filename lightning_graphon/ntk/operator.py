@@ -1,0 +1,115 @@
+"""Kernels that are never written out: one interface for kernel-vector products, and Lanczos over it."""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import scipy.sparse.linalg
+import torch
+from torch import Tensor
+
+
+class KernelOperator(ABC):
+    """A symmetric linear operator on vectors [n], one sample-output pair (or sample) an entry.
+
+    Subclasses give `size`, `dtype`, `device`, `matvec` and `trace`.
+    """
+
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @abstractmethod
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Kernel times a vector [n] of the operator's dtype and device."""
+
+    @abstractmethod
+    def trace(self) -> float:
+        """Trace, exactly."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, n)."""
+        return self.size, self.size
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        """Kernel times a vector [n] or a matrix [n, m].
+
+        Raises:
+            ValueError: the first dimension is not n.
+        """
+        if other.ndim not in (1, 2) or len(other) != self.size:
+            raise ValueError(
+                f"a {self.size} x {self.size} kernel cannot multiply a tensor of shape {tuple(other.shape)}"
+            )
+        other = other.to(dtype=self.dtype, device=self.device)
+        if other.ndim == 1:
+            return self.matvec(other)
+        return torch.stack([self.matvec(column) for column in other.T], dim=1)
+
+    def to_dense(self) -> Tensor:
+        """The matrix [n, n], symmetrised; n products."""
+        matrix = self @ torch.eye(self.size, dtype=self.dtype, device=self.device)
+        return 0.5 * (matrix + matrix.T)
+
+    def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
+        """The same operator for scipy's iterative methods, float64 on the outside."""
+
+        def product(vector: np.ndarray) -> np.ndarray:
+            given = torch.as_tensor(np.ascontiguousarray(vector).reshape(-1)).to(dtype=self.dtype, device=self.device)
+            return self.matvec(given).to(torch.float64).cpu().numpy()
+
+        return scipy.sparse.linalg.LinearOperator(self.shape, matvec=product, rmatvec=product, dtype=np.float64)
+
+
+class DenseOperator(KernelOperator):
+    """A matrix [n, n] behind the operator interface.
+
+    >>> (DenseOperator(torch.eye(2)) @ torch.tensor([1.0, 2.0])).tolist()
+    [1.0, 2.0]
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        self.size, self.dtype, self.device = len(matrix), matrix.dtype, matrix.device
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Matrix times vector."""
+        return self.matrix @ vector
+
+    def trace(self) -> float:
+        """Trace of the matrix."""
+        return float(self.matrix.diagonal().sum())
+
+
+def top_eigenpairs(
+    kernel: Tensor | KernelOperator, k: int = 10, *, tolerance: float = 1e-8, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues and their eigenvectors, by Lanczos (ARPACK's `eigsh`).
+
+    Args:
+        kernel: symmetric [n, n], [N, C, N, C], or an operator.
+        k: how many; all of them (exactly) if k >= n - 1.
+        tolerance: relative accuracy of the eigenvalues.
+        seed: of the start vector; torch's global generator is not touched.
+
+    Returns:
+        Eigenvalues [k], float64, descending, and eigenvectors [n, k] as columns, on the CPU.
+
+    Raises:
+        ValueError: k < 1.
+
+    >>> values, vectors = top_eigenpairs(torch.diag(torch.arange(50.0, dtype=torch.float64)), 2)
+    >>> [round(v, 6) for v in values.tolist()]
+    [49.0, 48.0]
+    """
+    if k < 1:
+        raise ValueError(f"k is the number of eigenpairs and must be at least 1, got {k}")
+    if isinstance(kernel, Tensor):
+        kernel = DenseOperator(kernel.reshape(int(kernel.numel() ** 0.5 + 0.5), -1))
+    if k >= kernel.size - 1:
+        values, vectors = torch.linalg.eigh(kernel.to_dense().to(torch.float64).cpu())
+        return values.flip(0)[:k], vectors.flip(1)[:, :k]
+    start = np.random.default_rng(seed).standard_normal(kernel.size)
+    found, basis = scipy.sparse.linalg.eigsh(kernel.to_scipy(), k=k, which="LA", tol=tolerance, v0=start)
+    order = np.argsort(found)[::-1].copy()
+    return torch.from_numpy(found[order]), torch.from_numpy(basis[:, order].copy())

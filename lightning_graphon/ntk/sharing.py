@@ -1,0 +1,70 @@
+"""Kernel tiles shared out over the processes of torch.distributed."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of a list of independent tiles: number `rank` of `size`, round robin.
+
+    Attributes:
+        rank: which part.
+        size: number of parts.
+        group: process group that sums the parts; None stands for one process alone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: object | None = None
+
+    @classmethod
+    def of(cls, group: object | None) -> "Share":
+        """None is one process; "world" is all processes; else a process group or a `Share` itself.
+
+        Raises:
+            RuntimeError: torch.distributed is not initialised.
+        """
+        if group is None or isinstance(group, Share):
+            return group or cls()
+        if not dist.is_initialized():
+            raise RuntimeError("sharing a kernel over processes needs torch.distributed.init_process_group first")
+        chosen = dist.group.WORLD if group == "world" else group
+        return cls(dist.get_rank(chosen), dist.get_world_size(chosen), chosen)  # type: ignore[arg-type]
+
+    def edge(self, edge: int, samples: int) -> int:
+        """A tile edge small enough that every process has several tiles."""
+        return edge if self.size == 1 else max(1, min(edge, -(-samples // (2 * self.size))))
+
+    def mine(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Every `size`-th item, starting at `rank`.
+
+        >>> list(Share(1, 3).mine(range(7)))
+        [1, 4]
+        """
+        return (item for i, item in enumerate(items) if i % self.size == self.rank)
+
+    def collect(self, partial: Tensor) -> Tensor:
+        """Sum the processes' tensors; each entry is non-zero on one process, so the sum is exact."""
+        if self.size > 1:
+            dist.all_reduce(partial, op=dist.ReduceOp.SUM, group=self.group)  # type: ignore[call-overload]
+        return partial
+
+
+def world_share() -> Share:
+    """The share of this process among all, or the whole where torch.distributed is not initialised.
+
+    >>> world_share()
+    Share(rank=0, size=1, group=None)
+    """
+    available = dist.is_available() and dist.is_initialized()
+    return Share.of("world") if available else Share()
+
+
+__all__ = ["Share", "world_share"]
