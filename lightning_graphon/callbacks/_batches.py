@@ -1,7 +1,7 @@
 """Batches from the trainer's own train dataloader, without moving its place in the data or any generator."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
@@ -14,10 +14,26 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lightning_graphon.pruning.untouched import random_state_kept
 
 
-def train_batches(trainer: pl.Trainer, pl_module: pl.LightningModule, count: int, required: bool = True) -> list[Any]:
-    """The first `count` training batches, on the module's device, as `training_step` would get them.
+def train_batches(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    count: int,
+    *,
+    required: bool = True,
+    seed: int | None = None,
+    enough: Callable[[list[Any]], bool] = lambda batches: False,
+) -> list[Any]:
+    """The first training batches, on the module's device, as `training_step` would get them.
 
     The order in which training will see the data is unchanged: samplers and generators are put back.
+
+    Args:
+        trainer: Its train dataloader is read.
+        pl_module: Its transfer hooks are applied.
+        count: Number of batches, at most.
+        required: Whether an empty dataloader is an error.
+        seed: Seed of a shuffling sampler; None shuffles as the training will.
+        enough: Stops before `count` when it says so of the batches so far.
 
     Raises:
         ValueError: There is no batch and one is required.
@@ -25,14 +41,15 @@ def train_batches(trainer: pl.Trainer, pl_module: pl.LightningModule, count: int
     # Outside the guard: Lightning would draw these numbers itself a little later, and then finds the work done.
     trainer.fit_loop.setup_data()
     loaders = trainer.train_dataloader
-    with random_state_kept(), _generators_kept(loaders):
+    with random_state_kept(seed), _generators_kept(loaders):
         copies = tree_map(_fresh, [] if loaders is None else loaders, is_leaf=_is_loader)
-        if _is_loader(copies):
-            batches = list(islice(iter(copies), count))
-        else:
-            combined = CombinedLoader(copies, "max_size_cycle")
-            batches = [batch for batch, _, _ in islice(iter(combined), count)]
-        batches = [to_device(trainer, pl_module, batch) for batch in batches]
+        stream = iter(copies) if _is_loader(copies) else (b for b, _, _ in CombinedLoader(copies, "max_size_cycle"))
+        drawn: list[Any] = []
+        for batch in islice(stream, count):
+            drawn.append(batch)
+            if enough(drawn):
+                break
+        batches = [to_device(trainer, pl_module, batch) for batch in drawn]
     if required and not batches:
         raise ValueError("the train dataloader yielded no batch: a method that scores by data needs at least one")
     return batches

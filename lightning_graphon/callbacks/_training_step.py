@@ -57,6 +57,12 @@ class TrainingStepObjective:
         with self._silenced():
             return total(call_network(self._module, inputs))
 
+    def calls(self, batch: Any) -> list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]:
+        """The outermost calls of modules in `training_step`: module, arguments, keyword arguments."""
+        with untouched(self._module), self._silenced(), _Watch(self._module) as watch:
+            self._loss_fn(self._module, batch)
+        return watch.calls
+
     def _final_calls(self, batch: Any) -> frozenset[int]:
         """Which calls of modules in `training_step` give the network's outputs."""
         with untouched(self._module), self._silenced(), _Watch(self._module) as watch:
@@ -189,6 +195,7 @@ class _Watch:
 
     Attributes:
         outputs: What each outermost call returned.
+        calls: Module, arguments and keyword arguments of each outermost call.
     """
 
     def __init__(
@@ -199,8 +206,8 @@ class _Watch:
         ones: float | None = None,
     ) -> None:
         self.outputs: list[Any] = []
+        self.calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
         self._root, self._temperature, self._cooled, self._ones = root, temperature, cooled, ones
-        self._inputs: list[list[Tensor]] = []
         self._depth = 0
 
     def __enter__(self) -> "_Watch":
@@ -223,16 +230,16 @@ class _Watch:
         """Calls whose outputs no later call builds on: the outputs of the network."""
         nodes = {t.grad_fn: call for call, out in enumerate(self.outputs) for t in _tensors(out) if t.grad_fn}
         used: set[int] = set()
-        for call, inputs in enumerate(self._inputs):
-            earlier = {node: c for node, c in nodes.items() if c < call}
-            used |= _reached([t.grad_fn for t in inputs if t.grad_fn], earlier)
+        for number, (_, args, kwargs) in enumerate(self.calls):
+            earlier = {node: call for node, call in nodes.items() if call < number}
+            used |= _reached([t.grad_fn for t in _tensors((args, kwargs)) if t.grad_fn], earlier)
         return frozenset(range(len(self.outputs))) - used
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._depth += 1
         if self._depth > 1:
             return None
-        self._inputs.append(_tensors((args, kwargs)))
+        self.calls.append((module, args, kwargs))
         value = self._ones
         if value is None:
             return None

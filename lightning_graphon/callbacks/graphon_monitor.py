@@ -1,7 +1,8 @@
 """`GraphonMonitor`: the graphon of every layer, in pictures and numbers, while any network trains."""
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
 import torch
@@ -14,6 +15,7 @@ from typing_extensions import override
 from lightning_graphon._checks import check_choice
 from lightning_graphon.callbacks._pictures import send_figure
 from lightning_graphon.callbacks._report import log_scalars
+from lightning_graphon.callbacks._spectrum import KERNELS, KernelSpectrum, spectrum_scalars
 from lightning_graphon.callbacks.prune_at_init import PruneAtInit
 from lightning_graphon.graphon import (
     HomogeneityTest,
@@ -23,11 +25,13 @@ from lightning_graphon.graphon import (
     layer_graphons,
     motif_densities,
 )
-from lightning_graphon.plots import plot_graphons
+from lightning_graphon.ntk import SpectralSummary
+from lightning_graphon.plots import plot_graphons, plot_spectrum
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.read import read_masks
 
 log = logging.getLogger(__name__)
+Work: TypeAlias = Callable[[pl.Trainer, pl.LightningModule], None]
 
 # Counting four-cycles multiplies a mask with itself: a few seconds for a layer of this many weights.
 _LARGEST_FOR_CYCLES = 1 << 24
@@ -45,6 +49,12 @@ class GraphonMonitor(Callback):
     null) and `/moved` (L2 distance of the graphon from the last look). The figure `graphons` goes to TensorBoard and
     W&B; with other loggers or none, PNG and NPZ files go to the log directory.
 
+    At the start and the end of training, and every `spectrum_every_n_epochs` epochs, the spectrum of the tangent kernel
+    on a fixed probe batch of training data is logged: `ntk/decay_rate`, `ntk/effective_rank`, `ntk/spectral_gap`,
+    `ntk/energy_top5`, `ntk/lambda_max`, `ntk/lambda_min`, `ntk/trace`, `ntk/condition_number`, `ntk/alignment` (with
+    class labels) and the figure `ntk_spectrum`. It is the Graphon NTK where the network is a chain of Linear layers,
+    the exact kernel of the finite network otherwise; the log and the figure say which.
+
     Args:
         bins: Intervals of each axis of a graphon.
         order: "degree" (each mask sorted for itself, the pictures of arXiv:2510.17515), "joint" or "none".
@@ -52,7 +62,12 @@ class GraphonMonitor(Callback):
         exclude: Which layers not.
         every_n_epochs: Look at the start of every n-th epoch; 0: never.
         every_n_steps: Look after every n-th optimizer step; None: never.
-        figure: Draw the figure.
+        kernel: "auto", "graphon", "empirical", or "none".
+        propagate: "energy" (from the weights), "density" (arXiv:2510.17515) or "drift", for the Graphon NTK.
+        probe_size: Samples in the probe batch.
+        probe_seed: Seed of the probe batch.
+        spectrum_every_n_epochs: Look at the spectrum at the start of every n-th epoch too; 0: never.
+        figure: Draw the figures.
         alpha: Level of the homogeneity verdict.
         verbose: Print a table at the first look.
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
@@ -73,14 +88,22 @@ class GraphonMonitor(Callback):
         exclude: str | list[str] | None = None,
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
+        kernel: str = "auto",
+        propagate: str = "energy",
+        probe_size: int = 128,
+        probe_seed: int = 0,
+        spectrum_every_n_epochs: int = 0,
         figure: bool = True,
         alpha: float = 0.01,
         verbose: bool = True,
         raise_errors: bool = False,
     ) -> None:
         check_choice("order", order, ("degree", "joint", "none"))
-        if bins < 1:
-            raise ValueError(f"bins must be at least 1, got {bins!r}")
+        check_choice("kernel", kernel, (*KERNELS, "none"))
+        check_choice("propagate", propagate, ("energy", "density", "drift"))
+        for name, value in (("bins", bins), ("probe_size", probe_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value!r}")
         if every_n_epochs < 0 or (every_n_steps is not None and every_n_steps < 1):
             raise ValueError(
                 f"every_n_epochs must be >= 0 and every_n_steps >= 1 or None, got {every_n_epochs!r}, {every_n_steps!r}"
@@ -89,6 +112,11 @@ class GraphonMonitor(Callback):
         self.include, self.exclude = include, exclude
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
         self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
+        self.spectrum_every_n_epochs = spectrum_every_n_epochs
+        self.kernel, self.propagate = kernel, propagate
+        self.probe_size, self.probe_seed = probe_size, probe_seed
+        self.spectrum: SpectralSummary | None = None
+        self._spectra: KernelSpectrum | None = None
         self.graphons: dict[str, StepGraphon] = {}
         self.tests: dict[str, HomogeneityTest] = {}
         self._masks: Masks | None = None
@@ -96,12 +124,17 @@ class GraphonMonitor(Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._masks = None
+        self._spectra = KernelSpectrum(self.kernel, self.propagate, self.probe_size, self.probe_seed)
         self._look(trainer, pl_module)
+        self._guarded(self._log_spectrum, trainer, pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.every_n_epochs and trainer.current_epoch % self.every_n_epochs == 0:
             self._look(trainer, pl_module)
+        every = self.spectrum_every_n_epochs
+        if every and trainer.current_epoch and trainer.current_epoch % every == 0:
+            self._guarded(self._log_spectrum, trainer, pl_module)
 
     @override
     def on_train_batch_end(
@@ -113,21 +146,30 @@ class GraphonMonitor(Callback):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._look(trainer, pl_module)
+        self._guarded(self._log_spectrum, trainer, pl_module)
+        self._spectra = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning leaves bound methods of the module behind: `log` and `log_dict`.
-        return {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")} | {"_masks": None}
+        return {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")} | {
+            "_masks": None,
+            "_spectra": None,
+        }
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._guarded(self._estimate, trainer, pl_module)
+
+    def _guarded(self, work: Work, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Training is not lost because of an analysis."""
         try:
-            self._look_or_raise(trainer, pl_module)
+            work(trainer, pl_module)
         except Exception:
             if self.raise_errors:
                 raise
             log.exception("GraphonMonitor failed at step %d; training goes on without it", trainer.global_step)
 
     @torch.no_grad()
-    def _look_or_raise(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _estimate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         masks = self._read(trainer, pl_module)
         changed = _changed(self._masks, masks)
         if not changed:
@@ -139,6 +181,18 @@ class GraphonMonitor(Callback):
         self._masks = Masks({name: mask.clone() for name, mask in masks.items()})
         if trainer.is_global_zero:
             self._publish(trainer, masks, changed, moved, first)
+
+    def _log_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._spectra is None or self.kernel == "none" or not trainer.is_global_zero:
+            return
+        self.spectrum = self._spectra.evaluate(trainer, pl_module, self._read(trainer, pl_module))
+        log_scalars(trainer, spectrum_scalars(self.spectrum))
+        if self.verbose:
+            log.info("ntk/... at step %d is the %s", trainer.global_step, self._spectra.source)
+        if self.figure and not getattr(trainer, "fast_dev_run", False):
+            title = f"{self._spectra.source} on {self.probe_size} training samples at step {trainer.global_step}"
+            values = {"eigenvalues": self.spectrum.eigenvalues.cpu().numpy()}
+            send_figure(trainer, "ntk_spectrum", plot_spectrum(self.spectrum, title), values)
 
     def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
         """The masks of PruneAtInit as they are; anything else from the model."""

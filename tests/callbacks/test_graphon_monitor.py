@@ -17,7 +17,7 @@ LAYERS = ["net.0.weight", "net.2.weight", "net.4.weight"]
 
 
 def monitor(**kwargs):
-    return GraphonMonitor(**{"verbose": False, "raise_errors": True, **kwargs})
+    return GraphonMonitor(**{"verbose": False, "raise_errors": True, "kernel": "none", **kwargs})
 
 
 def pruner(method="snip", sparsity=0.8):

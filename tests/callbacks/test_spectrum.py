@@ -1,0 +1,143 @@
+"""The tangent kernel's spectrum that GraphonMonitor logs."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from test_graphon_monitor import fit, pruner, read_csv
+from test_graphon_monitor import monitor as quiet_monitor
+from toys import Classifier, Gan, cnn, loader, make_trainer
+
+from lightning_graphon.callbacks import GraphonMonitor
+from lightning_graphon.callbacks._network import find_network
+from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
+
+
+def monitor(**kwargs):
+    return quiet_monitor(**{"kernel": "auto", **kwargs})
+
+
+class StillClassifier(Classifier):
+    """Learning rate zero: what the monitor saw at the end is what the test can compute again."""
+
+    def __init__(self, net=None):
+        super().__init__(**({"net": net} if net else {}), optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+
+
+def probe(model, size, seed=0):
+    """Inputs that the monitor draws, by the same public dataloader."""
+    trainer = make_trainer()
+    found = []
+
+    class Look(GraphonMonitor):
+        def on_train_start(self, trainer, pl_module):
+            found.append(find_network(trainer, pl_module, size, seed))
+
+        def on_train_end(self, trainer, pl_module): ...
+
+    trainer = make_trainer(Look(verbose=False))
+    trainer.fit(model, loader())
+    return found[0]
+
+
+def test_graphon_ntk_of_a_chain(tmp_path):
+    prune, watch, model = pruner(), monitor(probe_size=40), StillClassifier()
+    fit(prune, watch, model=model, default_root_dir=tmp_path)
+    inputs = next(iter(loader(batch_size=40)))[0]
+    masks = {name.removeprefix("net."): mask for name, mask in prune.masks.items()}
+    expected = spectral_summary(graphon_ntk_from_model(model.net, inputs, masks))
+    assert watch.spectrum.eigenvalues.dtype == torch.float64
+    torch.testing.assert_close(watch.spectrum.eigenvalues, expected.eigenvalues)
+
+
+@pytest.mark.parametrize("net", [None, cnn], ids=["mlp", "cnn with batch norm"])
+def test_empirical_kernel_of_anything_else(net, tmp_path):
+    prune, watch, model = pruner(), monitor(probe_size=24, kernel="empirical"), StillClassifier(net)
+    fit(prune, watch, model=model, default_root_dir=tmp_path)
+    inputs = next(iter(loader(batch_size=24)))[0].double()
+    masks = {name.removeprefix("net."): mask for name, mask in prune.masks.items()}
+    expected = spectral_summary(empirical_ntk(model.net.double(), inputs, masks=masks))
+    torch.testing.assert_close(watch.spectrum.eigenvalues, expected.eigenvalues, rtol=1e-9, atol=1e-9)
+
+
+def test_auto_falls_back_and_says_which(tmp_path, caplog):
+    for net, words in ((None, "Graphon NTK (energy, float64)"), (cnn, "empirical NTK (float64)")):
+        with caplog.at_level(logging.INFO, logger="lightning_graphon"):
+            watch = monitor(verbose=True, probe_size=8)
+            fit(watch, model=StillClassifier(net), default_root_dir=tmp_path)
+        assert words in caplog.text
+        caplog.clear()
+
+
+def test_keys_steps_and_files(tmp_path):
+    watch = monitor(probe_size=16, spectrum_every_n_epochs=1)
+    trainer = fit(pruner(), watch, max_epochs=2, logger=CSVLogger(tmp_path), default_root_dir=tmp_path)
+    rows = [row for row in read_csv(trainer) if row.get("ntk/decay_rate")]
+    per_epoch = trainer.global_step // 2
+    assert [int(row["step"]) for row in rows] == [0, per_epoch, 2 * per_epoch]
+    keys = {"decay_rate", "effective_rank", "spectral_gap", "energy_top5", "lambda_max", "trace", "condition_number"}
+    assert {f"ntk/{key}" for key in keys | {"alignment"}} <= set(rows[0])
+    last = {key: float(rows[-1][f"ntk/{key}"]) for key in keys}
+    assert last["effective_rank"] == pytest.approx(last["trace"] / last["lambda_max"])
+    assert last["trace"] == pytest.approx(watch.spectrum.trace)
+    with np.load(next(tmp_path.glob("**/ntk_spectrum/step_00000000.npz"))) as arrays:
+        assert arrays["eigenvalues"].shape == (16,)
+
+
+def test_probe_is_fixed_by_its_seed_whatever_the_shuffling():
+    def inputs(seed, global_seed):
+        torch.manual_seed(global_seed)
+        found = []
+
+        class Look(GraphonMonitor):
+            def on_train_start(self, trainer, pl_module):
+                found.append(find_network(trainer, pl_module, 20, seed).inputs)
+
+            def on_train_end(self, trainer, pl_module): ...
+
+        make_trainer(Look(verbose=False)).fit(Classifier(), loader(shuffle=True))
+        return found[0]
+
+    assert torch.equal(inputs(1, 5), inputs(1, 6))
+    assert not torch.equal(inputs(1, 5), inputs(2, 5))
+
+
+def test_probe_has_labels_of_classification_batches():
+    network = probe(Classifier(), 30)
+    assert network.inputs.shape == (30, 64)
+    expected = next(iter(loader(batch_size=30)))
+    assert torch.equal(network.inputs, expected[0])
+    assert torch.equal(network.labels, expected[1])
+
+
+def test_a_network_of_several_calls_is_refused_in_one_sentence(tmp_path, caplog):
+    watch = monitor(raise_errors=False)
+    with caplog.at_level(logging.ERROR, logger="lightning_graphon"):
+        fit(watch, model=Gan(), default_root_dir=tmp_path)
+    assert "is not one call of one module" in caplog.text
+    assert watch.graphons, "the graphons are there all the same"
+    assert watch.spectrum is None
+
+
+def test_training_is_the_same_with_and_without(tmp_path):
+    models = [Classifier(cnn), Classifier(cnn)]
+    for model, watch in zip(models, ([monitor(spectrum_every_n_epochs=1)], []), strict=True):
+        torch.manual_seed(0)  # dropout
+        fit(pruner(), *watch, model=model, max_epochs=2, default_root_dir=tmp_path)
+    with_monitor, without = (model.state_dict() for model in models)
+    assert all(torch.equal(value, without[name]) for name, value in with_monitor.items())
+
+
+def test_none_computes_nothing(tmp_path):
+    watch = monitor(kernel="none")
+    fit(watch, default_root_dir=tmp_path)
+    assert watch.spectrum is None
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="unknown kernel 'graphn'. Did you mean 'graphon'"):
+        GraphonMonitor(kernel="graphn")
+    with pytest.raises(ValueError, match="probe_size must be at least 1"):
+        GraphonMonitor(probe_size=0)
