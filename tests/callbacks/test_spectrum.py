@@ -37,7 +37,7 @@ def probe(model, size, seed=0):
 
         def on_train_end(self, trainer, pl_module): ...
 
-    trainer = make_trainer(Look(verbose=False))
+    trainer = make_trainer(Look(verbose=False, figure=False))
     trainer.fit(model, loader())
     return found[0]
 
@@ -97,7 +97,7 @@ def test_probe_is_fixed_by_its_seed_whatever_the_shuffling():
 
             def on_train_end(self, trainer, pl_module): ...
 
-        make_trainer(Look(verbose=False)).fit(Classifier(), loader(shuffle=True))
+        make_trainer(Look(verbose=False, figure=False)).fit(Classifier(), loader(shuffle=True))
         return found[0]
 
     assert torch.equal(inputs(1, 5), inputs(1, 6))
