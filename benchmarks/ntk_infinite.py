@@ -9,9 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from _timing import machine, report
 
 from lightning_graphon.graphon import StepGraphon
 from lightning_graphon.ntk import graphon_ntk
@@ -24,8 +27,8 @@ layers = sum([[stax.Dense(1, W_std=2**0.5, b_std=0.0), stax.Relu()] for _ in ran
 kernel = jax.jit(lambda x: stax.serial(*layers, stax.Dense(1, W_std=2**0.5, b_std=0.0))[2](x, None, "ntk"))
 x = np.random.default_rng(0).normal(size=(1024, 784))
 kernel(x).block_until_ready()
-for _ in range(7):
-    start = time.perf_counter(); kernel(x).block_until_ready(); print(time.perf_counter() - start)
+for _ in iter(input, "stop"):
+    start = time.perf_counter(); kernel(x).block_until_ready(); print(time.perf_counter() - start, flush=True)
 """
 VERSIONS = ["neural-tangents==0.6.5", "jax==0.4.35", "jaxlib==0.4.35", "numpy<2"]
 
@@ -38,36 +41,56 @@ def graphons(positions: int) -> list[StepGraphon]:
     return [StepGraphon(torch.rand(*s, generator=g, dtype=torch.float64)) for s in shapes]
 
 
-def seconds(positions: int, repeats: int) -> float:
+def ours(positions: int) -> Callable[[], float]:
     x = torch.randn(1024, 784, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    chain, best = graphons(positions), float("inf")
-    for _ in range(repeats):
+    chain = graphons(positions)
+
+    def run() -> float:
         start = time.perf_counter()
         graphon_ntk(x, chain)
-        best = min(best, time.perf_counter() - start)
-    return best
+        return time.perf_counter() - start
+
+    return run
 
 
-def peer_seconds(folder: str) -> float:
-    python = Path(folder) / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *VERSIONS], check=True)
-    out = subprocess.run([python, "-c", PEER], check=True, capture_output=True, text=True).stdout
-    return min(float(line) for line in out.split())
+@contextmanager
+def peer() -> Iterator[Callable[[], float]]:
+    """neural-tangents in an environment and a process of its own, which times one evaluation on request."""
+    with tempfile.TemporaryDirectory() as folder:
+        python = Path(folder) / "bin" / "python"
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *VERSIONS], check=True)
+        pipe = subprocess.Popen([python, "-c", PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert pipe.stdin and pipe.stdout
+
+        def run() -> float:
+            print("go", file=pipe.stdin, flush=True)
+            return float(pipe.stdout.readline())
+
+        try:
+            yield run
+        finally:
+            print("stop", file=pipe.stdin, flush=True)
+            pipe.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alone", action="store_true", help="without neural-tangents")
+    parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    one, many = seconds(1, 10), seconds(64, 2)
-    print("| | minimum (s) |\n|---|---|")
-    print(f"| constant graphon | {one:.4f} |\n| 64 positions a layer | {many:.3f} |")
-    if not args.alone:
-        with tempfile.TemporaryDirectory() as folder:
-            peer = peer_seconds(folder)
-        print(f"| neural-tangents 0.6.5 | {peer:.4f} |")
-        print(f"\nratio to neural-tangents: constant {one / peer:.2f}, 64 positions {many / peer:.1f}")
+    candidates = {"constant graphon": ours(1), "64 positions a layer": ours(64)}
+    with nullcontext() if args.alone else peer() as theirs:
+        if theirs:
+            candidates = {"neural-tangents 0.6.5": theirs, **candidates}
+        for run in candidates.values():
+            run()
+        seconds = {name: [] for name in candidates}
+        for _ in range(args.repeats):
+            for name, run in candidates.items():
+                seconds[name].append(run())
+    print(f"## Infinite-width NTK, 1024 samples, 4 hidden layers, float64\n\n{machine()}")
+    report("ReLU, no bias", seconds, next(iter(candidates)))
 
 
 if __name__ == "__main__":
