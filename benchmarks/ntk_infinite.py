@@ -61,7 +61,6 @@ def peer() -> Iterator[Callable[[], float]]:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *VERSIONS], check=True)
         pipe = subprocess.Popen([python, "-c", PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert pipe.stdin and pipe.stdout
 
         def run() -> float:
             print("go", file=pipe.stdin, flush=True)

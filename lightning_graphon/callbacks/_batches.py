@@ -39,7 +39,8 @@ def train_batches(
         ValueError: There is no batch and one is required.
     """
     # Outside the guard: Lightning would draw these numbers itself a little later, and then finds the work done.
-    trainer.fit_loop.setup_data()
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
     loaders = trainer.train_dataloader
     with random_state_kept(seed), _generators_kept(loaders):
         copies = tree_map(_fresh, [] if loaders is None else loaders, is_leaf=_is_loader)

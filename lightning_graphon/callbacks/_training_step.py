@@ -58,8 +58,12 @@ class TrainingStepObjective:
             return total(call_network(self._module, inputs))
 
     def calls(self, batch: Any) -> list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]:
-        """The outermost calls of modules in `training_step`: module, arguments, keyword arguments."""
+        """The outermost calls of modules in `training_step` (in eval mode): module, arguments, keyword arguments.
+
+        Eval mode, because a synchronised batch norm in train mode would wait for the other processes.
+        """
         with untouched(self._module), self._silenced(), _Watch(self._module) as watch:
+            self._module.eval()
             self._loss_fn(self._module, batch)
         return watch.calls
 

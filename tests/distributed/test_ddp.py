@@ -11,6 +11,7 @@ import pytest
 import torch
 from toys import METHODS, Classifier, digits, disagreement, loader, make_trainer, quiet
 
+from lightning_graphon.graphon import estimate_graphon
 from lightning_graphon.pruning import prune
 
 pytestmark = pytest.mark.distributed
@@ -62,6 +63,16 @@ def test_masks_are_those_of_one_process_on_all_the_data(ranks, method):
     expected = prune(net, method, sparsity=0.9, batches=batches, steps=steps)
     found = {name.removeprefix("net."): mask for name, mask in ranks[0][method]["masks"].items()}
     assert disagreement(found, expected) == 0.0
+
+
+@pytest.mark.parametrize("method", ["snip", "batch norm"])
+def test_the_monitor_sees_the_same_graphons_on_every_rank_and_waits_for_nobody(ranks, method):
+    for rank in ranks:
+        for name, values in rank[method]["graphons"].items():
+            assert torch.equal(values, estimate_graphon(rank[method]["masks"][name]).values)
+    # The kernel is computed and logged by the first process alone.
+    assert ranks[0][method]["trace"] > 0
+    assert ranks[1][method]["trace"] is None
 
 
 def test_ranks_that_disagree_are_told_so(ranks):
