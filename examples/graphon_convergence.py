@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from quickstart import load_data
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from scipy.stats import binom
 from torch import Tensor, nn
@@ -143,14 +143,19 @@ def run(args: argparse.Namespace, console: Console) -> dict[Cell, dict[str, np.n
 
 
 def _with_progress(todo: list[Cell], console: Console) -> Iterator[Cell]:
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn())
-    # The cost of a network grows like its number of weights, so the time left is reckoned in those.
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("", total=len(todo))
-        for cell in todo:
-            progress.update(task, description=f"{cell.method}, width {cell.width}, {cell.sparsity:.0%}")
+    columns = (TextColumn("{task.description:42}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("nothing to compute" if not todo else "", total=sum(map(_cost, todo)))
+        for index, cell in enumerate(todo, start=1):
+            now = f"{index}/{len(todo)} {cell.method}, width {cell.width}, {cell.sparsity:.0%} pruned"
+            progress.update(task, description=now)
             yield cell
-            progress.advance(task)
+            progress.advance(task, _cost(cell))
+
+
+def _cost(cell: Cell) -> int:
+    """Relative time, for the time left: weights times rounds, measured."""
+    return cell.layers * cell.width**2 * (20 if cell.method == "synflow" else 1)
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -342,7 +347,7 @@ def draw(groups: Groups, args: argparse.Namespace) -> list[Path]:
 
 def _setting(sparsity: float | None, layers: int, args: argparse.Namespace) -> str:
     share = f"{sparsity:.0%} of the weights pruned, " if sparsity is not None else ""
-    return f"{share}MLPs with {layers} hidden layers on {args.data}, {args.trials} networks each"
+    return f"{share}MLPs with {layers} hidden layers on {args.data}, {args.trials} networks (seeds) each"
 
 
 def _depth(groups: Groups) -> int:
@@ -425,7 +430,8 @@ def draw_taxonomy(groups: Groups, args: argparse.Namespace, path: Path) -> None:
     for (sparsity, _, method), points in groups.items():
         ratios = [np.mean([result["c4_ratio"] for result in point.results]) for point in points.values()]
         axis = axes[0, args.sparsities.index(sparsity)]
-        axis.plot(list(points), ratios, marker="o", ms=4, label=f"{method}: {verdict(points)[0]}")
+        marker = "oxs^D"[METHODS.index(method)]  # random and magnitude lie on each other
+        axis.plot(list(points), ratios, marker=marker, ms=6, label=f"{method}: {verdict(points)[0]}")
         axis.set_title(f"{sparsity:.0%} pruned", fontsize=10)
     for axis in axes.flat:
         axis.axhline(1, color="0.5", lw=0.8, ls="--")
