@@ -15,10 +15,11 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from lightning_graphon.callbacks._watch import Watch
 from lightning_graphon.pruning.objective import call as call_network
-from lightning_graphon.pruning.objective import cool, guess_inputs, ones_like_sample, total
+from lightning_graphon.pruning.objective import guess_inputs, is_float, ones_like_sample, total
 from lightning_graphon.pruning.untouched import untouched
 
 ModuleLoss = Callable[[pl.LightningModule, Any], Tensor]
@@ -41,15 +42,15 @@ class TrainingStepObjective:
     def loss(self, batch: Any, temperature: float = 1.0) -> Tensor:
         """Loss of `training_step`, the network's outputs divided by `temperature` on the way."""
         cooled = self._final_calls(batch) if temperature != 1.0 else frozenset()
-        with self._silenced(), _Watch(self._module, temperature, cooled):
+        with self._silenced(), Watch(self._module, temperature, cooled):
             return self._loss_fn(self._module, batch)
 
     def flow(self, batch: Any, scale: float = 1.0) -> Tensor:
         """Sum of the network's outputs when `training_step` runs with ones times `scale` in place of the data."""
         dtype = next(p.dtype for p in self._module.parameters())
-        batch = tree_map(lambda x: x.to(dtype) if _is_float(x) else x, batch)
+        batch = tree_map(lambda x: x.to(dtype) if is_float(x) else x, batch)
         if batch is not None and self._module.example_input_array is None:
-            with self._silenced(), _Watch(self._module, ones=scale) as watch:
+            with self._silenced(), Watch(self._module, ones=scale) as watch:
                 self._loss_fn(self._module, batch)
             if watch.outputs:
                 return total([watch.outputs[call] for call in watch.final_calls()])
@@ -62,14 +63,14 @@ class TrainingStepObjective:
 
         Eval mode, because a synchronised batch norm in train mode would wait for the other processes.
         """
-        with untouched(self._module), self._silenced(), _Watch(self._module) as watch:
+        with untouched(self._module), self._silenced(), Watch(self._module) as watch:
             self._module.eval()
             self._loss_fn(self._module, batch)
         return watch.calls
 
     def _final_calls(self, batch: Any) -> frozenset[int]:
         """Which calls of modules in `training_step` give the network's outputs."""
-        with untouched(self._module), self._silenced(), _Watch(self._module) as watch:
+        with untouched(self._module), self._silenced(), Watch(self._module) as watch:
             self._loss_fn(self._module, batch)
             calls = watch.final_calls()
         if not calls:
@@ -186,107 +187,3 @@ class _Still:
 
     def toggle_model(self, **kwargs: Any) -> Any:
         return nullcontext()
-
-
-class _Watch:
-    """Watches the outermost calls of modules with trainable weights while `training_step` runs.
-
-    Args:
-        root: The module whose submodules are watched.
-        temperature: Divides the outputs of the calls in `cooled`.
-        cooled: Numbers of calls, from 0.
-        ones: If set, inputs that are data (no result of weights) are replaced by ones times this.
-
-    Attributes:
-        outputs: What each outermost call returned.
-        calls: Module, arguments and keyword arguments of each outermost call.
-    """
-
-    def __init__(
-        self,
-        root: nn.Module,
-        temperature: float = 1.0,
-        cooled: frozenset[int] = frozenset(),
-        ones: float | None = None,
-    ) -> None:
-        self.outputs: list[Any] = []
-        self.calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
-        self._root, self._temperature, self._cooled, self._ones = root, temperature, cooled, ones
-        self._depth = 0
-
-    def __enter__(self) -> "_Watch":
-        modules = [m for m in self._root.modules() if any(p.requires_grad for p in m.parameters())]
-        self._handles = [
-            handle
-            for module in modules
-            for handle in (
-                module.register_forward_pre_hook(self._before, with_kwargs=True),
-                module.register_forward_hook(self._after, always_call=True),
-            )
-        ]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def final_calls(self) -> frozenset[int]:
-        """Calls whose outputs no later call builds on: the outputs of the network."""
-        nodes = {t.grad_fn: call for call, out in enumerate(self.outputs) for t in _tensors(out) if t.grad_fn}
-        used: set[int] = set()
-        for number, (_, args, kwargs) in enumerate(self.calls):
-            earlier = {node: call for node, call in nodes.items() if call < number}
-            used |= _reached([t.grad_fn for t in _tensors((args, kwargs)) if t.grad_fn], earlier)
-        return frozenset(range(len(self.outputs))) - used
-
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        self._depth += 1
-        if self._depth > 1:
-            return None
-        self.calls.append((module, args, kwargs))
-        value = self._ones
-        if value is None:
-            return None
-        dtype = next(p.dtype for p in module.parameters())
-        return tree_map(lambda x: _constant(x, value, dtype) if _is_data(x) else x, (args, kwargs))
-
-    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        self._depth -= 1
-        if self._depth > 0:
-            return None
-        if len(self.outputs) in self._cooled:
-            output = cool(output, self._temperature)
-        self.outputs.append(output)
-        return output
-
-
-def _reached(starts: list[Any], targets: dict[Any, int]) -> set[int]:
-    """Which targets the autograd graph below `starts` contains."""
-    found, seen, stack = set(), set(), list(starts)
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node in targets:
-            found.add(targets[node])
-        else:
-            stack.extend(parent for parent, _ in node.next_functions if parent is not None)
-    return found
-
-
-def _constant(x: Tensor, value: float, dtype: torch.dtype) -> Tensor:
-    """A constant like `x` that keeps `x` in the graph, for steps that differentiate by their input."""
-    return torch.where(torch.ones_like(x, dtype=torch.bool), value, x.to(dtype))
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _is_float(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point()
-
-
-def _is_data(x: Any) -> bool:
-    return _is_float(x) and x.grad_fn is None

@@ -16,7 +16,8 @@ from lightning_graphon.callbacks._report import log_scalars, print_masks, sparsi
 from lightning_graphon.callbacks._training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.pruning.enforce import Enforcer
 from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.prune import Plan, compute_masks
+from lightning_graphon.pruning.plan import Plan
+from lightning_graphon.pruning.prune import compute_masks
 from lightning_graphon.pruning.untouched import untouched
 
 

@@ -68,7 +68,7 @@ def cool(outputs: Any, temperature: float) -> Any:
     """Divide every floating-point tensor of `outputs` by `temperature`."""
     if temperature == 1.0:
         return outputs
-    return tree_map(lambda x: x / temperature if _is_float(x) else x, outputs)
+    return tree_map(lambda x: x / temperature if is_float(x) else x, outputs)
 
 
 def total(outputs: Any) -> Tensor:
@@ -77,7 +77,7 @@ def total(outputs: Any) -> Tensor:
     Raises:
         ValueError: There is none.
     """
-    leaves = [leaf.sum() for leaf in tree_leaves(outputs) if _is_float(leaf)]
+    leaves = [leaf.sum() for leaf in tree_leaves(outputs) if is_float(leaf)]
     if not leaves:
         raise ValueError(f"the model returned no floating-point tensor but {type(outputs).__name__}")
     return torch.stack(leaves).sum()
@@ -90,7 +90,7 @@ def ones_like_sample(inputs: Any, model: nn.Module, scale: float = 1.0) -> Any:
     def one(x: Any) -> Any:
         if not isinstance(x, Tensor) or x.ndim == 0:
             return x
-        return torch.full_like(x[:1], scale, dtype=dtype) if _is_float(x) else x[:1]
+        return torch.full_like(x[:1], scale, dtype=dtype) if is_float(x) else x[:1]
 
     return tree_map(one, inputs)
 
@@ -114,7 +114,7 @@ def guess_inputs(model: nn.Module) -> Any:
 
 
 def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
-    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or _is_float(targets):
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or is_float(targets):
         kind = f"{targets.dtype} targets" if isinstance(targets, Tensor) else f"{type(targets).__name__} targets"
         raise ValueError(
             f"the default loss, cross-entropy, needs a tensor of logits and integer class targets, got {kind}: "
@@ -123,5 +123,6 @@ def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
     return F.cross_entropy(outputs, targets)
 
 
-def _is_float(x: Any) -> bool:
+def is_float(x: Any) -> bool:
+    """Whether `x` is a floating-point tensor."""
     return isinstance(x, Tensor) and x.is_floating_point()

@@ -1,76 +1,26 @@
 """`prune`: score, select, repeat."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._checks import check_choice, check_sparsity, nearest
-from lightning_graphon.pruning import budgets
 from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.methods import Method, Problem, get_method
+from lightning_graphon.pruning.methods import Problem
 from lightning_graphon.pruning.objective import LossFn, Objective, SupervisedObjective
-from lightning_graphon.pruning.schedules import SCHEDULES, kept_after
-from lightning_graphon.pruning.select import keep_largest
+from lightning_graphon.pruning.plan import Allocation, Plan
+from lightning_graphon.pruning.quota import Quota
+from lightning_graphon.pruning.scores import check_any, checked_scores
 from lightning_graphon.pruning.targets import Patterns, select_weights
 from lightning_graphon.pruning.untouched import random_state_kept, untouched
-
-Allocation = str | Mapping[str, float]
 
 
 class LayerCollapseWarning(UserWarning):
     """A layer kept no weight at all: no signal passes through it."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to prune and how; the arguments of `prune`, checked.
-
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument has a value that is not allowed; the message names it and the nearest match.
-    """
-
-    method: str | Callable[..., dict[str, Tensor]]
-    sparsity: float
-    allocation: Allocation = "global"
-    schedule: str = "exponential"
-    steps: int | None = None
-    include: Patterns = None
-    exclude: Patterns = None
-    min_density: float | None = None
-    seed: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
-        budgets.check_allocation(self.allocation)
-        check_choice("schedule", self.schedule, SCHEDULES)
-        budgets.floor_counts({}, self.min_density, 0)
-        steps = self.steps
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise ValueError(f"steps must be a whole number of rounds, at least 1, got {steps!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"seed must be an int, got {self.seed!r}")
-        if not isinstance(self.options, Mapping):
-            raise TypeError(f"options must be a dict of the method's options, got {self.options!r}")
-        _check_options(self.resolved, self.options)
-
-    @property
-    def resolved(self) -> Method:
-        """The registered method."""
-        return get_method(self.method)
-
-    @property
-    def rounds(self) -> int:
-        """Number of rounds."""
-        return self.steps or self.resolved.steps
 
 
 def prune(
@@ -175,7 +125,7 @@ def compute_masks(
     if method.needs == "loss" and not len(batches):
         raise ValueError(f"{method.name} scores weights by the loss on data: give at least one batch (batches=...)")
     shapes = {name: weight.shape for name, weight in weights.items()}
-    budget = _Budget.of(model, plan, shapes)
+    budget = Quota.of(model, plan, shapes)
     originals = {name: weight.data for name, weight in weights.items()}
     masks = {name: torch.ones_like(data, dtype=torch.bool) for name, data in originals.items()}
     with untouched(model, plan.seed), torch.enable_grad(), _eager():
@@ -183,55 +133,15 @@ def compute_masks(
             if step > 1:
                 _zero_pruned(weights, originals, masks)
             problem = Problem(model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average)
-            scores = _checked_scores(method, method.score(problem, **plan.options), shapes)
+            scores = checked_scores(method, method.score(problem, **plan.options), shapes)
             if step == 1 and method.needs == "loss":
-                _check_any(method, scores)
+                check_any(method, scores)
             with torch.no_grad():
                 masks = _select_among(masks, scores, partial(budget.select, step=step, plan=plan))
             on_round(step, plan.rounds)
     result = Masks(masks)
     _warn_of_collapse(result, plan)
     return result
-
-
-@dataclass(frozen=True)
-class _Budget:
-    """Densities and numbers to keep in the end: of all layers together (""), or of each."""
-
-    sizes: Mapping[str, int]
-    densities: Mapping[str, float]
-    kept: Mapping[str, int]
-    floors: Mapping[str, int]
-
-    @classmethod
-    def of(cls, model: nn.Module, plan: Plan, shapes: Mapping[str, torch.Size]) -> "_Budget":
-        sizes = {name: shape.numel() for name, shape in shapes.items()}
-        total = sum(sizes.values())
-        # Ten digits, so that 1 - 0.9 is 0.1.
-        density, keep = round(1 - plan.sparsity, 10), budgets.kept_count(total, plan.sparsity)
-        if isinstance(plan.allocation, Mapping):
-            kept = budgets.budgets_by_hand(model, shapes, plan.allocation, plan.sparsity)
-            floors = budgets.floor_counts(shapes, plan.min_density, sum(kept.values()))
-            kept = {name: max(count, floors.get(name, 0)) for name, count in kept.items()}
-            return cls(sizes, {name: count / sizes[name] for name, count in kept.items()}, kept, floors)
-        floors = budgets.floor_counts(shapes, plan.min_density, keep)
-        if plan.allocation == "global":
-            return cls({"": total}, {"": density}, {"": keep}, floors)
-        kept = budgets.layer_budgets(shapes, keep, plan.allocation, floors)
-        densities = {name: count / sizes[name] for name, count in kept.items()}
-        if plan.allocation == "uniform" and not floors:
-            densities = dict.fromkeys(sizes, density)
-        return cls(sizes, densities, kept, floors)
-
-    def select(self, scores: Mapping[str, Tensor], step: int, plan: Plan) -> dict[str, Tensor]:
-        """The masks after round `step`."""
-        now = {
-            name: kept_after(size, self.densities[name], self.kept[name], step, plan.rounds, plan.schedule)
-            for name, size in self.sizes.items()
-        }
-        if "" in now:
-            return budgets.select_globally(scores, now[""], self.floors)
-        return {name: keep_largest({name: score}, now[name])[name] for name, score in scores.items()}
 
 
 @torch.no_grad()
@@ -257,55 +167,6 @@ def _select_among(
     if any(bool((chosen[name] & ~mask).any()) for name, mask in masks.items()):
         chosen = select({name: torch.where(masks[name], score, -torch.inf) for name, score in scores.items()})
     return chosen
-
-
-def _checked_scores(
-    method: Method, scores: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
-) -> dict[str, Tensor]:
-    """The scores in network order, detached, in one floating dtype wide enough for all of them.
-
-    Raises:
-        TypeError: The method returned no mapping.
-        ValueError: A score is missing, has another shape, or is not finite.
-    """
-    if not isinstance(scores, Mapping):
-        raise TypeError(f"method {method.name!r} must return a dict name -> score tensor, got {type(scores).__name__}")
-    for name, shape in shapes.items():
-        score = scores.get(name)
-        if not isinstance(score, Tensor) or score.shape != shape:
-            got = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else "nothing"
-            raise ValueError(f"method {method.name!r} must score {name!r} with shape {tuple(shape)}, got {got}")
-    dtype = torch.float32
-    for name in shapes:
-        dtype = torch.promote_types(dtype, scores[name].dtype if scores[name].is_floating_point() else torch.float64)
-    checked = {name: scores[name].detach().to(dtype) for name in shapes}
-    for name, score in checked.items():
-        low, high = score.aminmax()
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            bad = int((~torch.isfinite(score)).count_nonzero())
-            raise ValueError(
-                f"{method.name} scores of layer {name!r} are not finite ({bad} of {score.numel()}): check the inputs, "
-                "the loss and the initial weights for overflow or NaN"
-            )
-    return checked
-
-
-def _check_any(method: Method, scores: Mapping[str, Tensor]) -> None:
-    if not any(bool(score.any()) for score in scores.values()):
-        raise ValueError(
-            f"{method.name}: the loss does not depend on the weights: its gradient is zero in every selected layer "
-            f"({', '.join(list(scores)[:5])})"
-        )
-
-
-def _check_options(method: Method, options: Mapping[str, Any]) -> None:
-    allowed = [
-        p.name for p in inspect.signature(method.score).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
-    for name in options:
-        if name not in allowed:
-            hint = nearest(name, allowed) if allowed else "It has none."
-            raise TypeError(f"method {method.name!r} has no option {name!r}. {hint}")
 
 
 def _warn_of_collapse(masks: Masks, plan: Plan) -> None:
