@@ -17,6 +17,9 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $(READY)
 
+# The demo's and the tests' networks are small: one thread is faster than two that wait for each other.
+demo test slow: export OMP_NUM_THREADS ?= 1
+
 demo: $(READY)  ## prune a network with every method, train it, draw the pictures (digits, offline)
 	$(BIN)/python examples/quickstart.py
 

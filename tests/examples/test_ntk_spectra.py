@@ -3,6 +3,7 @@
 import csv
 import importlib
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 
 pytest.importorskip("sklearn")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 SETTING = ["--width", "32", "--samples", "24", "--batch", "64", "--sparsities", "0.5", "0.9", "--seeds", "2"]
 NETWORKS = 2 * (1 + 2 * 5)  # seeds, dense and two sparsities of five methods
 
@@ -153,3 +155,15 @@ def test_a_spectrum_needs_five_samples(example, capsys):
     with pytest.raises(SystemExit):
         example.parse(["--samples", "4"])
     assert "at least 5" in capsys.readouterr().err
+
+
+def test_the_code_of_the_page_runs():
+    """And its Graphon NTK with drift is close to the exact kernel of the pruned network, as docs/theory-ntk.md says."""
+    text, names = (ROOT / "docs" / "ntk.md").read_text(encoding="utf-8"), {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(block, "ntk.md", "exec"), names)  # noqa: S102  (our own text)
+    theory, exact = names["theory"], names["exact"]
+    assert float((theory - exact).norm() / exact.norm()) < 0.3  # table of that page: 0.12 to 0.25 at these widths
+    torch.testing.assert_close(names["operator"].trace(), 10 * float(exact.trace()))
+    # Lanczos against all eigenvalues of the same operator.
+    torch.testing.assert_close(names["values"], torch.linalg.eigvalsh(names["operator"].to_dense()).flip(0)[:5])
