@@ -111,10 +111,9 @@ class PruneAtInit(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._install(trainer, pl_module)
-        assert self._enforcer is not None  # noqa: S101
-        self._enforcer.zero_state()
-        log_scalars(trainer, sparsity_scalars(self._require_masks()))
+        masks, enforcer = self._install(trainer, pl_module)
+        enforcer.zero_state()  # the optimizers' states may have been restored since
+        log_scalars(trainer, sparsity_scalars(masks))
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -188,15 +187,14 @@ class PruneAtInit(Callback):
             "allocation": dict(allocation) if isinstance(allocation, Mapping) else allocation,
         }
 
-    def _install(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _install(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Masks, Enforcer]:
         """Find the masks if there are none for this module yet, and start to enforce them."""
-        if self._enforcer is not None:
-            return
-        known = self._masks is not None and (self._module is None or self._module() is pl_module)
-        masks = self._masks if known and self._masks is not None else self._score(trainer, pl_module)
-        optimizers = trainer.optimizers
-        self._enforcer = Enforcer(pl_module, masks, *optimizers)
-        self._masks, self._module = masks, weakref.ref(pl_module)
+        if self._masks is None or self._enforcer is None:
+            other = self._module is not None and self._module() is not pl_module
+            self._masks = self._score(trainer, pl_module) if self._masks is None or other else self._masks
+            self._module = weakref.ref(pl_module)
+            self._enforcer = Enforcer(pl_module, self._masks, *trainer.optimizers)
+        return self._masks, self._enforcer
 
     def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
         batches = self._batches(trainer, pl_module)
@@ -227,11 +225,6 @@ class PruneAtInit(Callback):
         if needs == "nothing":
             return []
         return train_batches(trainer, pl_module, self.batches, required=needs == "loss")
-
-    def _require_masks(self) -> Masks:
-        if self._masks is None:
-            raise RuntimeError("PruneAtInit has no masks: fit has not started")
-        return self._masks
 
     def _zero_weights(self) -> None:
         if self._enforcer is not None:
