@@ -12,8 +12,9 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     "Did you mean 'synflow'? Allowed: 'snip', 'synflow'."
     """
     options = list(allowed)
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
+    by_lower = {option.lower(): option for option in reversed(options)}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    hint = f"Did you mean {by_lower[close[0]]!r}? " if close else ""
     shown = ", ".join(repr(option) for option in options[:20])
     more = f" and {len(options) - 20} more" if len(options) > 20 else ""
     return f"{hint}Allowed: {shown}{more}."
@@ -40,5 +41,6 @@ def check_sparsity(value: object, name: str = "sparsity") -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number in [0, 1), got {value!r} of type {type(value).__name__}")
     if not 0 <= float(value) < 1:
-        raise ValueError(f"{name} is the fraction of weights removed and must lie in [0, 1), got {value!r}")
+        percent = f"; for {value} % write {float(value) / 100:g}" if 1 < float(value) < 100 else ""
+        raise ValueError(f"{name} is the fraction of weights removed and must lie in [0, 1), got {value!r}{percent}")
     return float(value)

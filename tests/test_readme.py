@@ -4,33 +4,52 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_graphon.callbacks import PruneAtInit
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "docs/pruning.md"]
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
-def test_python_blocks_run(code, tmp_path, monkeypatch):
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)  # noqa: S102  (our own text)
-    if isinstance(names.get("prune"), PruneAtInit):
-        assert abs(names["prune"].masks.sparsity - names["prune"].plan.sparsity) < 1e-9
-    else:
-        assert names["masks"].sparsity > 0
+    for code in blocks(page):
+        exec(compile(code, page, "exec"), names)  # noqa: S102  (our own text)
+        if isinstance(names.get("prune"), PruneAtInit):
+            assert abs(names["prune"].masks.sparsity - names["prune"].plan.sparsity) < 1e-9
+    assert names["masks"].sparsity == pytest.approx(0.9, abs=0.01)
+
+
+def test_methods_of_the_page_prune(tmp_path):
+    from torch import nn
+
+    from lightning_graphon.pruning import prune
+
+    names: dict[str, object] = {}
+    for code in blocks("docs/pruning.md"):
+        exec(compile(code, "docs/pruning.md", "exec"), names)  # noqa: S102
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    batch = (torch.randn(8, 16), torch.arange(8) % 4)
+    for method in ("fan-out", "squared-gradient"):
+        assert prune(net, method, sparsity=0.5, batches=[batch]).sparsity == 0.5
 
 
 def test_quick_start_is_short():
-    lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
+    lines = [line for line in blocks("README.md")[0].splitlines() if line.strip()]
     assert len(lines) <= 10
 
 
 def test_every_preset_and_method_is_named():
     from lightning_graphon.pruning import methods
 
-    text = README.read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     builtin = {"random", "magnitude", "snip", "grasp", "synflow", "graphon"}
     assert builtin <= set(methods())
     assert all(f"`{name}`" in text for name in builtin)

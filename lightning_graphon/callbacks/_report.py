@@ -22,8 +22,8 @@ def log_scalars(trainer: pl.Trainer, scalars: dict[str, float]) -> None:
 def print_masks(masks: Masks, title: str) -> None:
     """One table: layer, shape, kept weights, sparsity, units without a connection."""
     table = Table(title=title, title_justify="left")
-    for column in ("layer", "shape", "kept", "of", "sparsity", "dead outputs", "dead inputs"):
-        table.add_column(column, justify="left" if column in ("layer", "shape") else "right")
+    for column in ("layer", "shape", "kept", "of", "sparsity", "dead out", "dead in"):
+        table.add_column(column, justify="left" if column in ("layer", "shape") else "right", overflow="fold")
     for row in masks.table():
         shape = "x".join(map(str, row["shape"]))
         cells = (row["kept"], row["total"], f"{row['sparsity']:.4f}", row["dead_out"], row["dead_in"])

@@ -53,7 +53,8 @@ class GraphonMonitor(Callback):
     on a fixed probe batch of training data is logged: `ntk/decay_rate`, `ntk/effective_rank`, `ntk/spectral_gap`,
     `ntk/energy_top5`, `ntk/lambda_max`, `ntk/lambda_min`, `ntk/trace`, `ntk/condition_number`, `ntk/alignment` (with
     class labels) and the figure `ntk_spectrum`. It is the Graphon NTK where the network is a chain of Linear layers,
-    the exact kernel of the finite network otherwise; the log and the figure say which.
+    the exact kernel of the finite network ("empirical NTK") otherwise; the console and the figure say which. Networks
+    are evaluated in eval mode: batch norm that has seen no data yet does not normalise at step 0.
 
     Args:
         bins: Intervals of each axis of a graphon.
@@ -188,7 +189,7 @@ class GraphonMonitor(Callback):
         self.spectrum = self._spectra.evaluate(trainer, pl_module, self._read(trainer, pl_module))
         log_scalars(trainer, spectrum_scalars(self.spectrum))
         if self.verbose:
-            log.info("ntk/... at step %d is the %s", trainer.global_step, self._spectra.source)
+            Console().print(f"ntk/... at step {trainer.global_step}: {self._spectra.source}")
         if self.figure and not getattr(trainer, "fast_dev_run", False):
             title = f"{self._spectra.source} on {self.probe_size} training samples at step {trainer.global_step}"
             values = {"eigenvalues": self.spectrum.eigenvalues.cpu().numpy()}

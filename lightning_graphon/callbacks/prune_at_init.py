@@ -1,5 +1,6 @@
 """`PruneAtInit`: prune any LightningModule on fit start and train it sparse."""
 
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,7 +29,9 @@ class PruneAtInit(Callback):
     needs no change. Parameters keep their identity, checkpoints have the keys of the dense model and load without this
     package, and a resumed run has the very same masks. Under DDP scores are averaged over the data of all processes.
 
-    Masks simulate sparsity: pruned weights are zero, training is neither faster nor smaller by itself.
+    Masks simulate sparsity: pruned weights are zero, training is neither faster nor smaller by itself. Keep the
+    callback in the trainer as long as the network is to stay sparse. Two of them in one trainer need different
+    `include` or `exclude`.
 
     Logged: `sparsity/<layer>` and `sparsity/total`, the fraction of weights removed, once when training starts.
 
@@ -88,6 +91,7 @@ class PruneAtInit(Callback):
         self._masks: Masks | None = None
         self._module: weakref.ref[pl.LightningModule] | None = None
         self._enforcer: Enforcer | None = None
+        self._fresh = False
 
     @property
     def masks(self) -> Masks | None:
@@ -112,6 +116,13 @@ class PruneAtInit(Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         masks, enforcer = self._install(trainer, pl_module)
+        if self._fresh and trainer.global_step > 0:
+            warnings.warn(
+                f"PruneAtInit pruned weights that were already trained for {trainer.global_step} steps: the checkpoint "
+                "that was resumed has no masks",
+                stacklevel=2,
+            )
+        self._fresh = False
         enforcer.zero_state()  # the optimizers' states may have been restored since
         log_scalars(trainer, sparsity_scalars(masks))
 
@@ -212,9 +223,11 @@ class PruneAtInit(Callback):
                 average=_distributed.average,
                 on_round=lambda step, steps: progress.update(task, completed=step),
             )
+        self._fresh = True
         _distributed.check_same_masks(trainer, pl_module, masks)
         if shown:
-            print_masks(masks, f"PruneAtInit: {self.plan.resolved.name}, sparsity {self.plan.sparsity}")
+            by_layer = " except where given by layer" if isinstance(self.plan.allocation, Mapping) else ""
+            print_masks(masks, f"PruneAtInit: {self.plan.resolved.name}, sparsity {self.plan.sparsity}{by_layer}")
         return masks
 
     def _batches(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Any]:

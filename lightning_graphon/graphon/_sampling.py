@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon._checks import check_choice
+from lightning_graphon._random import generator as seeded
 from lightning_graphon.graphon import _partition
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def sample_mask(
     check_choice("positions", positions, ("grid", "random"))
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"shape must be [out, in, *taps] with no empty axis, got {tuple(shape)}")
-    source = generator if generator is not None else torch.Generator().manual_seed(seed)
+    source = generator if generator is not None else seeded(seed, "sampled masks")
     device = source.device
     rows = _partition.locate(_positions(shape[0], positions, source), graphon.row_measure.to(device))
     cols = _partition.locate(_positions(shape[1], positions, source), graphon.col_measure.to(device))

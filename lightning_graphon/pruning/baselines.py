@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
+from lightning_graphon._random import generator
 from lightning_graphon.pruning.methods import Problem, register_method
 
 
 @register_method("random", needs="nothing")
 def random(problem: Problem) -> dict[str, Tensor]:
     """u ~ U(0, 1), drawn on the CPU from the seed: the same on any device, in any round, in any process."""
-    generator = torch.Generator().manual_seed(problem.seed)
+    source = generator(problem.seed, "random masks")
     return {
-        name: torch.rand(weight.shape, generator=generator).to(weight.device)
-        for name, weight in problem.weights.items()
+        name: torch.rand(weight.shape, generator=source).to(weight.device) for name, weight in problem.weights.items()
     }
 
 

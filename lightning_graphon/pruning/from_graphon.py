@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon._checks import nearest
+from lightning_graphon._random import generator
 from lightning_graphon.graphon import StepGraphon, as_graphon
 from lightning_graphon.pruning.methods import Problem, register_method
 
@@ -37,8 +38,9 @@ def graphon(problem: Problem, *, graphons: Any = None) -> dict[str, Tensor]:
             "method 'graphon' needs the graphons to draw from: options={'graphons': {'family': 'product'}}"
         )
     layers = {name: _graphon_of(name, graphons, problem.density) for name in problem.weights}
+    _check_patterns(problem.weights, graphons)
     _check_support(problem, layers)
-    source = torch.Generator().manual_seed(problem.seed)
+    source = generator(problem.seed, "graphon masks")
     return {name: _log_odds(layers[name], w.shape, source).to(w.device) for name, w in problem.weights.items()}
 
 
@@ -70,12 +72,29 @@ def _graphon_of(name: str, graphons: Any, density: float) -> StepGraphon:
     if not isinstance(graphons, Mapping) or "family" in graphons:
         return as_graphon(_with_density(graphons, density))
     for pattern, spec in graphons.items():
-        if fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern):
+        if _matches(name, pattern):
             return as_graphon(_with_density(spec, density))
-    raise ValueError(f"method 'graphon': no graphon for layer {name!r}. {nearest(name, graphons)}")
+    raise ValueError(
+        f"method 'graphon': no graphon for layer {name!r}; given are {', '.join(map(repr, graphons))}. Add '*' for all "
+        "other layers (a single family is a dict with the key 'family')"
+    )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
+
+
+def _check_patterns(names: Mapping[str, Any], graphons: Any) -> None:
+    """A pattern that names no layer is a mistake."""
+    if isinstance(graphons, Mapping) and "family" not in graphons:
+        for pattern in graphons:
+            if not any(_matches(name, str(pattern)) for name in names):
+                raise ValueError(f"method 'graphon': {pattern!r} names no layer. {nearest(str(pattern), names)}")
 
 
 def _with_density(spec: Any, density: float) -> Any:
+    if isinstance(spec, str) and "density" not in spec:
+        return f"{spec.rstrip(')')}{', ' if '(' in spec else '('}density={density})"
     if isinstance(spec, Mapping) and "density" not in spec:
         return {**spec, "density": density}
     return spec

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._checks import nearest
+from lightning_graphon._random import generator
 from lightning_graphon.pruning.packing import pack_all, unpack_all
 from lightning_graphon.pruning.targets import Patterns, select_weights
 
@@ -124,12 +125,10 @@ class Masks(Mapping[str, Tensor]):
 
     def shuffled(self, seed: int = 0) -> "Masks":
         """Each layer's mask in a random order: the same counts, no structure (a sanity ablation)."""
-        generator = torch.Generator().manual_seed(seed)
+        source = generator(seed, "shuffled masks")
         return Masks(
             {
-                name: mask.reshape(-1)[torch.randperm(mask.numel(), generator=generator).to(mask.device)].view(
-                    mask.shape
-                )
+                name: mask.reshape(-1)[torch.randperm(mask.numel(), generator=source).to(mask.device)].view(mask.shape)
                 for name, mask in self.items()
             }
         )

@@ -55,3 +55,17 @@ def test_magnitude_is_the_absolute_raw_weight(name: str) -> None:
 def test_magnitude_does_not_depend_on_the_rounds() -> None:
     net = mlp(width=40)
     assert prune(net, "magnitude", sparsity=0.9, steps=10) == prune(net, "magnitude", sparsity=0.9)
+
+
+@pytest.mark.parametrize("init", ["default", "normal"])
+def test_random_masks_do_not_repeat_the_numbers_that_made_the_weights(init: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(400, 400, bias=False)
+    if init == "normal":
+        torch.manual_seed(0)
+        nn.init.normal_(layer.weight)
+    weight = layer.weight.detach() / layer.weight.detach().std()
+    kept = weight[prune(layer, "random", sparsity=0.9, seed=0)["weight"]]
+    # 16000 independent weights: the mean has a standard error of 0.008, the mean square of at most 0.011.
+    assert abs(float(kept.mean())) < 0.04
+    assert abs(float(kept.square().mean()) - 1) < 0.055
