@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_graphon.pruning import prune
 from tests.cases import CASES, mlp
