@@ -130,30 +130,30 @@ def compute_masks(
     masks = {name: torch.ones_like(data, dtype=torch.bool) for name, data in originals.items()}
     with untouched(model, plan.seed), torch.enable_grad(), _eager():
         for step in range(1, plan.rounds + 1):
-            if step > 1:
-                _zero_pruned(weights, originals, masks)
             problem = Problem(model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average)
             scores = checked_scores(method, method.score(problem, **plan.options), shapes)
             if step == 1 and method.needs == "loss":
                 check_any(method, scores)
             with torch.no_grad():
-                masks = _select_among(masks, scores, partial(budget.select, step=step, plan=plan))
+                chosen = _select_among(masks, scores, partial(budget.select, step=step, plan=plan))
+                if step < plan.rounds:
+                    _zero_dropped(weights, masks, chosen, first=step == 1)
+                masks = chosen
             on_round(step, plan.rounds)
     result = Masks(masks)
     _warn_of_collapse(result, plan)
     return result
 
 
-@torch.no_grad()
-def _zero_pruned(
-    weights: Mapping[str, nn.Parameter], originals: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+def _zero_dropped(
+    weights: Mapping[str, nn.Parameter], before: Mapping[str, Tensor], now: Mapping[str, Tensor], first: bool
 ) -> None:
     """Let the parameters hold the effective weights, in one copy beside the originals."""
     for name, weight in weights.items():
-        if weight.data.data_ptr() == originals[name].data_ptr():
-            weight.data = originals[name] * masks[name]
+        if first:
+            weight.data = weight.data * now[name]
         else:
-            weight.data.mul_(masks[name])
+            weight.data[before[name] & ~now[name]] = 0
 
 
 def _select_among(
@@ -164,7 +164,7 @@ def _select_among(
     """Select among the weights still kept: once pruned, always pruned."""
     chosen = select(scores)
     # Pruned weights are zero and most saliencies score them lowest; only where that failed is the pass below needed.
-    if any(bool((chosen[name] & ~mask).any()) for name, mask in masks.items()):
+    if any(int((chosen[name] & ~mask).count_nonzero()) for name, mask in masks.items()):
         chosen = select({name: torch.where(masks[name], score, -torch.inf) for name, score in scores.items()})
     return chosen
 

@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-_SAMPLE = 1 << 15
+_SAMPLE = 1 << 14
 
 
 def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
@@ -37,21 +37,22 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
     dtype = reduce(torch.promote_types, (score.dtype for score in scores.values()))
     scores = {name: score.to(dtype) for name, score in scores.items()}
     threshold = kth_largest(list(scores.values()), keep)
-    masks = {name: score > threshold for name, score in scores.items()}
-    missing = keep - _count(masks.values())
-    for name, score in scores.items():
-        if missing == 0:
+    masks = {name: score >= threshold for name, score in scores.items()}
+    surplus = _count(masks.values()) - keep
+    # Too many only where several scores equal the threshold: the last of them go.
+    for name in reversed(list(scores)):
+        if surplus == 0:
             break
-        ties = (score == threshold).reshape(-1).nonzero().squeeze(1)[:missing]
-        masks[name][torch.unravel_index(ties, score.shape)] = True
-        missing -= ties.numel()
+        ties = (scores[name] == threshold).reshape(-1).nonzero().squeeze(1)[-surplus:]
+        masks[name][torch.unravel_index(ties, scores[name].shape)] = False
+        surplus -= ties.numel()
     return masks
 
 
 def kth_largest(tensors: Sequence[Tensor], k: int) -> float:
     """The k-th largest entry over all tensors (k = 1 is the maximum), exactly.
 
-    A sorted sample brackets the answer; the entries inside the bracket, about one in thirty, are searched the same
+    A sorted sample brackets the answer; the entries inside the bracket, about one in twenty, are searched the same
     way. A bracket that misses is widened. Extra memory: a few bytes a score of the largest tensor.
 
     Args:
@@ -67,33 +68,31 @@ def kth_largest(tensors: Sequence[Tensor], k: int) -> float:
     if size == total:
         return sample[k - 1].item()
     centre, slack = k / total * size, 3 * math.isqrt(size)
-    # Pruned weights score -inf; the bracket leaves them out.
-    finite = torch.finfo(tensors[0].dtype).min
-    while True:
+    while slack < size:
         upper = sample[max(0, math.floor(centre) - slack)].item()
-        lower = max(finite, sample[min(size - 1, math.ceil(centre) + slack)].item())
-        if slack >= size:
-            upper, lower = math.inf, -math.inf
+        lower = sample[min(size - 1, math.ceil(centre) + slack)].item()
         higher = [t > upper for t in tensors]
         above = _count(higher)
         if above < k:
-            if upper == lower and k <= above + _count(t == upper for t in tensors):
-                return upper
-            middle = _between(tensors, lower, higher)
-            if k <= above + middle.numel():
-                return _kth(middle, k - above, total)
+            # Without `lower` itself: pruned weights, most of them all, share the lowest score.
+            inside = _between(tensors, lower, higher)
+            if k <= above + inside.numel():
+                return _kth(inside, k - above, total)
+            if k <= above + inside.numel() + _count(t == lower for t in tensors):
+                return lower
         slack *= 4
+    return _kth(torch.cat([t.reshape(-1).to(tensors[0].device) for t in tensors]), k, total)
 
 
-def _kth(middle: Tensor, k: int, total: int) -> float:
+def _kth(inside: Tensor, k: int, total: int) -> float:
     """The k-th largest of the bracket; by sorting where heavy ties keep the bracket from shrinking."""
-    if middle.numel() < total // 2:
-        return kth_largest([middle], k)
-    return middle.sort(descending=True).values[k - 1].item()
+    if inside.numel() < 0.9 * total:
+        return kth_largest([inside], k)
+    return inside.sort(descending=True).values[k - 1].item()
 
 
 def _sample(tensors: Sequence[Tensor]) -> Tensor:
-    """All entries if they are few, else about 2^15 of them at regular intervals; descending."""
+    """All entries if they are few, else about 2^14 of them at regular intervals; descending."""
     stride = max(1, sum(t.numel() for t in tensors) // _SAMPLE)
     picked = [t.reshape(-1)[::stride] for t in tensors]
     device = picked[0].device
@@ -105,6 +104,6 @@ def _count(masks: Iterable[Tensor]) -> int:
 
 
 def _between(tensors: Sequence[Tensor], lower: float, higher: Sequence[Tensor]) -> Tensor:
-    """Entries of at least `lower` that are not among the `higher`."""
+    """Entries above `lower` that are not among the `higher`."""
     device = tensors[0].device
-    return torch.cat([t[(t >= lower) ^ high].to(device) for t, high in zip(tensors, higher, strict=True)])
+    return torch.cat([t[(t > lower) ^ high].to(device) for t, high in zip(tensors, higher, strict=True)])

@@ -32,24 +32,28 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
     """
     batch = problem.batches[0] if len(problem.batches) else None
     dtype = torch.float64 if double else None
-    scores = _flow_scores(problem, batch, dtype, 1.0, biases)
-    for scale in () if not double or _in_range(scores) else _UP if _all_finite(scores) else _DOWN:
-        trial = _flow_scores(problem, batch, dtype, scale, biases)
-        scores = trial if _all_finite(trial) else scores
-        if _in_range(scores):
-            break
+    scores, flow = _flow_scores(problem, batch, dtype, 1.0, biases)
+    if double and not _SMALL < flow < 1 / _SMALL:
+        for scale in _UP if _all_finite(scores) else _DOWN:
+            trial, _ = _flow_scores(problem, batch, dtype, scale, biases)
+            scores = trial if _all_finite(trial) else scores
+            if _in_range(scores):
+                break
     return problem.named([problem.average(score) for score in scores])
 
 
-def _flow_scores(problem: Problem, batch: Any, dtype: torch.dtype | None, scale: float, biases: bool) -> list[Tensor]:
-    """Scores with inputs, biases and gradient scaled."""
+def _flow_scores(
+    problem: Problem, batch: Any, dtype: torch.dtype | None, scale: float, biases: bool
+) -> tuple[list[Tensor], float]:
+    """Scores with inputs, biases and gradient scaled, and the flow."""
     with _linearised(problem.model, dtype, scale, biases):
         flow = problem.objective.flow(batch, scale)
         if not flow.requires_grad:
             raise ValueError("synflow: the outputs do not depend on the weights to prune")
         # The gradient is scaled as well: products of large activations and large gradients stay finite.
         grads = problem.gradients(flow * scale)
-        return [g.mul_(w.detach()).abs_() for g, w in zip(grads, problem.weights.values(), strict=True)]
+        scores = [g.mul_(w.detach()).abs_() for g, w in zip(grads, problem.weights.values(), strict=True)]
+    return scores, float(flow.detach())
 
 
 def _in_range(scores: list[Tensor]) -> bool:
