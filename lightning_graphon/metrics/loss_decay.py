@@ -121,7 +121,7 @@ class LossDecay(Metric):
     def _read(self, predicted: Tensor | float, observed: Tensor | float, step: Tensor | float) -> Tensor:
         """Points [3, K] on the metric's device."""
         given = [
-            torch.as_tensor(v).detach().to(dtype=torch.float64, device=self.points.device).reshape(-1)
+            torch.as_tensor(v, dtype=torch.float64, device=self.points.device).detach().reshape(-1)
             for v in (predicted, observed, step)
         ]
         if len({len(v) for v in given}) != 1:

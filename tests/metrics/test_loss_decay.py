@@ -214,6 +214,13 @@ def test_constant_curves_have_no_correlation():
     assert math.isnan(fed([[1.0], [1.0], [0]]).compute()["rate_observed"])
 
 
+def test_numbers_keep_their_digits():
+    metric = LossDecay(tolerance=0.0)
+    metric.update(0.1 + 1e-12, 0.1, 2**24 + 1)
+    assert metric.compute()["void_from"] == 2**24 + 1
+    assert float(metric.compute()["relative_error"]) == pytest.approx(1e-11, rel=1e-3)
+
+
 def test_functions():
     p, o, t = (torch.from_numpy(v).float() for v in curves())
     truth = oracle(p.numpy(), o.numpy(), t.numpy(), 0.1)

@@ -49,6 +49,19 @@ def test_flow_with_momentum_is_what_slow_modes_do():
     )
 
 
+@pytest.mark.parametrize("t", [4, torch.inf])
+def test_test_points_with_a_singular_kernel(t):
+    factor = torch.randn(9, 3).double()
+    joint, y = factor @ factor.T, torch.randn(6, 2).double()
+    predictor = LossDecayPredictor(
+        joint[:6, :6], torch.zeros(6, 2), y, F.mse_loss,
+        test_kernel=joint[6:, :6], test_outputs=torch.zeros(3, 2), test_targets=torch.zeros(3, 2),
+    )  # fmt: skip
+    found = predictor.predict_test_outputs(t, 0.2)[0]
+    fit = predictor.predict_outputs(t, 0.2)[0]  # linear in 3 features: the fit on the train points gives them
+    torch.testing.assert_close(found, factor[6:] @ torch.linalg.lstsq(factor[:6], fit).solution)
+
+
 @pytest.mark.parametrize("flow", [False, True])
 @pytest.mark.parametrize("sgd", SGD, ids=str)
 def test_zero_eigenvalues_and_infinity(sgd, flow):
