@@ -74,6 +74,7 @@ class LossDecay(Metric):
     points: Tensor
     finite: Tensor
     errors: Tensor
+    bound: Tensor
     void: Tensor
     moments: Tensor
     latest: Tensor
@@ -89,6 +90,8 @@ class LossDecay(Metric):
         zero = torch.zeros((), dtype=torch.float64)
         for name in ("points", "finite", "errors"):
             self.add_state(name, zero.clone(), dist_reduce_fx="sum", persistent=True)
+        # Metrics that differ in their tolerance must not share states in a MetricCollection, which compares states.
+        self.add_state("bound", zero + tolerance, dist_reduce_fx="max")
         self.add_state("void", zero + torch.inf, dist_reduce_fx="min", persistent=True)
         self.add_state("moments", zero.repeat(MOMENTS), dist_reduce_fx=merge_moments, persistent=True)
         # Last step, sum of its errors, number of its points.
@@ -107,9 +110,10 @@ class LossDecay(Metric):
         p, o, t = points
         error = loss_decay_errors(p, o)
         finite = error.isfinite()
-        self.points += len(t)
-        self.finite += finite.sum()
-        self.errors += error[finite].sum()
+        # Not in place: a state made in inference mode could not be changed outside it.
+        self.points = self.points + len(t)
+        self.finite = self.finite + finite.sum()
+        self.errors = self.errors + error[finite].sum()
         outside = torch.where(error <= self.tolerance, torch.inf, t)  # NaN is outside
         self.void = torch.minimum(self.void, outside.min())
         self.moments = merge_moments(torch.stack([self.moments, log_moments(p, o, t)]))

@@ -26,46 +26,67 @@ def as_field(outputs: Tensor) -> Tensor:
         return outputs.detach().reshape(len(outputs), -1).to(dtype=torch.float64, device=device, copy=True)
 
 
-def _target(value: Any, device: torch.device) -> Any:
-    """A copy of a target tensor outside inference mode, floating point in float64."""
+def _target(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A copy of a target tensor outside inference mode, floating point in `dtype`."""
     if not isinstance(value, Tensor):
         return value
     with torch.inference_mode(False):
-        dtype = torch.float64 if value.is_floating_point() else value.dtype
-        return value.detach().to(device=device, dtype=dtype, copy=True)
+        kind = dtype if value.is_floating_point() else value.dtype
+        return value.detach().to(device=device, dtype=kind, copy=True)
 
 
 class OutputLoss:
     """`loss_fn` at fixed targets, as a function of a field [N, C].
 
+    Evaluated in float64. A function that holds single-precision tensors of its own (class weights in a closure)
+    and cannot take that is evaluated in the dtype of the outputs instead.
+
     Args:
-        loss_fn: (outputs of the original shape, targets) to a scalar. A module is copied to float64, so that
-            class weights fit.
+        loss_fn: (outputs of the original shape, targets) to a scalar. A module is copied to float64.
         targets: tensor, or whatever `loss_fn` takes.
-        shape: original shape [N, ...] of the outputs.
-        device: of the outputs.
+        like: outputs [N, ...] as the model gave them, for shape and dtype.
+        device: to evaluate on.
 
     Raises:
         TypeError: `loss_fn` is not callable.
     """
 
-    def __init__(self, loss_fn: LossFn, targets: Any, shape: torch.Size, device: torch.device) -> None:
+    def __init__(self, loss_fn: LossFn, targets: Any, like: Tensor, device: torch.device) -> None:
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be callable as loss_fn(outputs, targets), got {type(loss_fn).__name__}")
         self.fn = copy.deepcopy(loss_fn).double() if isinstance(loss_fn, nn.Module) else loss_fn
-        self.targets, self.shape = _target(targets, device), shape
+        self.shape, self.dtype, self._own = like.shape, torch.float64, like.dtype
+        self.targets = _target(targets, device, torch.float64)
 
     def __call__(self, field: Tensor) -> Tensor:
-        """Loss, 0-dimensional.
+        """Loss, 0-dimensional, float64.
 
         Raises:
             ValueError: the loss is not a scalar.
+            RuntimeError: as `loss_fn` raises it.
         """
-        loss = self.fn(field.reshape(self.shape), self.targets)
+        try:
+            loss = self._evaluate(field)
+        except RuntimeError:
+            if self.dtype == self._own:
+                raise
+            loss = self._in_own_dtype(field)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"loss_fn must return one number as a tensor (its own mean), got {got}")
-        return loss.reshape(())
+        return loss.reshape(()).double()
+
+    def _evaluate(self, field: Tensor) -> Tensor:
+        return self.fn(field.reshape(self.shape).to(self.dtype), self.targets)
+
+    def _in_own_dtype(self, field: Tensor) -> Tensor:
+        before = self.dtype, self.targets
+        self.dtype, self.targets = self._own, _target(self.targets, field.device, self._own)
+        try:
+            return self._evaluate(field)
+        except RuntimeError:
+            self.dtype, self.targets = before
+            return self._evaluate(field)  # the error of float64 is the one to show
 
     def gradient(self, field: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and ∇_f L [N, C]; works under `no_grad` and in inference mode.
@@ -116,7 +137,8 @@ def as_square(objective: OutputLoss, field: Tensor) -> Square:
     here, there = objective.curvature(field, probe), objective.curvature(field + probe, probe)
     c = float((here * probe).sum() / probe.square().sum())
     error = max(float((h - c * probe).abs().max()) for h in (here, there))
-    if not (c > 0 and error <= 1e-9 * c):
+    rounding = 1e-9 if objective.dtype == torch.float64 else 1e-4
+    if not (c > 0 and error <= rounding * c):
         raise ValueError(
             "the closed form needs a squared error (a loss whose Hessian in the outputs is a multiple of the "
             "identity); use step() for this loss"
@@ -124,4 +146,4 @@ def as_square(objective: OutputLoss, field: Tensor) -> Square:
     loss, gradient = objective.gradient(field)
     residual = gradient / c
     floor = float(loss) - 0.5 * c * float(residual.square().sum())
-    return Square(c, residual, 0.0 if abs(floor) <= 1e-12 * float(loss) else floor)
+    return Square(c, residual, 0.0 if abs(floor) <= 1e-3 * rounding * float(loss) else floor)

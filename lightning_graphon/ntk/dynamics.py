@@ -9,20 +9,20 @@ the closed form by modes.
 
 import warnings
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_graphon.ntk._field import FieldKernel, field_kernel
-from lightning_graphon.ntk._objective import LossFn, OutputLoss, as_field, as_square
-from lightning_graphon.ntk.modes import ClosedForm, DecayModes, Times, as_times, descent_left, flow_left
+from lightning_graphon.ntk._closed_form import ClosedFormPredictions
+from lightning_graphon.ntk._field import field_kernel
+from lightning_graphon.ntk._held_out import HeldOut
+from lightning_graphon.ntk._objective import LossFn, OutputLoss, as_field
 from lightning_graphon.ntk.operator import KernelOperator
-from lightning_graphon.ntk.stability import largest_curvature, stable_product
+from lightning_graphon.ntk.stability import check_sgd, largest_curvature, stable_product
 
 
-class LossDecayPredictor:
+class LossDecayPredictor(ClosedFormPredictions):
     r"""Predicts the loss of a batch while `torch.optim.SGD` trains on it, from the kernel at initialisation.
 
     The loss is taken as the model computes it: its own mean, its own factors. So the kernel is the plain
@@ -77,14 +77,14 @@ class LossDecayPredictor:
         test_targets: Any = None,
         check_every: int = 25,
     ) -> None:
-        _check_sgd(momentum, nesterov, dampening)
+        check_sgd(momentum, nesterov, dampening)
         self.momentum, self.nesterov, self.dampening = momentum, nesterov, dampening
         self._start = as_field(outputs)
         self._shape = outputs.shape
         self._kernel = field_kernel(kernel, self._start)
-        self._objective = OutputLoss(loss_fn, targets, outputs.shape, self._start.device)
-        self._test = _TestPoints.of(test_kernel, test_outputs, test_targets, loss_fn, self._start)
-        self._check_every, self._limit, self._warned = check_every, float("inf"), False
+        self._objective = OutputLoss(loss_fn, targets, outputs, self._start.device)
+        self._test = HeldOut.of(test_kernel, test_outputs, test_targets, loss_fn, self._start)
+        self._check_every, self._top, self._warned = check_every, 0.0, False
         self._reset()
         self._evaluate()
 
@@ -148,13 +148,12 @@ class LossDecayPredictor:
         Warns:
             UserWarning: once, when `lr` exceeds the largest stable learning rate at the current outputs.
         """
+        lr, mu = float(lr), self.momentum if momentum is None else float(momentum)
         if not lr >= 0:
             raise ValueError(f"lr must be 0 or more, got {lr!r}")
-        if momentum is not None:
-            _check_sgd(momentum, False, 0.0)
-            self.momentum = momentum
-        self._check(lr)
-        push = lr * self._direction(self._evaluate()[1])
+        check_sgd(mu)
+        self._check(lr, mu)
+        push = lr * self._direction(self._evaluate()[1], mu)
         self._pushed = self._pushed + push
         self._field = self._field - self._kernel @ push
         self.steps += 1
@@ -175,20 +174,21 @@ class LossDecayPredictor:
             losses.append(self.loss)
         return torch.tensor(losses, dtype=torch.float64)
 
-    def _direction(self, gradient: Tensor) -> Tensor:
+    def _direction(self, gradient: Tensor, momentum: float) -> Tensor:
         """What SGD subtracts, before the kernel: gradient, buffer, or Nesterov's sum of both."""
-        if self.momentum == 0:
+        if momentum == 0:
             return gradient
         if self._buffer is None:
             self._buffer = gradient
         else:
-            self._buffer = self.momentum * self._buffer + (1 - self.dampening) * gradient
-        return gradient + self.momentum * self._buffer if self.nesterov else self._buffer
+            self._buffer = momentum * self._buffer + (1 - self.dampening) * gradient
+        return gradient + momentum * self._buffer if self.nesterov else self._buffer
 
     def max_learning_rate(self, tolerance: float = 1e-10) -> float:
         """Largest stable learning rate at the current outputs.
 
-        2/λ_max of Θ times the Hessian of the loss; with momentum the factor is that of `stable_product`.
+        2/λ_max of Θ times the Hessian of the loss; with momentum the factor is that of `stable_product`. The
+        kernel is taken to be positive semi-definite.
 
         Args:
             tolerance: relative accuracy of λ_max.
@@ -196,104 +196,33 @@ class LossDecayPredictor:
         Returns:
             inf where the loss has no positive curvature along the kernel.
         """
-        field = self._field
-        top = largest_curvature(self._kernel, lambda v: self._objective.curvature(field, v), field, tolerance=tolerance)
-        limit = stable_product(self.momentum, self.nesterov, self.dampening)
-        return limit / top if top > 0 else float("inf")
+        top = self._largest_curvature(tolerance)
+        return stable_product(self.momentum, self.nesterov, self.dampening) / top if top > 0 else float("inf")
 
-    def _check(self, lr: float) -> None:
+    def _largest_curvature(self, tolerance: float) -> float:
+        field = self._field
+        return largest_curvature(
+            self._kernel, lambda v: self._objective.curvature(field, v), field, tolerance=tolerance
+        )
+
+    def _check(self, lr: float, momentum: float) -> None:
         if self._warned or not self._check_every:
             return
         if self.steps % self._check_every == 0:
-            self._limit = self.max_learning_rate(tolerance=1e-4)
-        if lr > self._limit:
+            self._top = self._largest_curvature(tolerance=1e-3)
+        limit = stable_product(momentum, self.nesterov, self.dampening)
+        if lr * self._top > limit:
             self._warned = True
             warnings.warn(
-                f"learning rate {lr:.4g} at step {self.steps} exceeds {self._limit:.4g}, the largest stable one for "
-                "this kernel and loss: the predicted loss oscillates or grows, and a real network leaves the regime "
-                "in which its kernel is constant",
+                f"learning rate {lr:.4g} at step {self.steps} exceeds {limit / self._top:.4g}, the largest stable one "
+                "for this kernel and loss: the predicted loss oscillates or grows, and a real network leaves the "
+                "regime in which its kernel is constant",
                 stacklevel=3,
             )
 
-    @cached_property
-    def _closed(self) -> ClosedForm:
-        square = as_square(self._objective, self._start)
-        return ClosedForm.of(self._kernel.eigen(self._start), square)
-
-    @property
-    def modes(self) -> DecayModes:
-        """Eigenvalues, decay rates and shares of the initial loss, for squared error.
-
-        Raises:
-            ValueError: the loss is not a squared error.
-        """
-        return self._closed.modes()
-
-    def _left(self, times: Times, lr: float, flow: bool) -> Tensor:
-        speed = lr * self._closed.square.curvature * self._closed.eigen.values
-        given = as_times(times, speed, whole=not flow)
-        if flow:
-            return flow_left(speed * (1 - self.dampening * (self.momentum > 0)) / (1 - self.momentum), given)
-        return descent_left(speed, given, self.momentum, self.nesterov, self.dampening)
-
-    def predict(self, times: Times, lr: float, *, flow: bool = False) -> Tensor:
-        r"""Squared error at any times, from the initial outputs, in closed form.
-
-        The kernel is decomposed once. Steps taken with `step` do not matter here.
-
-        Args:
-            times: numbers of steps, any array, 0 and infinity included. With `flow` any real numbers; with
-                `lr=1` they are sums of learning rates, so that a schedule becomes a time axis.
-            lr: constant learning rate.
-            flow: gradient flow, L ∝ Σ exp(−2ηcλt) with c = 2/(N·C) for `mse_loss`, in place of the discrete
-                (1 − ηcλ)^{2t}. With momentum, flow runs 1/(1 − μ) times as fast, (1 − d)/(1 − μ) with
-                dampening: right for slow modes, after the buffer has filled.
-
-        Returns:
-            Losses [T], float64.
-
-        Raises:
-            ValueError: the loss is not a squared error, or times are negative, or fractions of a step.
-        """
-        return self._closed.loss(self._left(times, lr, flow))
-
-    def predict_outputs(self, times: Times, lr: float, *, flow: bool = False) -> Tensor:
-        """Outputs [T, N, ...] at any times; arguments as in `predict`.
-
-        Raises:
-            ValueError: as in `predict`.
-        """
-        return self._closed.outputs(self._start, self._left(times, lr, flow)).reshape(-1, *self._shape)
-
-    def predict_test_outputs(self, times: Times, lr: float, *, flow: bool = False) -> Tensor:
-        """Outputs [T, M, ...] of the test points at any times; arguments as in `predict`.
-
-        Raises:
-            ValueError: as in `predict`, or no test points were given.
-        """
-        test, left = self._with_test(), self._left(times, lr, flow)
-        return torch.stack([test.outputs(s) for s in self._closed.pushes(left, self._start.shape[1])])
-
-    def predict_test_loss(self, times: Times, lr: float, *, flow: bool = False) -> Tensor:
-        """Losses [T] of the test points at any times; arguments as in `predict`.
-
-        Raises:
-            ValueError: as in `predict`, or no test points were given.
-        """
-        test, left = self._with_test(), self._left(times, lr, flow)
-        return torch.stack([test.loss(s) for s in self._closed.pushes(left, self._start.shape[1])])
-
-    def _with_test(self) -> "_TestPoints":
-        if self._test is None:
-            raise ValueError("no test points: give test_kernel, test_outputs and test_targets")
-        return self._test
-
     def state_dict(self) -> dict[str, Any]:
         """Where the prediction stands: tensors and numbers only, for checkpoints."""
-        return {
-            "steps": self.steps, "field": self._field, "pushed": self._pushed, "buffer": self._buffer,
-            "momentum": self.momentum,
-        }  # fmt: skip
+        return {"steps": self.steps, "field": self._field, "pushed": self._pushed, "buffer": self._buffer}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()` of a predictor with the same kernel, targets and loss.
@@ -304,46 +233,8 @@ class LossDecayPredictor:
         if state["field"].shape != self._start.shape:
             raise ValueError(f"state of a batch {list(state['field'].shape)} for one of {list(self._start.shape)}")
         self._reset()
-        self.steps, self.momentum = int(state["steps"]), float(state["momentum"])
+        self.steps = int(state["steps"])
         self._field, self._pushed = state["field"].to(self._start), state["pushed"].to(self._start)
         self._buffer = None if state["buffer"] is None else state["buffer"].to(self._start)
         if self._check_every and self.steps % self._check_every:
-            self._limit = self.max_learning_rate(tolerance=1e-4)
-
-
-class _TestPoints:
-    """Points that are not trained on, moved by Θ_test s."""
-
-    def __init__(self, kernel: FieldKernel, outputs: Tensor, objective: OutputLoss) -> None:
-        self.kernel, self.start, self.objective = kernel, as_field(outputs), objective
-        self.shape = outputs.shape
-
-    @classmethod
-    def of(
-        cls, kernel: Tensor | KernelOperator | None, outputs: Tensor | None, targets: Any, loss_fn: LossFn, like: Tensor
-    ) -> "_TestPoints | None":
-        if kernel is None and outputs is None and targets is None:
-            return None
-        if kernel is None or outputs is None or targets is None:
-            raise ValueError("test points need all of test_kernel, test_outputs and test_targets")
-        field = as_field(outputs)
-        if field.shape[1] != like.shape[1]:
-            raise ValueError(f"test points have {field.shape[1]} outputs, train points {like.shape[1]}")
-        read = field_kernel(kernel, like, rows=len(field), name="test kernel")
-        return cls(read, outputs, OutputLoss(loss_fn, targets, outputs.shape, like.device))
-
-    def field(self, pushed: Tensor) -> Tensor:
-        return self.start.to(pushed.device) - self.kernel @ pushed
-
-    def outputs(self, pushed: Tensor) -> Tensor:
-        return self.field(pushed).reshape(self.shape)
-
-    def loss(self, pushed: Tensor) -> Tensor:
-        return self.objective(self.field(pushed)).detach()
-
-
-def _check_sgd(momentum: float, nesterov: bool, dampening: float) -> None:
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}")
-    if nesterov and (momentum == 0 or dampening != 0):
-        raise ValueError("Nesterov needs momentum and no dampening, as in torch.optim.SGD")
+            self._top = self._largest_curvature(tolerance=1e-3)

@@ -33,6 +33,18 @@ def stable_product(momentum: float = 0.0, nesterov: bool = False, dampening: flo
     return 2 * (1 + momentum) / (1 - dampening) if dampening < 1 else math.inf
 
 
+def check_sgd(momentum: float, nesterov: bool = False, dampening: float = 0.0) -> None:
+    """Refuse options that `torch.optim.SGD` refuses or with which descent cannot converge.
+
+    Raises:
+        ValueError: momentum out of [0, 1), or Nesterov without momentum or with dampening.
+    """
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}")
+    if nesterov and (momentum == 0 or dampening != 0):
+        raise ValueError("Nesterov needs momentum and no dampening, as in torch.optim.SGD")
+
+
 def largest_curvature(
     kernel: FieldKernel, hessian: Callable[[Tensor], Tensor], like: Tensor, *,
     tolerance: float = 1e-10, max_products: int = 200,
@@ -40,7 +52,7 @@ def largest_curvature(
     """λ_max of ΘH by Lanczos in the inner product ⟨u, v⟩ = uᵀΘv, in which HΘ is symmetric.
 
     Args:
-        kernel: Θ over the outputs.
+        kernel: Θ over the outputs, positive semi-definite.
         hessian: v ↦ H v on fields [N, C].
         like: a field, for shape and device.
         tolerance: relative change of λ_max at which to stop.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchmetrics import MetricCollection
 
 from lightning_graphon.metrics import (
     LossDecay,
@@ -165,6 +166,26 @@ def test_states_travel_with_a_module():
     assert set(module.state_dict()) == {
         f"metric.{k}" for k in ("points", "finite", "errors", "void", "moments", "latest", "curve")
     }
+
+
+def test_a_collection_keeps_tolerances_apart():
+    collection = MetricCollection({"a": LossDecay(0.05, prefix="a/"), "b": LossDecay(0.2, prefix="b/")})
+    for p, o, t in zip(*curves(), strict=True):
+        collection.update(p, o, t)
+    values = collection.compute()
+    for name, tolerance in (("a", 0.05), ("b", 0.2)):
+        assert values[f"{name}/void_from"] == oracle(*curves(), tolerance)["void_from"]
+
+
+def test_in_and_out_of_inference_mode():
+    points = curves()
+    metric = LossDecay()
+    for k, (p, o, t) in enumerate(zip(*points, strict=True)):
+        with torch.inference_mode(k % 2 == 0):
+            if k == 0:
+                metric.reset()
+            metric.update(p, torch.tensor(o), t)
+    same(metric.compute(), oracle(*points, 0.1))
 
 
 def test_forward_gives_the_batch_and_keeps_the_whole():
