@@ -4,33 +4,42 @@ from lightning_graphon.ntk.activations import dual_activation, register_activati
 from lightning_graphon.ntk.dual import DualActivation
 from lightning_graphon.ntk.dual_hermite import HermiteDual
 from lightning_graphon.ntk.dual_relu import PiecewiseLinear, ReLULike
+from lightning_graphon.ntk.dynamics import LossDecayPredictor
 from lightning_graphon.ntk.empirical import LayerShare, empirical_ntk, ntk_layer_shares
 from lightning_graphon.ntk.empirical_operator import EmpiricalNTK
+from lightning_graphon.ntk.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.ntk.from_model import graphon_ntk_from_model
 from lightning_graphon.ntk.infinite import graphon_ntk
+from lightning_graphon.ntk.modes import DecayModes
 from lightning_graphon.ntk.operator import DenseOperator, KernelOperator, top_eigenpairs
 from lightning_graphon.ntk.sharing import Share, world_share
 from lightning_graphon.ntk.spectrum import SpectralSummary, kernel_target_alignment, spectral_summary
+from lightning_graphon.ntk.stability import stable_product
 
 __all__ = [
+    "DecayModes",
     "DenseOperator",
     "DualActivation",
     "EmpiricalNTK",
     "HermiteDual",
     "KernelOperator",
     "LayerShare",
+    "LossBand",
+    "LossDecayPredictor",
     "PiecewiseLinear",
     "ReLULike",
     "Share",
     "SpectralSummary",
     "dual_activation",
     "empirical_ntk",
+    "finite_probe_kernel",
     "graphon_ntk",
     "graphon_ntk_from_model",
     "kernel_target_alignment",
     "ntk_layer_shares",
     "register_activation",
     "spectral_summary",
+    "stable_product",
     "top_eigenpairs",
     "unregister_activation",
     "world_share",
