@@ -14,7 +14,7 @@ import csv
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from quickstart import load_data
+from resumable import compute_missing
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from scipy.stats import binom
 from torch import Tensor, nn
@@ -130,27 +130,14 @@ def run(args: argparse.Namespace, console: Console) -> dict[Cell, dict[str, np.n
     folder = args.out / "cells" / f"{args.data}_{args.init}_{args.bins}bins_{args.samples}samples"
     folder.mkdir(parents=True, exist_ok=True)
     paths = {cell: folder / f"{cell.stem}.npz" for cell in cells(args)}
-    todo = [cell for cell, path in paths.items() if not path.exists()]
-    console.print(f"{len(paths)} networks, {len(paths) - len(todo)} of them already in {folder}")
-    try:
-        for cell in _with_progress(todo, console):
-            _save(paths[cell], compute(cell, args))
-    except KeyboardInterrupt:
-        left = sum(not path.exists() for path in paths.values())
-        console.print(f"Stopped, {left} networks left. What is done is kept: the same command goes on from here.")
-        raise SystemExit(130) from None
+    compute_missing(
+        paths,
+        work=lambda cell, path: _save(path, compute(cell, args)),
+        describe=lambda c: f"{c.method}, width {c.width}, {c.sparsity:.0%} pruned",
+        cost=_cost,
+        console=console,
+    )
     return {cell: dict(np.load(path)) for cell, path in paths.items()}
-
-
-def _with_progress(todo: list[Cell], console: Console) -> Iterator[Cell]:
-    columns = (TextColumn("{task.description:42}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("nothing to compute" if not todo else "", total=sum(map(_cost, todo)))
-        for index, cell in enumerate(todo, start=1):
-            now = f"{index}/{len(todo)} {cell.method}, width {cell.width}, {cell.sparsity:.0%} pruned"
-            progress.update(task, description=now)
-            yield cell
-            progress.advance(task, _cost(cell))
 
 
 def _cost(cell: Cell) -> int:

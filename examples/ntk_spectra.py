@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from graphon_convergence import images, network
+from resumable import compute_missing
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -146,27 +146,14 @@ def run(args: argparse.Namespace, console: Console) -> Results:
     folder = args.out / "cells" / f"{args.data}_w{args.width}_{args.samples}samples_{args.batch}batch"
     folder.mkdir(parents=True, exist_ok=True)
     paths = {cell: folder / f"{cell.stem}.json" for cell in cells(args)}
-    todo = [cell for cell, path in paths.items() if not path.exists()]
-    console.print(f"{len(paths)} networks, {len(paths) - len(todo)} of them already in {folder}")
-    try:
-        for cell in _with_progress(todo, console):
-            _save(paths[cell], compute(cell, args))
-    except KeyboardInterrupt:
-        left = sum(not path.exists() for path in paths.values())
-        console.print(f"Stopped, {left} networks left. What is done is kept: the same command goes on from here.")
-        raise SystemExit(130) from None
+    compute_missing(
+        paths,
+        work=lambda cell, path: _save(path, compute(cell, args)),
+        describe=lambda c: f"{c.method}, {c.sparsity:.0%} pruned, seed {c.seed}",
+        cost=_cost,
+        console=console,
+    )
     return {cell: json.loads(path.read_text()) for cell, path in paths.items()}
-
-
-def _with_progress(todo: list[Cell], console: Console) -> Iterator[Cell]:
-    columns = (TextColumn("{task.description:42}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("nothing to compute" if not todo else "", total=sum(map(_cost, todo)))
-        for index, cell in enumerate(todo, start=1):
-            now = f"{index}/{len(todo)} {cell.method}, {cell.sparsity:.0%} pruned, seed {cell.seed}"
-            progress.update(task, description=now)
-            yield cell
-            progress.advance(task, _cost(cell))
 
 
 def _cost(cell: Cell) -> float:

@@ -71,7 +71,7 @@ def _linearised(model: nn.Module, dtype: torch.dtype | None, scale: float, biase
     parameters = {p: p.data for p in model.parameters()}
     buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
     modes = [(m, m.training) for m in model.modules()]
-    additive = {p for name, p in model.named_parameters() if p.ndim == 1 and _adds(model, name)}
+    additive = {p for name, p in model.named_parameters() if p.ndim == 1 and _adds(name)}
     try:
         model.eval()
         for parameter, data in parameters.items():
@@ -90,7 +90,7 @@ def _linearised(model: nn.Module, dtype: torch.dtype | None, scale: float, biase
             module.training = training
 
 
-def _adds(model: nn.Module, name: str) -> bool:
+def _adds(name: str) -> bool:
     """Whether this parameter is a bias: it adds to the flow and does not multiply it."""
     return name.rpartition(".")[2].startswith(("bias", "in_proj_bias"))
 
