@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._checks import check_choice
+from lightning_graphon.callbacks._pickling import state_without_module
 from lightning_graphon.callbacks._pictures import send_figure
 from lightning_graphon.callbacks._report import log_scalars
 from lightning_graphon.callbacks._spectrum import KERNELS, KernelSpectrum, spectrum_scalars
@@ -151,11 +152,7 @@ class GraphonMonitor(Callback):
         self._spectra = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Lightning leaves bound methods of the module behind: `log` and `log_dict`.
-        return {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")} | {
-            "_masks": None,
-            "_spectra": None,
-        }
+        return state_without_module(self, "_masks", "_spectra")
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._guarded(self._estimate, trainer, pl_module)

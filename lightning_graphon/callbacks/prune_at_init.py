@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_graphon.callbacks import _distributed
 from lightning_graphon.callbacks._batches import to_device, train_batches
+from lightning_graphon.callbacks._pickling import state_without_module
 from lightning_graphon.callbacks._report import log_scalars, print_masks, sparsity_scalars
 from lightning_graphon.callbacks._training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.pruning.enforce import Enforcer
@@ -185,9 +186,7 @@ class PruneAtInit(Callback):
         self._masks, self._module = masks, None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Lightning leaves bound methods of the module behind: `log` and `log_dict`.
-        state = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
-        return {**state, "_module": None, "_enforcer": None}
+        return state_without_module(self, "_module", "_enforcer")
 
     def _identity(self) -> dict[str, Any]:
         """What must agree between a checkpoint and the run that resumes it; plain values."""
