@@ -207,3 +207,77 @@ def plot_spectrum(spectrum: "SpectralSummary", title: str = "") -> "Figure":
     right.set_title(f"top five: {spectrum.energy_concentration:.1%}", fontsize=8)
     figure.suptitle(title, fontsize=9)
     return figure
+
+
+def plot_loss_decay(
+    curves: Mapping[str, Tensor],
+    *,
+    band: tuple[Tensor, Tensor, Tensor] | None = None,
+    void_from: float | None = None,
+    shares: Tensor | None = None,
+    title: str = "",
+) -> "Figure":
+    """Predicted and observed loss against optimizer steps, and the kernel modes that carry the fall.
+
+    Args:
+        curves: "step" [K], "observed" [K], and where there are any "predicted" and "refreshed" [K]; NaN where missing.
+        band: steps, lower and upper losses of the two predictions that differ in the probe's self-terms.
+        void_from: step from which the prediction no longer holds.
+        shares: share of the initial fall of the loss in each mode of the kernel, the largest eigenvalue first.
+        title: Title of the whole figure.
+    """
+    figure, axes = new_figure(1, 1 if shares is None else 2, cell=(4.6, 3.4), layout=None)
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.16, top=0.84, wspace=0.25)
+    _draw_losses(axes[0, 0], curves, band, void_from)
+    if shares is not None:
+        total = shares.detach().double().cpu().cumsum(0)
+        axis = axes[0, 1]
+        axis.semilogx(torch.arange(1, len(total) + 1).numpy(), total.numpy(), drawstyle="steps-post")
+        axis.set(xlabel="number of largest kernel modes", ylabel="share of the initial fall", ylim=(0, 1.02))
+        axis.set_title(f"top five modes: {float(total[:5][-1]):.0%}", fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _draw_losses(
+    axis: Any, curves: Mapping[str, Tensor], band: tuple[Tensor, Tensor, Tensor] | None, void_from: float | None
+) -> None:
+    from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+
+    step = curves["step"].double().cpu()
+    observed = curves["observed"].double().cpu()
+    axis.plot(step.numpy(), observed.numpy(), color="#1b1b1b", lw=1.8, label="observed")
+    styles = {
+        "predicted": ("#c2410c", "--", "predicted at start"),
+        "refreshed": ("#0369a1", ":", "predicted, refreshed"),
+    }
+    for name, (color, line, label) in styles.items():
+        values = curves.get(name)
+        if values is not None and bool(values.isfinite().any()):
+            axis.plot(step.numpy(), values.double().cpu().numpy(), color=color, ls=line, lw=1.6, label=label)
+    low, high = _range(observed)
+    if band is not None:
+        at, lower, upper = (t.double().cpu().numpy() for t in band)
+        axis.fill_between(at, lower, upper, color="#c2410c", alpha=0.15, lw=0, label="band of the finite probe")
+    if void_from is not None:
+        axis.axvspan(void_from, float(step.max()), color="0.5", alpha=0.12, lw=0, label="prediction no longer holds")
+    if low > 0:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter() if high > 10 * low else ScalarFormatter())
+        axis.yaxis.set_minor_locator(MaxNLocator(4)) if high <= 10 * low else None
+    axis.set(xlabel="optimizer step", ylabel="loss of the probe batch", ylim=(low, high))
+    axis.tick_params(labelsize=7)
+    axis.legend(fontsize=7)
+
+
+def _range(observed: Tensor) -> tuple[float, float]:
+    """Limits that show the observed curve with room for predictions that are wrong, but not for ones that explode."""
+    finite = observed[observed.isfinite()]
+    if not len(finite):
+        return 0.0, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    if low > 0:
+        return 0.7 * low, 1.3 * high
+    room = 0.3 * max(high - low, 1e-12)
+    return low - room, high + room

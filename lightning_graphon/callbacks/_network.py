@@ -1,79 +1,142 @@
-"""The network inside a LightningModule as one function of one tensor, and a fixed probe batch for it."""
+"""The network inside a LightningModule as a function of a probe batch, and the loss as a function of its outputs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from lightning_graphon.callbacks._batches import train_batches
+from lightning_graphon.callbacks._probe import draw_probe, labels_of, per_sample, samples, with_samples
 from lightning_graphon.callbacks._training_step import TrainingStepObjective
+from lightning_graphon.callbacks._watch import Watch
+from lightning_graphon.pruning.objective import is_float
+from lightning_graphon.pruning.untouched import untouched
+
+
+class NotReadableError(ValueError):
+    """`training_step` cannot be told as a network with outputs and a loss of them; why, in one sentence."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A module, the probe inputs that `training_step` gives it, and their labels.
+    """What `training_step` does with a probe batch: inputs, network, outputs, loss.
 
     Attributes:
-        module: Called once by `training_step`, with one tensor.
-        inputs: [N, ...], as the module gets them.
+        module: Maps `inputs` to the outputs: the module that `training_step` calls where that is a single call with a
+            single tensor, else `training_step` itself up to the last module's outputs.
+        inputs: [N, ...], or a tuple of tensors.
         labels: Class numbers [N], where the batches are (inputs, classes) pairs; else None.
+        batch: The probe batch.
+        root: The LightningModule.
+        objective: Runs its `training_step`.
+        final: Number of the call whose result is the output.
     """
 
     module: nn.Module
-    inputs: Tensor
+    inputs: Tensor | tuple[Tensor, ...]
     labels: Tensor | None
+    batch: Any
+    root: nn.Module
+    objective: TrainingStepObjective
+    final: int
 
-    def own_masks(self, pl_module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Masks by the names that the parameters have inside the module."""
-        by_parameter = {p: masks[n] for n, p in pl_module.named_parameters(remove_duplicate=False) if n in masks}
+    def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Masks, or other tensors of parameters' shapes, by the names that the parameters have inside `module`."""
+        by_parameter = {p: tensors[n] for n, p in self.root.named_parameters(remove_duplicate=False) if n in tensors}
         own = self.module.named_parameters()
         return {name: by_parameter[p].to(p.device) for name, p in own if p in by_parameter}
 
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Eval mode; the module, its gradients and the random numbers are as before afterwards."""
+        with untouched(self.root):
+            self.root.eval()
+            yield
+
+    def outputs(self) -> Tensor:
+        """Outputs [N, ...] of the probe batch in the modules' present mode."""
+        outputs: Tensor = self.module(*self.inputs) if isinstance(self.inputs, tuple) else self.module(self.inputs)
+        return outputs
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        """Loss of the probe batch if the network's outputs were these, in the modules' present mode."""
+        return self.objective.watched(self.batch, replace={self.final: outputs})[0]
+
+
+class StepNetwork(nn.Module):
+    """`training_step` up to the network's outputs, as a module of the batch's tensors.
+
+    Args:
+        pl_module: Holds the parameters.
+        objective: Runs its `training_step`.
+        batch: Where the tensors belong.
+        final: Number of the call whose result is the output.
+    """
+
+    def __init__(self, pl_module: nn.Module, objective: TrainingStepObjective, batch: Any, final: int) -> None:
+        super().__init__()
+        self.pl_module = pl_module
+        self._of = (objective, batch, final)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        objective, batch, final = self._of
+        output: Tensor = objective.watched(with_samples(batch, tensors))[1].outputs[final]
+        return output
+
 
 def find_network(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int) -> Network:
-    """Watch `training_step` on the first training batches (drawn from `seed`) until there are `size` samples.
+    """Draw a probe batch of `size` training samples from `seed` and read the network from it.
 
     Raises:
-        ValueError: `training_step` calls no module, several, or one with more than a single tensor.
+        NotReadableError: As `read_network`.
+        ValueError: There is no training data.
     """
-    objective = TrainingStepObjective(trainer, pl_module)
-    inputs: list[Tensor] = []
-    labels: list[Tensor] = []
-    module: nn.Module | None = None
-    for batch in train_batches(trainer, pl_module, size, seed=seed, enough=lambda seen: _samples(seen) >= size):
-        module, x = _the_call(objective, pl_module, batch)
-        inputs.append(x)
-        labels.extend(_labels_of(batch, len(x)))
-    if module is None:
-        raise ValueError("there is no training data to probe the network with")
-    found = torch.cat(labels)[:size] if len(labels) == len(inputs) else None
-    return Network(module, torch.cat(inputs)[:size], found)
+    batch = draw_probe(trainer, pl_module, size, seed)
+    return read_network(TrainingStepObjective(trainer, pl_module), pl_module, batch)
 
 
-def _the_call(objective: TrainingStepObjective, pl_module: pl.LightningModule, batch: Any) -> tuple[nn.Module, Tensor]:
-    calls = objective.calls(batch)
-    if len(calls) == 1:
-        module, args, kwargs = calls[0]
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-            return module, args[0].detach()
-    raise ValueError(
-        f"{type(pl_module).__name__}.training_step is not one call of one module with one tensor ({len(calls)} calls): "
-        "its tangent kernel cannot be read; compute empirical_ntk of the module you mean"
-    )
+def read_network(objective: TrainingStepObjective, pl_module: pl.LightningModule, batch: Any) -> Network:
+    """Watch `training_step` run on a batch.
+
+    Raises:
+        NotReadableError: It has not one tensor of outputs, with a row for each sample.
+    """
+    # In eval mode: a synchronised batch norm in train mode would wait for the other processes.
+    with untouched(pl_module), torch.enable_grad():
+        pl_module.eval()
+        watch = objective.watched(batch)[1]
+        final = _final(watch, samples(batch), type(pl_module).__name__)
+    labels, single = labels_of(batch), _single_call(watch)
+    if single is None:
+        module: nn.Module = StepNetwork(pl_module, objective, batch, final)
+        return Network(module, tuple(per_sample(batch)), labels, batch, pl_module, objective, final)
+    return Network(single[0], single[1].detach(), labels, batch, pl_module, objective, final)
 
 
-def _samples(batches: list[Any]) -> int:
-    """Samples seen so far, by the first tensor of each batch."""
-    tensors = [next((t for t in tree_leaves(b) if isinstance(t, Tensor) and t.ndim), None) for b in batches]
-    return sum(0 if t is None else len(t) for t in tensors)
+def _single_call(watch: Watch) -> tuple[nn.Module, Tensor] | None:
+    """The one module that was called with one tensor; None for anything else."""
+    if len(watch.calls) == 1:
+        module, args, kwargs = watch.calls[0]
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and args[0].grad_fn is None:
+            return module, args[0]
+    return None
 
 
-def _labels_of(batch: Any, count: int) -> list[Tensor]:
-    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    classes = batch[1] if pair and isinstance(batch[1], Tensor) else None
-    usable = classes is not None and classes.shape == (count,) and not classes.is_floating_point()
-    return [classes] if usable and classes is not None else []
+def _final(watch: Watch, count: int, name: str) -> int:
+    """The call whose result is the network's output.
+
+    Raises:
+        NotReadableError: There are none or several, or it is not a floating point tensor with a row for each sample.
+    """
+    finals = sorted(watch.final_calls())
+    if len(finals) != 1:
+        what = "calls none of its modules" if not finals else f"has {len(finals)} networks with outputs of their own"
+        raise NotReadableError(f"{name}.training_step {what}: there is no single tensor of outputs")
+    output = watch.outputs[finals[0]]
+    if not (is_float(output) and output.ndim > 0 and len(output) == count):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise NotReadableError(f"the output in {name}.training_step is {shape}, not a tensor of {count} samples")
+    return finals[0]

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_graphon.callbacks._kernels import empirical_kernel, graphon_kernel
 from lightning_graphon.callbacks._network import Network, find_network
-from lightning_graphon.ntk import SpectralSummary, empirical_ntk, graphon_ntk_from_model, spectral_summary
-from lightning_graphon.pruning.untouched import untouched
+from lightning_graphon.ntk import SpectralSummary, spectral_summary
 
 KERNELS = ("auto", "graphon", "empirical")
 
@@ -31,35 +31,27 @@ class KernelSpectrum:
     def evaluate(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, masks: Mapping[str, Tensor]
     ) -> SpectralSummary:
-        """Spectrum at the current weights; `source` then says which kernel it is."""
+        """Spectrum at the current weights; `source` then says which kernel it is.
+
+        Raises:
+            NotReadableError: `training_step` has no single tensor of outputs.
+            ValueError: The Graphon NTK was asked for and the network is no chain of Linear layers.
+        """
         if self._network is None:
             self._network = find_network(trainer, pl_module, self.size, self.seed)
-        network = self._network
-        kernel = self._kernel(network.module, network.inputs, network.own_masks(pl_module, masks))
-        return spectral_summary(kernel, network.labels)
+        return spectral_summary(self._kernel(self._network, self._network.own(masks)), self._network.labels)
 
-    def _kernel(self, module: nn.Module, inputs: Tensor, masks: dict[str, Tensor]) -> Tensor:
+    def _kernel(self, network: Network, masks: dict[str, Tensor]) -> Tensor:
         if self.kernel != "empirical":
             try:
-                kernel = graphon_ntk_from_model(module, inputs, masks, propagate=self.propagate)
+                kernel = graphon_kernel(network, masks, self.propagate)
             except ValueError:
                 if self.kernel == "graphon":
                     raise
             else:
                 self.source = f"Graphon NTK ({self.propagate}, float64)"
                 return kernel
-        return self._empirical(module, inputs, masks)
-
-    def _empirical(self, module: nn.Module, inputs: Tensor, masks: dict[str, Tensor]) -> Tensor:
-        """In float64 where the module's code and the device allow it."""
-        with untouched(module):
-            try:
-                module.double()
-                kernel = empirical_ntk(module, inputs.double() if inputs.is_floating_point() else inputs, masks=masks)
-            except (RuntimeError, TypeError):
-                kernel = None
-        if kernel is None:
-            kernel = empirical_ntk(module, inputs, masks=masks)
+        kernel = empirical_kernel(network, masks, torch.float64)
         self.source = f"empirical NTK ({str(kernel.dtype).removeprefix('torch.')})"
         return kernel
 

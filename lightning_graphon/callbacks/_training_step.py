@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lightning_graphon.callbacks._watch import Watch
@@ -62,15 +62,15 @@ class TrainingStepObjective:
         with self._silenced():
             return total(call_network(self._module, inputs))
 
-    def calls(self, batch: Any) -> list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]:
-        """The outermost calls of modules in `training_step` (in eval mode): module, arguments, keyword arguments.
+    def watched(self, batch: Any, replace: Mapping[int, Tensor] | None = None) -> tuple[Tensor, Watch]:
+        """The loss of a batch, and the outermost calls of modules on the way to it, in the modules' present mode.
 
-        Eval mode, because a synchronised batch norm in train mode would wait for the other processes.
+        Args:
+            batch: As `training_step` gets it.
+            replace: Number of a call -> what it returns instead.
         """
-        with untouched(self._module), self._silenced(), Watch(self._module) as watch:
-            self._module.eval()
-            self._loss_fn(self._module, batch)
-        return watch.calls
+        with self._silenced(), Watch(self._module, replace=replace) as watch:
+            return self._loss_fn(self._module, batch), watch
 
     def _final_calls(self, batch: Any) -> frozenset[int]:
         """Which calls of modules in `training_step` give the network's outputs."""
@@ -106,6 +106,7 @@ class TrainingStepObjective:
         with ExitStack() as stack:
             stack.enter_context(nullcontext() if isinstance(precision, MixedPrecision) else precision.forward_context())
             stack.enter_context(_dummy_loggers(self._trainer))
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # an analysis must not cause compilations
             for module in self._module.modules():
                 if isinstance(module, pl.LightningModule):
                     stack.enter_context(_muted(module, self._captured))

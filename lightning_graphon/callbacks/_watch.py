@@ -1,5 +1,6 @@
 """Watches which modules a `training_step` calls: where the network's inputs and outputs are."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ class Watch:
         temperature: Divides the outputs of the calls in `cooled`.
         cooled: Numbers of calls, from 0.
         ones: If set, inputs that are data (no result of weights) are replaced by ones times this.
+        replace: Number of a call -> what it returns instead.
 
     Attributes:
         outputs: What each outermost call returned.
@@ -29,10 +31,12 @@ class Watch:
         temperature: float = 1.0,
         cooled: frozenset[int] = frozenset(),
         ones: float | None = None,
+        replace: Mapping[int, Tensor] | None = None,
     ) -> None:
         self.outputs: list[Any] = []
         self.calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
         self._root, self._temperature, self._cooled, self._ones = root, temperature, cooled, ones
+        self._replace = replace or {}
         self._depth = 0
 
     def __enter__(self) -> "Watch":
@@ -75,6 +79,7 @@ class Watch:
         self._depth -= 1
         if self._depth > 0:
             return None
+        output = self._replace.get(len(self.outputs), output)
         if len(self.outputs) in self._cooled:
             output = cool(output, self._temperature)
         self.outputs.append(output)

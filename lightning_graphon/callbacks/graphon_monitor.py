@@ -13,11 +13,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._checks import check_choice
+from lightning_graphon.callbacks._masks_of import masks_of
+from lightning_graphon.callbacks._network import NotReadableError
 from lightning_graphon.callbacks._pickling import state_without_module
 from lightning_graphon.callbacks._pictures import send_figure
 from lightning_graphon.callbacks._report import log_scalars
 from lightning_graphon.callbacks._spectrum import KERNELS, KernelSpectrum, spectrum_scalars
-from lightning_graphon.callbacks.prune_at_init import PruneAtInit
 from lightning_graphon.graphon import (
     HomogeneityTest,
     StepGraphon,
@@ -29,7 +30,6 @@ from lightning_graphon.graphon import (
 from lightning_graphon.ntk import SpectralSummary
 from lightning_graphon.plots import plot_graphons, plot_spectrum
 from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.read import read_masks
 
 log = logging.getLogger(__name__)
 Work: TypeAlias = Callable[[pl.Trainer, pl.LightningModule], None]
@@ -161,6 +161,10 @@ class GraphonMonitor(Callback):
         """Training is not lost because of an analysis."""
         try:
             work(trainer, pl_module)
+        except NotReadableError as error:
+            if self.raise_errors:
+                raise
+            log.warning("GraphonMonitor shows no spectrum: %s", error)
         except Exception:
             if self.raise_errors:
                 raise
@@ -193,12 +197,7 @@ class GraphonMonitor(Callback):
             send_figure(trainer, "ntk_spectrum", plot_spectrum(self.spectrum, title), values)
 
     def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
-        """The masks of PruneAtInit as they are; anything else from the model."""
-        callbacks: list[Callback] = getattr(trainer, "callbacks", [])
-        pruners = [c.masks for c in callbacks if isinstance(c, PruneAtInit) and c.masks is not None]
-        if len(pruners) == 1 and self.include is None and self.exclude is None:
-            return pruners[0]
-        return read_masks(pl_module, self.include, self.exclude)
+        return masks_of(trainer, pl_module, self.include, self.exclude)
 
     def _publish(
         self, trainer: pl.Trainer, masks: Masks, changed: list[str], moved: dict[str, float], first: bool

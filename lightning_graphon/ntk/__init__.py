@@ -1,6 +1,7 @@
 """Kernels: infinite width, finite width, spectra, dynamics. Needs torch and scipy only."""
 
 from lightning_graphon.ntk.activations import dual_activation, register_activation, unregister_activation
+from lightning_graphon.ntk.descent import Descent, optimizer_preconditioner, read_descent
 from lightning_graphon.ntk.dual import DualActivation
 from lightning_graphon.ntk.dual_hermite import HermiteDual
 from lightning_graphon.ntk.dual_relu import PiecewiseLinear, ReLULike
@@ -19,6 +20,7 @@ from lightning_graphon.ntk.stability import stable_product
 __all__ = [
     "DecayModes",
     "DenseOperator",
+    "Descent",
     "DualActivation",
     "EmpiricalNTK",
     "HermiteDual",
@@ -37,6 +39,8 @@ __all__ = [
     "graphon_ntk_from_model",
     "kernel_target_alignment",
     "ntk_layer_shares",
+    "optimizer_preconditioner",
+    "read_descent",
     "register_activation",
     "spectral_summary",
     "stable_product",

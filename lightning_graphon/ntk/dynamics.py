@@ -114,7 +114,25 @@ class LossDecayPredictor(ClosedFormPredictions):
     @property
     def speed(self) -> float:
         """−dL/dt now, gᵀΘg for g = ∇_f L: how fast the loss falls per unit of learning rate × steps."""
-        gradient = self._evaluate()[1]
+        return self._speed(self._evaluate()[1])
+
+    def speed_at(self, outputs: Tensor) -> float:
+        """−dL/dt under the frozen kernel if the outputs were these, [N, ...]; of a network: measured ones."""
+        return self._speed(self._objective.gradient(outputs.detach().reshape(self._start.shape).to(self._start))[1])
+
+    def fall_by_mode(self) -> Tensor:
+        """Share of `speed` now in each mode of the kernel, the largest eigenvalue first; float64, they sum to 1.
+
+        [N] where all outputs share the kernel, else [N·C]. Modes of zero kernels and zero gradients have share 0.
+        """
+        eigen = self._kernel.eigen(self._start)
+        parts = eigen.values * eigen.project(self._evaluate()[1]).square()
+        each = parts.sum(1) if eigen.form == "shared" else parts.T.flatten()
+        order = (eigen.values[:, 0] if eigen.form == "shared" else eigen.values.T.flatten()).argsort(descending=True)
+        total = each.sum()
+        return each[order] / total if total > 0 else torch.zeros_like(each)
+
+    def _speed(self, gradient: Tensor) -> float:
         return float((gradient * (self._kernel @ gradient)).sum())
 
     @property

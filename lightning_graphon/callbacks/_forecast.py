@@ -1,0 +1,149 @@
+"""One prediction of the loss: a kernel, the outputs measured with it, and every optimizer step since."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_graphon.callbacks._network import NotReadableError
+from lightning_graphon.ntk import Descent, LossBand, LossDecayPredictor, finite_probe_kernel
+
+Clusters = tuple[tuple[int, ...], ...]
+_SAME_RATIO = 1e-3  # learning rates of groups may drift apart by this before the kernels are mixed anew
+
+
+def clusters_of(rates: tuple[float, ...]) -> Clusters:
+    """Parameter groups by learning rate: those of one cluster share it now, and have to go on sharing it."""
+    return tuple(tuple(i for i, rate in enumerate(rates) if rate == value) for value in dict.fromkeys(rates))
+
+
+class Forecast:
+    """The predicted loss of the probe, one optimizer step after another.
+
+    The kernel is corrected for the finite probe and kept positive (`finite_probe_kernel`).
+
+    Args:
+        kernels: [G, ...], the tangent kernel of each cluster of parameter groups.
+        clusters: Which groups.
+        outputs: [N, ...], measured with the kernels.
+        loss: Of float64 outputs.
+        descent: The optimizer's momentum; its rates at the start.
+        dataset_size: Number of training points that the probe stands for.
+        step: Optimizer step at which kernels and outputs were measured.
+    """
+
+    def __init__(
+        self, kernels: Tensor, clusters: Clusters, outputs: Tensor, loss: Callable[[Tensor], Tensor], descent: Descent,
+        dataset_size: int, step: int,
+    ) -> None:  # fmt: skip
+        self.kernels, self.clusters, self.outputs, self.dataset_size = kernels, clusters, outputs, dataset_size
+        self.start, self.descent = step, descent
+        self._loss = loss
+        self._history: list[tuple[float, float]] = []
+        rates = self._cluster_rates(descent)
+        self._ratios = [rate / max(rates) if max(rates) > 0 else 1.0 for rate in rates]
+        self._mixed = False
+        self.predictor = self._predictor()
+        self.largest_stable_rate = self.predictor.max_learning_rate(1e-2)
+
+    @property
+    def loss(self) -> float:
+        """Predicted loss now."""
+        return self.predictor.loss
+
+    def advance(self, descent: Descent) -> None:
+        """Follow one optimizer step.
+
+        Raises:
+            NotReadableError: Groups that shared a learning rate no longer do.
+        """
+        rates = self._cluster_rates(descent)
+        rate = max(rates)
+        ratios = [r / rate for r in rates] if rate > 0 else self._ratios
+        if any(abs(a - b) > _SAME_RATIO for a, b in zip(ratios, self._ratios, strict=True)):
+            self._ratios, self._mixed, state = ratios, True, self.predictor.state_dict()
+            self.predictor = self._predictor()
+            self.predictor.load_state_dict(state)
+        self.predictor.step(rate, momentum=descent.momentum)
+        self._history.append((rate, descent.momentum))
+
+    def speed_at(self, outputs: Tensor) -> float:
+        """How fast the loss falls from these outputs under the frozen kernel, not corrected for the finite probe."""
+        return self._plain().speed_at(outputs)
+
+    def band(self, most: int = 1000) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper predictions, [k + 1] each, of `most` steps; None where groups changed their ratio."""
+        if self._mixed:
+            return None
+        band = LossBand(self.kernel, *self._arguments(), dataset_size=self.dataset_size, **self._options())
+        values = [(band.lower, band.upper)]
+        for rate, momentum in self._history[:most]:
+            band.step(rate, momentum=momentum)
+            values.append((band.lower, band.upper))
+        lower, upper = torch.tensor(values, dtype=torch.float64).T
+        return lower, upper
+
+    def shares(self) -> Tensor:
+        """Share of the initial fall of the loss, gᵀΘg, in each mode of the kernel, the largest first."""
+        return self._plain().fall_by_mode()
+
+    @property
+    def kernel(self) -> Tensor:
+        """The kernel of one step, with the learning rates of the clusters relative to the largest."""
+        weights = torch.tensor(self._ratios, dtype=self.kernels.dtype, device=self.kernels.device)
+        return torch.tensordot(weights, self.kernels, 1)
+
+    def _predictor(self) -> LossDecayPredictor:
+        kernel = finite_probe_kernel(self.kernel, self.outputs, self.dataset_size, positive=True)
+        return LossDecayPredictor(kernel, *self._arguments(), **self._options())
+
+    def _plain(self) -> LossDecayPredictor:
+        return LossDecayPredictor(self.kernel, *self._arguments(), **self._options())
+
+    def _arguments(self) -> tuple[Tensor, None, Callable[[Tensor, Any], Tensor]]:
+        return self.outputs, None, lambda outputs, _: self._loss(outputs)
+
+    def _options(self) -> dict[str, Any]:
+        d = self.descent
+        return {"momentum": d.momentum, "nesterov": d.nesterov, "dampening": d.dampening, "check_every": 0}
+
+    def _cluster_rates(self, descent: Descent) -> list[float]:
+        rates = []
+        for cluster in self.clusters:
+            own = {descent.rates[i] for i in cluster}
+            if len(own) != 1:
+                raise NotReadableError("parameter groups that began with one learning rate no longer share it")
+            rates.append(own.pop())
+        return rates
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers only."""
+        d = self.descent
+        return {
+            "kernels": self.kernels,
+            "clusters": [list(cluster) for cluster in self.clusters],
+            "outputs": self.outputs,
+            "descent": [list(d.rates), d.momentum, d.nesterov, d.dampening, d.adaptive],
+            "dataset_size": self.dataset_size,
+            "start": self.start,
+            "ratios": self._ratios,
+            "mixed": self._mixed,
+            "history": torch.tensor(self._history, dtype=torch.float64).reshape(-1, 2),
+            "predictor": self.predictor.state_dict(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], loss: Callable[[Tensor], Tensor], device: torch.device) -> "Forecast":
+        """The forecast of `state_dict()`, to go on with."""
+        rates, *rest = state["descent"]
+        kernels, outputs = state["kernels"].to(device), state["outputs"].to(device)
+        clusters = tuple(map(tuple, state["clusters"]))
+        new = cls(kernels, clusters, outputs, loss, Descent(tuple(rates), *rest), state["dataset_size"], state["start"])
+        new._history = [(rate, momentum) for rate, momentum in state["history"].tolist()]
+        new._mixed = state["mixed"]
+        if new._ratios != state["ratios"]:
+            new._ratios = state["ratios"]
+            new.predictor = new._predictor()
+        new.predictor.load_state_dict(state["predictor"])
+        return new

@@ -1,0 +1,54 @@
+"""Tangent kernels of the network inside a LightningModule, in the precision that its code allows."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_graphon.callbacks._network import Network
+from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model
+from lightning_graphon.pruning.untouched import untouched
+
+
+def empirical_kernel(network: Network, masks: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> Tensor:
+    """Exact kernel of the network on its probe batch.
+
+    Args:
+        network: Its weights come back bit for bit.
+        masks: By the names inside `network.module`.
+        dtype: To compute in; the module's own where its code or the device does not allow it.
+        options: For `empirical_ntk`.
+    """
+    if {p.dtype for p in network.module.parameters()} == {dtype}:
+        return _kernel(network, masks, lambda x: x, **options)
+    with untouched(network.module):
+        try:
+            network.module.to(dtype)
+            return _kernel(network, masks, lambda x: x.to(dtype) if x.is_floating_point() else x, **options)
+        except (RuntimeError, TypeError):
+            pass
+    return _kernel(network, masks, lambda x: x, **options)
+
+
+def graphon_kernel(network: Network, masks: Mapping[str, Tensor], propagate: str) -> Tensor:
+    """Graphon NTK of the network on its probe batch, float64.
+
+    Raises:
+        ValueError: The network is no chain of Linear layers on one tensor.
+    """
+    if isinstance(network.inputs, tuple):
+        raise ValueError("training_step is not one call of one module with one tensor: it has no Graphon NTK")
+    return graphon_ntk_from_model(network.module, network.inputs, masks, propagate=propagate)
+
+
+def _kernel(network: Network, masks: Mapping[str, Tensor], cast: Callable[[Tensor], Tensor], **options: Any) -> Tensor:
+    inputs = network.inputs
+    x = tuple(map(cast, inputs)) if isinstance(inputs, tuple) else cast(inputs)
+    return empirical_ntk(network.module, x, masks=masks, **options)
+
+
+def working_dtype(module: nn.Module) -> torch.dtype:
+    """float64 for modules that hold any, else float32: half precision is too coarse for a kernel."""
+    dtypes = {p.dtype for p in module.parameters()}
+    return torch.float64 if torch.float64 in dtypes else torch.float32

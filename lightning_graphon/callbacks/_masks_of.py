@@ -1,0 +1,22 @@
+"""The masks that a trainer's model trains under, whoever made them."""
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from lightning_graphon.callbacks.prune_at_init import PruneAtInit
+from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.pruning.read import read_masks
+
+
+def masks_of(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    include: str | list[str] | None = None,
+    exclude: str | list[str] | None = None,
+) -> Masks:
+    """The masks of PruneAtInit as they are; anything else from the model."""
+    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+    pruners = [c.masks for c in callbacks if isinstance(c, PruneAtInit) and c.masks is not None]
+    if len(pruners) == 1 and include is None and exclude is None:
+        return pruners[0]
+    return read_masks(pl_module, include, exclude)

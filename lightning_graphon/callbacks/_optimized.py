@@ -1,0 +1,81 @@
+"""Kernels and slopes of a network as its optimizer sees them: by parameter group, preconditioned, masked."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_graphon.callbacks._forecast import Clusters
+from lightning_graphon.callbacks._kernels import empirical_kernel, graphon_kernel, working_dtype
+from lightning_graphon.callbacks._network import Network
+from lightning_graphon.ntk import optimizer_preconditioner, read_descent
+
+
+class OptimizedNetwork:
+    """The network together with what trains it.
+
+    Args:
+        network: As `find_network` found it.
+        optimizer: Trains it.
+        masks: By the names in the LightningModule.
+    """
+
+    def __init__(self, network: Network, optimizer: Optimizer, masks: Mapping[str, Tensor]) -> None:
+        self.network, self.optimizer, self.masks = network, optimizer, masks
+        self._named = {n: p for n, p in network.root.named_parameters() if p.requires_grad}
+
+    def kernels(self, kind: str, propagate: str, clusters: Clusters, mixing: bool) -> Tensor:
+        """[G, ...]: the tangent kernel of each cluster of parameter groups at the current weights, float64.
+
+        Args:
+            kind: "empirical" or "graphon".
+            propagate: For the Graphon NTK.
+            clusters: Which groups.
+            mixing: Whether the kernel is to tell pairs of outputs apart; else it is the mean of the outputs' own.
+
+        Raises:
+            ValueError: There is no Graphon NTK: the network is no chain, or there are several clusters or P.
+        """
+        if kind == "graphon":
+            return self._graphon(propagate, clusters)[None]
+        parts = [self._empirical(self._weights(cluster), mixing) for cluster in clusters]
+        return torch.stack(parts).double()
+
+    def _empirical(self, weights: Mapping[str, Tensor], mixing: bool) -> Tensor:
+        own, reduce = self.network.own, None if mixing else "mean"
+        dtype = working_dtype(self.network.module)
+        return empirical_kernel(self.network, own(self.masks), dtype, reduce=reduce, preconditioner=own(weights))
+
+    def _graphon(self, propagate: str, clusters: Clusters) -> Tensor:
+        if len(clusters) > 1 or read_descent(self.optimizer).adaptive:
+            raise ValueError("the Graphon NTK knows one learning rate and no preconditioner: use kernel='empirical'")
+        return graphon_kernel(self.network, self.network.own(self.masks), propagate)
+
+    def _weights(self, cluster: tuple[int, ...]) -> dict[str, Tensor]:
+        """The preconditioner; 0 for parameters that no group of the cluster moves; nothing where it is 1."""
+        diagonal = optimizer_preconditioner(self.optimizer, self.network.root)
+        moved = {p for i in cluster for p in self.optimizer.param_groups[i]["params"]}
+        still = {n: torch.zeros_like(p.detach()) for n, p in self._named.items() if p not in moved}
+        return {**diagonal, **still}
+
+    def speed(self, loss: Callable[[Tensor], Tensor], rates: tuple[float, ...]) -> float:
+        """How fast training lowers the loss of the probe, Σ P M (∂L/∂w)², per unit of the largest learning rate."""
+        with self.network.evaluated(), torch.enable_grad():
+            value = loss(self.network.outputs())
+            slopes = torch.autograd.grad(value, list(self._named.values()), allow_unused=True)
+        diagonal = optimizer_preconditioner(self.optimizer, self.network.root)
+        rate_of = {p: rate for g, rate in zip(self.optimizer.param_groups, rates, strict=True) for p in g["params"]}
+        total = 0.0
+        for (name, parameter), slope in zip(self._named.items(), slopes, strict=True):
+            if slope is not None and parameter in rate_of:
+                factors = (diagonal.get(name), self.masks.get(name))
+                total += _sum_of_squares(slope, factors) * rate_of[parameter] / (max(rates) or 1.0)
+        return total
+
+
+def _sum_of_squares(slope: Tensor, factors: tuple[Tensor | None, ...]) -> float:
+    square = slope.square()
+    for factor in factors:
+        square = square if factor is None else square * factor.to(square.device)
+    return float(square.sum(dtype=torch.float64))

@@ -1,0 +1,323 @@
+"""`LossDecayMonitor`: how fast the loss will fall, said before it falls, and how fast it did."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_graphon._checks import check_choice
+from lightning_graphon.callbacks._loss_watch import LossWatch, Options
+from lightning_graphon.callbacks._masks_of import masks_of
+from lightning_graphon.callbacks._network import NotReadableError, read_network
+from lightning_graphon.callbacks._pickling import state_without_module
+from lightning_graphon.callbacks._pictures import send_figure
+from lightning_graphon.callbacks._probe import draw_probe, samples
+from lightning_graphon.callbacks._report import log_scalars
+from lightning_graphon.callbacks._training_step import ModuleLoss, TrainingStepObjective
+from lightning_graphon.metrics import LossDecay
+from lightning_graphon.plots import plot_loss_decay
+from lightning_graphon.pruning.untouched import untouched
+
+log = logging.getLogger(__name__)
+Work: TypeAlias = Callable[[pl.Trainer, pl.LightningModule], None]
+_CURVES = ("step", "observed", "predicted", "refreshed")
+_UNKNOWN_SIZE = 10**9
+# Curves that belong together in one chart, under TensorBoard's "Custom scalars".
+_LAYOUT = {
+    "loss decay": {
+        "predicted and observed loss": ["Multiline", [r"^loss_decay/(observed|predicted|refreshed)$"]],
+        "how far off": ["Multiline", [r"^loss_decay/(relative_error|refreshed_error|kernel_drift)$"]],
+    }
+}
+
+
+class LossDecayMonitor(Callback):
+    """Predicts the loss of a probe batch from the tangent kernel at the start, and measures it during training.
+
+    The prediction follows gradient descent in function space with the kernel frozen (Jacot et al. 2018; Lee et al.
+    2019), at the learning rates and the momentum that the optimizer really uses: SGD, or Adam, AdamW and RMSprop with
+    their own preconditioner, taken from the optimizer's state after 10 steps. The probe batch is drawn once from the
+    training data. It is evaluated in eval mode; random numbers, gradients, batch norm and the order of the data are
+    not touched.
+
+    Kernels of real networks move, and then the prediction is worth nothing. The monitor measures by how much and says
+    once, in the log, from which step on the prediction no longer holds (`void_from`).
+
+    Logged at optimizer steps: `loss_decay/observed`, `/predicted`, `/relative_error` = |predicted − observed| /
+    |observed|, and `/kernel_drift`, the relative change of gᵀΘg for the gradient g of the loss in the outputs. With
+    `refresh_every_n_steps` also `/refreshed` and `/refreshed_error`, of the prediction made at the last refresh. At the
+    end of training `/rate_ratio` (fitted decay rate, predicted over observed), `/log_correlation` and `/valid_until`.
+    TensorBoard shows the curves in one chart under "Custom scalars", and the figure `loss_decay`.
+
+    Where no prediction can be made (several optimizers, a loss that is no function of the network's outputs) one
+    sentence says why, and the observed loss is logged all the same. Weight decay and gradient clipping are not part of
+    the prediction.
+
+    Args:
+        kernel: "empirical", the network's own, or "graphon", the infinite-width kernel of its graphons (Linear chains).
+        propagate: "energy", "density" or "drift", for the Graphon NTK.
+        probe_size: Samples in the probe batch.
+        probe_seed: Seed of the probe batch.
+        every_n_steps: Measure the loss after every n-th optimizer step.
+        drift_every_n_steps: Measure the kernel's drift at least so often; more often in the beginning.
+        refresh_every_n_steps: Compute the kernel anew after every n-th step and predict ahead from there; None: never.
+        start_step: Optimizer step of the prediction; None: 0 for SGD, 10 for adaptive optimizers.
+        tolerance: Largest relative error of a prediction that holds.
+        drift_tolerance: Largest kernel drift of a prediction that holds.
+        loss_fn: `loss_fn(pl_module, batch)` -> scalar in place of `training_step`.
+        figure: Draw the figure at the end of training.
+        verbose: Print what was found.
+        raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
+
+    Raises:
+        ValueError: An argument has a value that is not allowed.
+
+    >>> LossDecayMonitor(probe_size=64).void_from is None
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        kernel: str = "empirical",
+        propagate: str = "energy",
+        probe_size: int = 128,
+        probe_seed: int = 0,
+        every_n_steps: int = 20,
+        drift_every_n_steps: int = 100,
+        refresh_every_n_steps: int | None = None,
+        start_step: int | None = None,
+        tolerance: float = 0.1,
+        drift_tolerance: float = 0.5,
+        loss_fn: ModuleLoss | None = None,
+        figure: bool = True,
+        verbose: bool = True,
+        raise_errors: bool = False,
+    ) -> None:
+        check_choice("kernel", kernel, ("empirical", "graphon"))
+        check_choice("propagate", propagate, ("energy", "density", "drift"))
+        _check_positive(probe_size=probe_size, every_n_steps=every_n_steps, drift_every_n_steps=drift_every_n_steps)
+        refresh = refresh_every_n_steps
+        _check_positive(refresh_every_n_steps=refresh, tolerance=tolerance, drift_tolerance=drift_tolerance)
+        if refresh is not None and refresh % every_n_steps:
+            raise ValueError(
+                f"refresh_every_n_steps must be a multiple of every_n_steps, {every_n_steps}, got {refresh!r}"
+            )
+        if start_step is not None and start_step < 0:
+            raise ValueError(f"start_step must be 0 or more, or None, got {start_step!r}")
+        self.options = Options(
+            kernel, propagate, every_n_steps, drift_every_n_steps, refresh, start_step, tolerance,
+            drift_tolerance,
+        )  # fmt: skip
+        self.probe_size, self.probe_seed, self.loss_fn = probe_size, probe_seed, loss_fn
+        self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
+        self.metric = LossDecay(tolerance)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._watch: LossWatch | None = None
+        self._observe_only: Callable[[], float] | None = None
+        self._restored: dict[str, Any] | None = None
+        self._rows: list[list[float]] = []
+        self._last = -1
+        self._active = False
+        self._void_told = False
+        self.metric.reset()
+
+    @property
+    def curves(self) -> dict[str, Tensor]:
+        """`step`, `observed`, `predicted` and `refreshed`, [K] each, float64; NaN where there is no value."""
+        rows = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, len(_CURVES))
+        return dict(zip(_CURVES, rows.T, strict=True))
+
+    @property
+    def void_from(self) -> int | None:
+        """Optimizer step from which the prediction made at the start no longer holds; None while it does."""
+        return None if self._watch is None or self._watch.void is None else self._watch.void[0]
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._restored is None:
+            self._reset()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._active = trainer.is_global_zero
+        self._guarded(self._begin, trainer, pl_module)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        self._guarded(self._advance, trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._last:
+            self._guarded(self._look, trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._guarded(self._finish, trainer, pl_module)
+
+    def _guarded(self, work: Work, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Training is not lost because of an analysis."""
+        if not self._active:
+            return
+        try:
+            work(trainer, pl_module)
+        except NotReadableError as error:
+            self._give_up(trainer, pl_module, str(error))
+        except Exception:
+            if self.raise_errors:
+                raise
+            self._active = False
+            log.exception("LossDecayMonitor failed at step %d; training goes on without it", trainer.global_step)
+
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(_LAYOUT)
+        objective = TrainingStepObjective(trainer, pl_module, self.loss_fn)
+        batch = draw_probe(trainer, pl_module, self.probe_size, self.probe_seed)
+        self._observe_only = lambda: _loss(objective, pl_module, batch)
+        if len(trainer.optimizers) != 1:
+            raise NotReadableError(f"there are {len(trainer.optimizers)} optimizers, and one is needed")
+        network = read_network(objective, pl_module, batch)
+        size = max(_training_points(trainer), samples(batch))
+        self._watch = LossWatch(self.options, network, trainer.optimizers[0], masks_of(trainer, pl_module), size)
+        if self._restored is not None:
+            self._watch.load_state_dict(self._restored)
+            self._last, self._void_told = trainer.global_step, self._watch.void is not None
+        else:
+            self._look(trainer, pl_module)
+        self._restored = None
+
+    def _advance(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._watch is not None:
+            self._watch.advance()
+
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        step = self._last = trainer.global_step
+        if self._watch is not None and self._watch.due(step):
+            self._record(trainer, self._watch.observe(step))
+            self._tell_void(trainer)
+        elif self._watch is None and self._observe_only is not None and step % self.options.every == 0:
+            self._record(trainer, {"observed": self._observe_only()})
+
+    def _record(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
+        step = trainer.global_step
+        log_scalars(trainer, {f"loss_decay/{name}": value for name, value in values.items()})
+        self._rows.append([float(step), *(values.get(name, torch.nan) for name in _CURVES[1:])])
+        if "predicted" in values:
+            self.metric.update(values["predicted"], values["observed"], step)
+
+    def _tell_void(self, trainer: pl.Trainer) -> None:
+        if self._watch is None or self._watch.void is None or self._void_told:
+            return
+        self._void_told = True
+        step, reason = self._watch.void
+        log.warning("LossDecayMonitor: from step %d on the prediction of the start no longer holds: %s", step, reason)
+
+    def _give_up(self, trainer: pl.Trainer, pl_module: pl.LightningModule, reason: str) -> None:
+        """No prediction from here on; the observed loss goes on."""
+        self._watch = None
+        log.warning("LossDecayMonitor predicts nothing: %s. The observed loss is logged.", reason)
+        if not self._rows:
+            self._guarded(self._look, trainer, pl_module)
+
+    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._watch is None or self._watch.initial is None or len(self._rows) < 2:
+            return
+        values = {k: float(v) for k, v in self.metric.compute().items()}
+        kept = {k: values[k] for k in ("rate_ratio", "log_correlation", "valid_until")}
+        log_scalars(trainer, {f"loss_decay/{k}": v for k, v in kept.items() if v == v})
+        if self.verbose:
+            Console().print(self._summary(values))
+        if self.figure and not getattr(trainer, "fast_dev_run", False):
+            send_figure(trainer, "loss_decay", self.plot(), {k: v.numpy() for k, v in self.curves.items()})
+
+    def _summary(self, values: dict[str, float]) -> str:
+        until = f"until step {self.void_from}" if self.void_from is not None else "to the end"
+        return (
+            f"loss_decay/...: the prediction held {until}; over {int(values['points'])} points it was "
+            f"{values['relative_error']:.1%} off, its decay rate {values['rate_ratio']:.2f} times the observed one"
+        )
+
+    def plot(self) -> Any:
+        """Predicted and observed loss, the band of the finite probe, and the modes that carry the fall.
+
+        Returns:
+            A matplotlib figure outside pyplot.
+
+        Raises:
+            RuntimeError: No prediction has been made.
+        """
+        if self._watch is None or self._watch.initial is None:
+            raise RuntimeError("LossDecayMonitor has made no prediction in this process; fit with it first")
+        initial = self._watch.initial
+        band, shares = initial.band(), initial.shares()
+        steps = None if band is None else initial.start + torch.arange(len(band[0]))
+        title = f"Loss of {len(initial.outputs)} training samples, predicted from the {self.options.kernel} NTK"
+        return plot_loss_decay(
+            self.curves,
+            band=None if band is None or steps is None else (steps, *band),
+            void_from=self.void_from,
+            shares=shares,
+            title=title,
+        )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._watch is None:
+            return {}
+        return {
+            "watch": self._watch.state_dict(),
+            "rows": torch.tensor(self._rows, dtype=torch.float64),
+            "metric": self.metric.state_dict(),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._reset()
+        if state_dict:
+            self._restored = state_dict["watch"]
+            self._rows = state_dict["rows"].tolist()
+            self.metric.load_state_dict(state_dict["metric"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return state_without_module(self, "_watch", "_observe_only")
+
+
+@torch.no_grad()
+def _loss(objective: TrainingStepObjective, pl_module: pl.LightningModule, batch: Any) -> float:
+    with untouched(pl_module):
+        pl_module.eval()
+        return float(objective.loss(batch))
+
+
+def _training_points(trainer: pl.Trainer) -> int:
+    """Samples of one epoch over all processes; a very large number where the loader has no length."""
+    loader: Any = trainer.train_dataloader
+    try:
+        count = len(loader.dataset)
+    except (AttributeError, TypeError):
+        return _UNKNOWN_SIZE
+    share = trainer.limit_train_batches
+    return int(count * share) if isinstance(share, float) else count
+
+
+def _check_positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value!r}")
