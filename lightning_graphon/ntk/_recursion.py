@@ -10,7 +10,7 @@ from lightning_graphon.ntk._layers import Layer
 from lightning_graphon.ntk.dual import DualActivation
 
 _NEAR = 1e-2  # pairs closer than this (squared distance over the sum of variances) get their distance term by term
-_LIVE = 14  # tensors of a tile's size that are alive at once, measured
+LIVE = 14  # tensors of a tile's size that are alive at once, measured
 _CACHE = {"cpu": 12 << 20, "cuda": 512 << 20}  # bytes a tile may take where memory does not limit it
 
 
@@ -46,7 +46,7 @@ def tile_edge(positions: int, itemsize: int, device: str, max_memory: int | None
     """Samples along the edge of a square tile, so that a tile's tensors fit cache and `max_memory` bytes."""
     budget = _CACHE.get(device, 64 << 20)
     budget = budget if max_memory is None else min(budget, max_memory)
-    edge = int((budget / (_LIVE * positions * itemsize)) ** 0.5)
+    edge = int((budget / (LIVE * positions * itemsize)) ** 0.5)
     return max(8, edge // 8 * 8)
 
 

@@ -208,7 +208,8 @@ def _function_dual(function: Callable[..., Any], node: torch.fx.Node) -> DualAct
 
 
 def _compare(chain: list[Affine], model: nn.Module, x: Tensor) -> None:
-    h = x.flatten(1).to(chain[0].module.weight.dtype)
+    x = x.to(chain[0].module.weight.dtype)  # the kernel is float64 whatever the model's and the samples' dtypes
+    h = x.flatten(1)
     for layer in chain:
         h = layer.module(h)
         h = h if layer.dual is None else layer.dual.forward(h)

@@ -115,7 +115,9 @@ def layers_kernel(
     if reduce not in ("mean", None):
         raise ValueError(f"reduce must be 'mean' or None (each output's own kernel), got {reduce!r}")
     if layers[-1].mean is not None:
-        return drift_kernel(x, layers, duals, reduce=reduce, x2=x2, kernel=kernel)
+        return drift_kernel(
+            x, layers, duals, reduce=reduce, x2=x2, kernel=kernel, max_memory=max_memory, share=Share.of(group)
+        )
     if reduce == "mean":
         layers = [*layers[:-1], layers[-1].averaged()]
     result = _centred_kernel(x, x2, merge_positions(layers), duals, kernel, max_memory, Share.of(group))
