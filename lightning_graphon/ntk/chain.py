@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_graphon.ntk._functional import eval_semantics
 from lightning_graphon.ntk.activations import dual_activation
 from lightning_graphon.ntk.dual import DualActivation
+from lightning_graphon.ntk.dual_elu import celu, elu
 from lightning_graphon.ntk.dual_hermite import HermiteDual
 from lightning_graphon.ntk.dual_relu import ReLULike
 
@@ -204,6 +205,11 @@ def _function_dual(function: Callable[..., Any], node: torch.fx.Node) -> DualAct
     ):
         known = dual_activation(name) if name in ("relu", "relu6", "hardtanh", "hardsigmoid") else None
         return known or dual_activation(function)
+    if name in ("elu", "celu"):
+        alpha = float(options.get("alpha", extra[0] if extra else 1.0))  # type: ignore[arg-type]
+        return elu(alpha) if name == "elu" else celu(alpha)
+    if name in ("selu", "softsign"):
+        return dual_activation(name)
     return HermiteDual(lambda z: function(z, *extra, **options), name=name)
 
 

@@ -129,6 +129,11 @@ def _angle(qx: Tensor, qy: Tensor, distance: Tensor) -> tuple[Tensor, Tensor, Te
     return chord, cap, norms, half
 
 
+def half_angle(qx: Tensor, qy: Tensor, distance: Tensor) -> Tensor:
+    """Half the angle between two vectors of squared norms `qx`, `qy` and squared distance `distance`."""
+    return _angle(qx, qy, distance)[3]
+
+
 def _half_angle(chord: Tensor, cap: Tensor) -> Tensor:
     """atan √(chord/cap); atan2, which is three times slower, only where its gradient at opposite rows is needed."""
     if chord.requires_grad and torch.is_grad_enabled():
