@@ -130,6 +130,7 @@ def test_relu_is_finite_for_equal_opposite_and_zero_rows():
     for t in (*out, q.grad, p.grad, d.grad):
         assert torch.isfinite(t).all()
     torch.testing.assert_close(out[1].detach()[:2], torch.tensor([0.5, 0.0], dtype=torch.float64))  # exact angles 0, π
+    torch.testing.assert_close(out[1].detach()[2:4], torch.tensor([0.25, 0.25], dtype=torch.float64))  # zero rows
     torch.testing.assert_close(out[0].detach()[:3], torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64))
 
 
