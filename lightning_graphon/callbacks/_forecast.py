@@ -68,10 +68,6 @@ class Forecast:
         self.predictor.step(rate, momentum=descent.momentum)
         self._history.append((rate, descent.momentum))
 
-    def speed_at(self, outputs: Tensor) -> float:
-        """How fast the loss falls from these outputs under the frozen kernel, not corrected for the finite probe."""
-        return self._plain().speed_at(outputs)
-
     def band(self, most: int = 1000) -> tuple[Tensor, Tensor] | None:
         """Lower and upper predictions, [k + 1] each, of `most` steps; None where groups changed their ratio."""
         if self._mixed:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_graphon.callbacks._drift import KernelDrift
 from lightning_graphon.callbacks._forecast import Clusters, Forecast, clusters_of
 from lightning_graphon.callbacks._network import Network, NotReadableError
 from lightning_graphon.callbacks._optimized import OptimizedNetwork
@@ -63,12 +64,12 @@ class LossWatch:
         self._optimized = OptimizedNetwork(network, optimizer, masks)
         self._optimizer = optimizer
         self._descent = _descent(optimizer)
-        self._reference = math.nan  # network's speed over that of the frozen kernel, when the prediction started
         self._next_drift = 0
         with network.evaluated(), torch.no_grad():
             outputs = network.outputs().detach()
         self._mixing = _mixing(outputs)
         self.loss = traced_loss(network, outputs)
+        self._drift = KernelDrift(network, optimizer, masks, outputs)
 
     @property
     def start_step(self) -> int:
@@ -103,11 +104,14 @@ class LossWatch:
             values = {"observed": float(self.loss(outputs.double()))}
         if self.initial is None and step >= self.start_step:
             self.initial = self._forecast(outputs, step)
-            self._reference, self._next_drift = self._speed_ratio(outputs), step + self.options.every
+            self._drift.start(self._descent.rates)
+            self._next_drift = step + self.options.every
         values.update(self._compared("predicted", "relative_error", self.initial, values["observed"]))
         values.update(self._compared("refreshed", "refreshed_error", self.refreshed, values["observed"]))
         if self.initial is not None and step >= self._next_drift:
-            values["kernel_drift"] = self._drift(outputs, step)
+            values["kernel_drift"] = self._drift.since_start(self.loss, outputs, self._descent.rates)
+            # The next at most twice as far from the start: kernels move most in the beginning.
+            self._next_drift = step + min(self.options.drift_every, max(self.options.every, step - self.initial.start))
         self._judge(values, step)
         self._refresh(outputs, step)
         return values
@@ -122,18 +126,6 @@ class LossWatch:
             return {}
         predicted = forecast.loss
         return {name: predicted, error: abs(predicted - observed) / abs(observed) if observed else math.inf}
-
-    def _speed_ratio(self, outputs: Tensor) -> float:
-        assert self.initial is not None  # noqa: S101
-        frozen = self.initial.speed_at(outputs.double())
-        real = self._optimized.speed(self.loss, self._descent.rates)
-        return real / frozen if frozen > 0 else math.nan
-
-    def _drift(self, outputs: Tensor, step: int) -> float:
-        """Relative change of gᵀΘg, g the gradient in the outputs now; the next at most twice as far from the start."""
-        assert self.initial is not None  # noqa: S101
-        self._next_drift = step + min(self.options.drift_every, max(self.options.every, step - self.initial.start))
-        return abs(self._speed_ratio(outputs) / self._reference - 1)
 
     def _judge(self, values: Mapping[str, float], step: int) -> None:
         """Declare the initial prediction void, once."""
@@ -164,7 +156,7 @@ class LossWatch:
             "initial": None if self.initial is None else self.initial.state_dict(),
             "refreshed": None if self.refreshed is None else self.refreshed.state_dict(),
             "void": None if self.void is None else list(self.void),
-            "reference": self._reference,
+            "drift": self._drift.reference,
             "next_drift": self._next_drift,
         }
 
@@ -176,7 +168,7 @@ class LossWatch:
             for part in (state["initial"], state["refreshed"])
         )
         self.void = None if state["void"] is None else (int(state["void"][0]), str(state["void"][1]))
-        self._reference, self._next_drift = float(state["reference"]), int(state["next_drift"])
+        self._drift.reference, self._next_drift = state["drift"], int(state["next_drift"])
 
 
 def _descent(optimizer: Optimizer) -> Descent:

@@ -1,6 +1,6 @@
 """Kernels and slopes of a network as its optimizer sees them: by parameter group, preconditioned, masked."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -59,11 +59,17 @@ class OptimizedNetwork:
         still = {n: torch.zeros_like(p.detach()) for n, p in self._named.items() if p not in moved}
         return {**diagonal, **still}
 
-    def speed(self, loss: Callable[[Tensor], Tensor], rates: tuple[float, ...]) -> float:
-        """How fast training lowers the loss of the probe, Σ P M (∂L/∂w)², per unit of the largest learning rate."""
+    def speed(self, gradient: Tensor, rates: tuple[float, ...]) -> float:
+        """gᵀΘg at the current weights, Σ P M (Jᵀg)², the learning rates of groups taken relative to the largest.
+
+        Args:
+            gradient: g, of the outputs' shape.
+            rates: Learning rate of each parameter group.
+        """
         with self.network.evaluated(), torch.enable_grad():
-            value = loss(self.network.outputs())
-            slopes = torch.autograd.grad(value, list(self._named.values()), allow_unused=True)
+            outputs = self.network.outputs()
+            named = list(self._named.values())
+            slopes = torch.autograd.grad(outputs, named, gradient.to(outputs.dtype), allow_unused=True)
         diagonal = optimizer_preconditioner(self.optimizer, self.network.root)
         rate_of = {p: rate for g, rate in zip(self.optimizer.param_groups, rates, strict=True) for p in g["params"]}
         total = 0.0

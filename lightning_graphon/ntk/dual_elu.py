@@ -21,7 +21,7 @@ _SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772
 class ELULike(KinkedDual):
     """φ(z) = positive · z for z > 0, negative · (exp(rate · z) - 1) below: ELU (1, α, 1), CELU (1, α, 1/α).
 
-    Centred, E[φφ'] and E[φ̇φ̇'] are within 1e-10 of 2-D quadrature for variances up to 10, 1e-7 at 100. A close
+    Centred, E[φφ'] and E[φ̇φ̇'] are within 1e-9 of 2-D quadrature for variances up to 10, 1e-6 at 100. A close
     pair (correlation above 0.8 in size) costs some 80 evaluations of erfcx, 10 µs on one core. Means as in
     `KinkedDual`.
 
