@@ -201,8 +201,8 @@ class PruneAtInit(Callback):
         masks.load_state_dict(state_dict)
         if self.plan is None and masks != self._given:
             raise ValueError(
-                f"the checkpoint was trained with other masks ({masks}) than those given ({self._given}): give the same "
-                "masks, or start anew from the checkpoint's weights"
+                f"the checkpoint was trained with other masks ({masks}) than those given ({self._given}): give the "
+                "same masks, or start anew from the checkpoint's weights"
             )
         self._detach()
         self._masks, self._module = masks, None

@@ -16,13 +16,13 @@ from ddp_script import OwnSeed, Unequal
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from toys import Classifier, cnn, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
 from lightning_graphon.callbacks import prune_at_init as pruner_module
-from lightning_graphon.pruning import Enforcer, gathered, prune
+from lightning_graphon.pruning import Enforcer, Masks, gathered, prune
 from lightning_graphon.pruning.shards import is_sharded, local_part, part_like, whole
 
 GRAPHON = {"graphons": {"family": "power-law", "exponent": 0.5}}
@@ -37,11 +37,18 @@ def adam(parameters):
     return torch.optim.AdamW(parameters, lr=0.01)
 
 
-class Sharded(Classifier):
-    """Every layer of the network is cut over the processes, as users of FSDP2 do it."""
+class Whole(Classifier):
+    """In float64, so that sums in another order give the same masks (ModelParallelStrategy has no "64-true")."""
 
-    def __init__(self, net=uneven, seed=1, optimizer=adam):
-        super().__init__(net, optimizer, seed)
+    def __init__(self, net=uneven, seed=1):
+        super().__init__(lambda: net().double(), adam, seed)
+
+    def forward(self, x):
+        return self.net(x.double())
+
+
+class Sharded(Whole):
+    """Every layer of the network is cut over the processes, as users of FSDP2 do it."""
 
     def configure_model(self):
         if any(is_sharded(p) for p in self.parameters()):
@@ -53,11 +60,12 @@ class Sharded(Classifier):
         fully_shard(self.net, mesh=mesh)
 
 
-class TensorParallel(Classifier):
-    """The first layer is cut by rows and the second by columns, and both ranks see the same data."""
+def two_layers():
+    return nn.Sequential(nn.Linear(64, 34), nn.ReLU(), nn.Linear(34, 10))
 
-    def __init__(self):
-        super().__init__(lambda: nn.Sequential(nn.Linear(64, 34), nn.ReLU(), nn.Linear(34, 10)), adam)
+
+class TensorParallel(Whole):
+    """The first layer is cut by rows and the second by columns, and both ranks see the same data."""
 
     def configure_model(self):
         plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
@@ -93,11 +101,15 @@ class ShardProbe(Callback):
 
 
 class Garbage(Callback):
-    """Somebody writes to a pruned weight after the last step, before the checkpoint."""
+    """Somebody writes to pruned weights after the last step of an epoch, and saves them."""
 
-    def on_train_end(self, trainer, pl_module):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_epoch_end(self, trainer, pl_module):
         with torch.no_grad():
             local_part(dict(pl_module.named_parameters())["net.0.weight"]).add_(1.0)
+        trainer.save_checkpoint(self.path)
 
 
 def whole_weights(model):
@@ -108,7 +120,7 @@ def fit(pruner, model, *others, ckpt_path=None, save=None, full=True, sizes=(2, 
     """Trains on two processes; what this rank saw. 90 samples: the last batch is smaller."""
     probe = ShardProbe(pruner)
     strategy = ModelParallelStrategy(*sizes, save_distributed_checkpoint=not full)
-    settings = {"max_epochs": 2, "limit_train_batches": 1.0, "precision": "64-true", **kwargs}
+    settings = {"max_epochs": 2, "limit_train_batches": 1.0, **kwargs}
     trainer = make_trainer(OwnSeed(), Unequal(), pruner, probe, *others, strategy=strategy, devices=2, **settings)
     before = {}
     remember = Remember(before)
@@ -116,7 +128,9 @@ def fit(pruner, model, *others, ckpt_path=None, save=None, full=True, sizes=(2, 
     trainer.fit(model, loader(data, batch_size=16), loader(32), ckpt_path=ckpt_path)
     if save is not None:
         trainer.save_checkpoint(save)
-    sampler = getattr(trainer.train_dataloader, "sampler", None)
+    sampler = trainer.train_dataloader.sampler
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(0)  # the order in which the first epoch, and the scoring, saw the data
     return {
         "masks": dict(pruner.masks),
         "worst": probe.worst,
@@ -125,6 +139,7 @@ def fit(pruner, model, *others, ckpt_path=None, save=None, full=True, sizes=(2, 
         "same objects": before["ids"] == {name: id(p) for name, p in model.named_parameters()},
         "random": torch.rand(1).item(),
         "weights": whole_weights(model),
+        "buffers": dict(model.named_buffers()),
         "indices": list(iter(sampler))[:32],
         "steps": trainer.global_step,
         "class": type(model.net[0]).__name__,
@@ -173,13 +188,13 @@ def never(*args, **kwargs):
 
 def resume(folder):
     """Saved by two processes, whole and in shards, and resumed by two; and from a checkpoint of a single one."""
-    found = {"uninterrupted": fit(quiet("snip"), Sharded(), max_epochs=4)}
+    found = {"unbroken": fit(quiet("snip", batches=2), Sharded(), max_epochs=4)}
     saved = {"whole": folder / "whole.ckpt", "shards": folder / "shards.ckpt"}
     for name, path in saved.items():
-        found[f"first {name}"] = fit(quiet("snip"), Sharded(), save=path, full=name == "whole")
+        found[f"first {name}"] = fit(quiet("snip", batches=2), Sharded(), save=path, full=name == "whole")
     compute, pruner_module.compute_masks = pruner_module.compute_masks, never
     for name, path in {**saved, "single": folder / "single.ckpt"}.items():
-        found[f"resumed {name}"] = fit(quiet("snip"), Sharded(seed=9), max_epochs=4, ckpt_path=path)
+        found[f"resumed {name}"] = fit(quiet("snip", batches=2), Sharded(seed=9), max_epochs=4, ckpt_path=path)
     pruner_module.compute_masks = compute
     return found
 
@@ -222,12 +237,59 @@ def alone():
     }
 
 
+class Still(Sharded):
+    """Zeros stay zeros without anybody's help."""
+
+    def training_step(self, batch, batch_idx):
+        return 0 * super().training_step(batch, batch_idx)
+
+
+def watch_zeros(path):
+    """The monitor without PruneAtInit reads the zeros of a network that was pruned before, from all shards."""
+    model = Still()
+    Masks.load(path).apply_(model)
+    watch = GraphonMonitor(verbose=False, figure=False, include="Linear", kernel="none", raise_errors=True)
+    trainer = make_trainer(watch, strategy=ModelParallelStrategy(2, 1), devices=2, max_steps=1)
+    trainer.fit(model, loader(90, batch_size=16))
+    return {name: graphon.values for name, graphon in watch.graphons.items()}
+
+
+class Pair(nn.Module):
+    """Is called by a method of its own."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def encode(self, x):
+        return self.second(self.first(x).tanh())
+
+
+def wrapped():
+    """Methods that FSDP has wrapped, its lower precision and a tied weight are gone while the model is gathered."""
+    torch.manual_seed(3)
+    net = Pair(nn.Linear(5, 5), nn.Linear(5, 5)).double()
+    net.second.weight = net.first.weight
+    x = torch.randn(4, 5, dtype=torch.float64)
+    expected = net.encode(x).detach()
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    register_fsdp_forward_method(net, "encode")
+    with gathered(net):
+        found = net.encode(x).detach()
+        tied = net.first.weight is net.second.weight
+    low = net.encode(x).detach()
+    return {"expected": expected, "found": found, "low": low, "tied": tied and net.first.weight is net.second.weight}
+
+
 def main(folder):
     found = {m: fit_watched(m, Sharded()) for m in ("random", "magnitude", "snip", "grasp", "synflow", "graphon")}
-    found["batch norm"] = fit_watched("snip", Sharded(cnn), precision="32-true", data=96)
-    found["tensor parallel"] = fit_watched("grasp", TensorParallel(), sizes=(1, 2))
+    found["batch norm"] = fit_watched("snip", Sharded(cnn))
+    found["tensor parallel"] = fit_watched("grasp", TensorParallel(two_layers), sizes=(1, 2))
     found["given"] = fit(PruneAtInit(masks=folder / "masks.pt", verbose=False), Sharded())
-    found["garbage"] = fit(quiet("magnitude"), Sharded(), Garbage(), save=folder / "garbage.ckpt")
+    for name, full in (("garbage", True), ("garbage in shards", False)):
+        found[name] = fit(quiet("magnitude"), Sharded(), Garbage(folder / f"{name}.ckpt"), full=full)
+    found["monitor alone"] = watch_zeros(folder / "masks.pt")
+    found["wrapped"] = wrapped()
     found["resume"] = resume(folder)
     found["alone"] = alone()
     torch.save(found, folder / f"rank{torch.distributed.get_rank()}.pt")
