@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from os import PathLike
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -167,10 +166,11 @@ class Masks(Mapping[str, Tensor]):
         masks = cls({})
         try:
             masks.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (ValueError, RuntimeError, EOFError, UnpicklingError) as error:
-            raise ValueError(
-                f"{str(path)!r} is no file of masks, such as masks.save(path) writes: {str(error).splitlines()[0]}"
-            ) from error
+        except OSError:
+            raise
+        except Exception as error:  # torch's reader fails in many ways on files of other programs
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{str(path)!r} is no file of masks, such as masks.save(path) writes: {reason}") from error
         return masks
 
     @classmethod
