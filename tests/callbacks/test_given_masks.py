@@ -75,10 +75,11 @@ def test_a_method_does_not_resume_a_run_of_given_masks(masks, tmp_path):
         make_trainer(quiet("snip"), max_epochs=2).fit(Classifier(), loader(), ckpt_path=tmp_path / "a.ckpt")
 
 
-def test_masks_of_another_model_are_an_error_on_fit(masks):
+def test_masks_of_another_model_are_an_error_on_fit(masks, capsys):
     other = Masks({name.removeprefix("net."): mask for name, mask in masks.items()})
     with pytest.raises(ValueError, match=r"no parameter '0\.weight'.*Did you mean 'net\.0\.weight'"):
-        make_trainer(given(other)).fit(Classifier(), loader())
+        make_trainer(PruneAtInit(masks=other)).fit(Classifier(), loader())
+    assert "kept" not in capsys.readouterr().out
     wide = Classifier(lambda: torch.nn.Sequential(torch.nn.Linear(64, 40), *mlp()[1:]))
     with pytest.raises(ValueError, match=r"'net\.0\.weight' has shape \(40, 64\).*shape \(32, 64\)"):
         make_trainer(given(masks)).fit(wide, loader())
