@@ -140,7 +140,7 @@ def draw(results: dict[str, Result], args: argparse.Namespace) -> None:
     plot_graphon_grid(graphons, tests, title).savefig(args.out / "graphons.png", dpi=150)
     curves = {method: read_curves(args.out / method) for method in results}
     void = {method: result.decay.void_from for method, result in results.items()}
-    title = f"Loss of 128 training samples, predicted from the tangent kernel and observed ({args.data}, {args.sparsity:.0%} pruned)"
+    title = f"Loss of 128 training samples, predicted and observed ({args.data}, {args.sparsity:.0%} pruned)"
     plot_loss_decays(curves, void, title).savefig(args.out / "loss_decay.png", dpi=150)
 
 
