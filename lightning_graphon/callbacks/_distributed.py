@@ -20,13 +20,17 @@ def refuse_sharded(trainer: pl.Trainer) -> None:
     Raises:
         RuntimeError: The strategy shards parameters.
     """
-    for kind in type(trainer.strategy).__mro__:
-        if kind.__name__ in _SHARDED:
-            raise RuntimeError(
-                f"PruneAtInit does not support {type(trainer.strategy).__name__}: it shards the parameters, and masks "
-                "of whole weights would silently do nothing. Use strategy='ddp' or one device, or prune first with "
-                "lightning_graphon.pruning.prune(...).apply_(model)."
-            )
+    if shards_parameters(trainer):
+        raise RuntimeError(
+            f"PruneAtInit does not support {type(trainer.strategy).__name__}: it shards the parameters, and masks "
+            "of whole weights would silently do nothing. Use strategy='ddp' or one device, or prune first with "
+            "lightning_graphon.pruning.prune(...).apply_(model)."
+        )
+
+
+def shards_parameters(trainer: pl.Trainer) -> bool:
+    """Whether the strategy cuts parameters into shards."""
+    return any(kind.__name__ in _SHARDED for kind in type(trainer.strategy).__mro__)
 
 
 def average(tensor: Tensor) -> Tensor:
