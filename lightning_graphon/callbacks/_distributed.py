@@ -20,13 +20,17 @@ def refuse_flattened(trainer: pl.Trainer) -> None:
     Raises:
         RuntimeError: The strategy does so; the message says what to use.
     """
-    for kind in type(trainer.strategy).__mro__:
-        if kind.__name__ in _FLATTENING:
-            raise RuntimeError(
-                f"PruneAtInit does not support {type(trainer.strategy).__name__}: it flattens the parameters and cuts "
-                "them into shards, where masks of weights would silently do nothing. Use ModelParallelStrategy with "
-                "fully_shard (FSDP2) in configure_model, strategy='ddp' or one device."
-            )
+    if flattens_parameters(trainer):
+        raise RuntimeError(
+            f"PruneAtInit does not support {type(trainer.strategy).__name__}: it flattens the parameters and cuts "
+            "them into shards, where masks of weights would silently do nothing. Use ModelParallelStrategy with "
+            "fully_shard (FSDP2) in configure_model, strategy='ddp' or one device."
+        )
+
+
+def flattens_parameters(trainer: pl.Trainer) -> bool:
+    """Whether the strategy hides the parameters in flat buffers."""
+    return any(kind.__name__ in _FLATTENING for kind in type(trainer.strategy).__mro__)
 
 
 def average(tensor: Tensor) -> Tensor:

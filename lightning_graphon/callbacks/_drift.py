@@ -1,12 +1,13 @@
 """How far the network's tangent kernel has moved, at the price of one backward pass of a few samples."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_graphon.callbacks._forecast import clusters_of
+from lightning_graphon.callbacks._forecast import Clusters
 from lightning_graphon.callbacks._network import Network, read_network
 from lightning_graphon.callbacks._optimized import OptimizedNetwork
 from lightning_graphon.callbacks._probe import take
@@ -27,7 +28,8 @@ class KernelDrift:
         outputs: [N, ...] of the probe.
 
     Attributes:
-        reference: The kernel at the start, [n·C, n·C].
+        clusters: Parameter groups that share a learning rate.
+        reference: Their kernels at the start, [G, n·C, n·C].
     """
 
     def __init__(self, network: Network, optimizer: Optimizer, masks: Mapping[str, Tensor], outputs: Tensor) -> None:
@@ -35,27 +37,33 @@ class KernelDrift:
         self._count = min(len(outputs), _SAMPLES, max(1, _ROWS // per_sample))
         few = read_network(network.objective, network.root, take(network.batch, self._count))
         self._optimized = OptimizedNetwork(few, optimizer, masks)
+        self.clusters: Clusters = ()
         self.reference: Tensor | None = None
 
-    def start(self, rates: tuple[float, ...]) -> None:
-        """Remember the kernel at the current weights."""
-        kernels = self._optimized.kernels("empirical", "", clusters_of(rates), mixing=True)
-        relative = torch.tensor([rate / (max(rates) or 1.0) for rate in dict.fromkeys(rates)]).to(kernels)
-        kernel = torch.tensordot(relative, kernels, 1)
-        self.reference = kernel.reshape(kernel.shape[0] * kernel.shape[1], -1)
+    def start(self, clusters: Clusters) -> None:
+        """Remember the kernels of the clusters of parameter groups at the current weights."""
+        kernels = self._optimized.kernels("empirical", "", clusters, mixing=True)
+        self.clusters, self.reference = clusters, kernels.flatten(3, 4).flatten(1, 2)
 
-    def since_start(self, loss: Callable[[Tensor], Tensor], outputs: Tensor, rates: tuple[float, ...]) -> float:
+    def since_start(self, gradient: Tensor, ratios: Mapping[int, float]) -> float:
         """Drift at the current weights; NaN for a gradient that moves nothing.
 
         Args:
-            loss: Of float64 outputs.
-            outputs: [N, ...] of the probe now.
-            rates: Learning rate of each parameter group.
+            gradient: Of the loss in the outputs of the probe now, float64 [N, ...].
+            ratios: Parameter group -> its learning rate relative to the largest.
         """
         assert self.reference is not None  # noqa: S101 - start() comes first
-        with torch.enable_grad():
-            leaf = outputs.double().requires_grad_()
-            gradient = torch.autograd.grad(loss(leaf), leaf)[0][: self._count]
-        flat = gradient.flatten().to(self.reference)
-        frozen = float(flat @ self.reference @ flat)
-        return abs(self._optimized.speed(gradient, rates) / frozen - 1) if frozen > 0 else float("nan")
+        few = gradient[: self._count]
+        flat = few.flatten().to(self.reference)
+        parts = zip(self.clusters, self.reference, strict=True)
+        frozen = sum(ratios[cluster[0]] * float(flat @ kernel @ flat) for cluster, kernel in parts)
+        return abs(self._optimized.speed(few, ratios) / frozen - 1) if frozen > 0 else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers only."""
+        return {"clusters": [list(cluster) for cluster in self.clusters], "reference": self.reference}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.clusters = tuple(map(tuple, state["clusters"]))
+        self.reference = state["reference"]

@@ -1,21 +1,30 @@
 """One prediction of the loss: a kernel, the outputs measured with it, and every optimizer step since."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_graphon.callbacks._network import NotReadableError
+from lightning_graphon.callbacks._traced_loss import RecordedLoss
 from lightning_graphon.ntk import Descent, LossBand, LossDecayPredictor, finite_probe_kernel
 
 Clusters = tuple[tuple[int, ...], ...]
-_SAME_RATIO = 1e-3  # learning rates of groups may drift apart by this before the kernels are mixed anew
+_SAME_RATIO = 1e-6  # learning rates of groups may drift apart by this before the kernels are mixed anew
+_RATES = ("lr", "initial_lr", "max_lr")  # a group's learning rate, and what schedulers note of the later ones
+_SAME_LOSS = 1e-4  # of one batch at the same outputs, in single precision on another device
 
 
-def clusters_of(rates: tuple[float, ...]) -> Clusters:
-    """Parameter groups by learning rate: those of one cluster share it now, and have to go on sharing it."""
-    return tuple(tuple(i for i, rate in enumerate(rates) if rate == value) for value in dict.fromkeys(rates))
+def clusters_of(optimizer: Optimizer) -> Clusters:
+    """Parameter groups by learning rate: those of one cluster share it now, and have to go on sharing it.
+
+    Groups that warm up from 0 share a rate that will differ; so what schedulers have noted counts, too.
+    """
+    keys = [tuple(float(group.get(name, -1.0)) for name in _RATES) for group in optimizer.param_groups]
+    return tuple(tuple(i for i, key in enumerate(keys) if key == value) for value in dict.fromkeys(keys))
 
 
 class Forecast:
@@ -27,20 +36,22 @@ class Forecast:
         kernels: [G, ...], the tangent kernel of each cluster of parameter groups.
         clusters: Which groups.
         outputs: [N, ...], measured with the kernels.
-        loss: Of float64 outputs.
+        loss: Of the outputs.
         descent: The optimizer's momentum; its rates at the start.
         dataset_size: Number of training points that the probe stands for.
         step: Optimizer step at which kernels and outputs were measured.
     """
 
     def __init__(
-        self, kernels: Tensor, clusters: Clusters, outputs: Tensor, loss: Callable[[Tensor], Tensor], descent: Descent,
+        self, kernels: Tensor, clusters: Clusters, outputs: Tensor, loss: RecordedLoss, descent: Descent,
         dataset_size: int, step: int,
     ) -> None:  # fmt: skip
         self.kernels, self.clusters, self.outputs, self.dataset_size = kernels, clusters, outputs, dataset_size
         self.start, self.descent = step, descent
         self._loss = loss
         self._history: list[tuple[float, float]] = []
+        # Steps to follow when the loss is asked for: many in a row are faster than one between two training steps.
+        self._pending: list[tuple[list[float], float]] = []
         rates = self._cluster_rates(descent)
         self._ratios = [rate / max(rates) if max(rates) > 0 else 1.0 for rate in rates]
         self._mixed = False
@@ -50,26 +61,54 @@ class Forecast:
     @property
     def loss(self) -> float:
         """Predicted loss now."""
+        self._catch_up()
         return self.predictor.loss
+
+    @property
+    def ratios(self) -> dict[int, float]:
+        """Parameter group -> its learning rate relative to the largest."""
+        self._catch_up()
+        return {i: ratio for cluster, ratio in zip(self.clusters, self._ratios, strict=True) for i in cluster}
+
+    @property
+    def buffer(self) -> Tensor | None:
+        """Momentum buffer now, of the gradients in the outputs [N, C]; None without one, or where it is not finite."""
+        self._catch_up()
+        buffer: Tensor | None = self.predictor.state_dict()["buffer"]
+        return buffer if buffer is not None and bool(buffer.isfinite().all()) else None
+
+    def inherit(self, buffer: Tensor | None) -> None:
+        """Begin with a momentum buffer, since the optimizer has one when it did not begin here."""
+        self.predictor.load_state_dict({**self.predictor.state_dict(), "buffer": buffer})
 
     def advance(self, descent: Descent) -> None:
         """Follow one optimizer step.
 
         Raises:
-            NotReadableError: Groups that shared a learning rate no longer do.
+            NotReadableError: Groups that shared a learning rate no longer do, or there are new groups.
         """
-        rates = self._cluster_rates(descent)
-        rate = max(rates)
-        ratios = [r / rate for r in rates] if rate > 0 else self._ratios
+        self._pending.append((self._cluster_rates(descent), descent.momentum))
+
+    def _catch_up(self) -> None:
+        for rates, momentum in self._pending:
+            rate = max(rates)
+            self._mix([r / rate for r in rates] if rate > 0 else self._ratios)
+            if math.isfinite(self.predictor.loss):
+                self.predictor.step(rate, momentum=momentum)
+            self._history.append((rate, momentum))
+        self._pending.clear()
+
+    def _mix(self, ratios: list[float]) -> None:
+        """Go on with the kernel of other learning rates."""
         if any(abs(a - b) > _SAME_RATIO for a, b in zip(ratios, self._ratios, strict=True)):
-            self._ratios, self._mixed, state = ratios, True, self.predictor.state_dict()
+            self._mixed = self._mixed or any(rate > 0 for rate, _ in self._history)
+            self._ratios, state = ratios, self.predictor.state_dict()
             self.predictor = self._predictor()
             self.predictor.load_state_dict(state)
-        self.predictor.step(rate, momentum=descent.momentum)
-        self._history.append((rate, descent.momentum))
 
     def band(self, most: int = 1000) -> tuple[Tensor, Tensor] | None:
         """Lower and upper predictions, [k + 1] each, of `most` steps; None where groups changed their ratio."""
+        self._catch_up()
         if self._mixed:
             return None
         band = LossBand(self.kernel, *self._arguments(), dataset_size=self.dataset_size, **self._options())
@@ -97,14 +136,16 @@ class Forecast:
     def _plain(self) -> LossDecayPredictor:
         return LossDecayPredictor(self.kernel, *self._arguments(), **self._options())
 
-    def _arguments(self) -> tuple[Tensor, None, Callable[[Tensor, Any], Tensor]]:
-        return self.outputs, None, lambda outputs, _: self._loss(outputs)
+    def _arguments(self) -> tuple[Tensor, None, RecordedLoss]:
+        return self.outputs, None, self._loss
 
     def _options(self) -> dict[str, Any]:
         d = self.descent
         return {"momentum": d.momentum, "nesterov": d.nesterov, "dampening": d.dampening, "check_every": 0}
 
     def _cluster_rates(self, descent: Descent) -> list[float]:
+        if sum(map(len, self.clusters)) != len(descent.rates):
+            raise NotReadableError(f"the optimizer has {len(descent.rates)} parameter groups, not as many as before")
         rates = []
         for cluster in self.clusters:
             own = {descent.rates[i] for i in cluster}
@@ -115,6 +156,7 @@ class Forecast:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only."""
+        self._catch_up()
         d = self.descent
         return {
             "kernels": self.kernels,
@@ -123,6 +165,7 @@ class Forecast:
             "descent": [list(d.rates), d.momentum, d.nesterov, d.dampening, d.adaptive],
             "dataset_size": self.dataset_size,
             "start": self.start,
+            "loss": float(self._loss(self.outputs.double())),
             "ratios": self._ratios,
             "mixed": self._mixed,
             "history": torch.tensor(self._history, dtype=torch.float64).reshape(-1, 2),
@@ -130,10 +173,16 @@ class Forecast:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], loss: Callable[[Tensor], Tensor], device: torch.device) -> "Forecast":
-        """The forecast of `state_dict()`, to go on with."""
+    def from_state(cls, state: Mapping[str, Any], loss: RecordedLoss, device: torch.device) -> "Forecast":
+        """The forecast of `state_dict()`, to go on with.
+
+        Raises:
+            ValueError: It is of another probe batch.
+        """
         rates, *rest = state["descent"]
         kernels, outputs = state["kernels"].to(device), state["outputs"].to(device)
+        if not math.isclose(float(loss(outputs.double())), state["loss"], rel_tol=_SAME_LOSS):
+            raise ValueError("the loss of the probe batch is another one: the training data or the loss have changed")
         clusters = tuple(map(tuple, state["clusters"]))
         new = cls(kernels, clusters, outputs, loss, Descent(tuple(rates), *rest), state["dataset_size"], state["start"])
         new._history = [(rate, momentum) for rate, momentum in state["history"].tolist()]

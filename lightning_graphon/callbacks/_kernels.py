@@ -15,20 +15,20 @@ def empirical_kernel(network: Network, masks: Mapping[str, Tensor], dtype: torch
     """Exact kernel of the network on its probe batch.
 
     Args:
-        network: Its weights come back bit for bit.
+        network: Its weights, and whatever its code changes, come back bit for bit.
         masks: By the names inside `network.module`.
         dtype: To compute in; the module's own where its code or the device does not allow it.
         options: For `empirical_ntk`.
     """
-    if {p.dtype for p in network.module.parameters()} == {dtype}:
+    if {p.dtype for p in network.module.parameters()} != {dtype}:
+        with untouched(network.root):
+            try:
+                network.module.to(dtype)
+                return _kernel(network, masks, lambda x: x.to(dtype) if x.is_floating_point() else x, **options)
+            except (RuntimeError, TypeError):
+                pass
+    with untouched(network.root):
         return _kernel(network, masks, lambda x: x, **options)
-    with untouched(network.module):
-        try:
-            network.module.to(dtype)
-            return _kernel(network, masks, lambda x: x.to(dtype) if x.is_floating_point() else x, **options)
-        except (RuntimeError, TypeError):
-            pass
-    return _kernel(network, masks, lambda x: x, **options)
 
 
 def graphon_kernel(network: Network, masks: Mapping[str, Tensor], propagate: str) -> Tensor:

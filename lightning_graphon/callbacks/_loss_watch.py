@@ -14,11 +14,13 @@ from lightning_graphon.callbacks._forecast import Clusters, Forecast, clusters_o
 from lightning_graphon.callbacks._network import Network, NotReadableError
 from lightning_graphon.callbacks._optimized import OptimizedNetwork
 from lightning_graphon.callbacks._traced_loss import traced_loss
+from lightning_graphon.metrics import loss_decay_errors
 from lightning_graphon.ntk import Descent, read_descent
 
 _LARGEST_MIXING = 2048  # rows of a kernel that tells outputs apart; 4 million numbers, multiplied at every step
 # Adam's second moments are means of few gradients at first; its kernel stands still only after some steps.
 _START_OF_ADAPTIVE = 10
+_SAME_LOSS = 1e-3  # recorded and real one, in single precision
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class LossWatch:
         optimizer: Trains the network.
         masks: By the names in the LightningModule.
         dataset_size: Number of training points that the probe stands for.
+        step: Optimizer step now.
 
     Attributes:
         initial: The prediction made at the start; None until then.
@@ -55,8 +58,9 @@ class LossWatch:
     """
 
     def __init__(
-        self, options: Options, network: Network, optimizer: Optimizer, masks: Mapping[str, Tensor], dataset_size: int
-    ) -> None:
+        self, options: Options, network: Network, optimizer: Optimizer, masks: Mapping[str, Tensor],
+        dataset_size: int, step: int,
+    ) -> None:  # fmt: skip
         self.options, self.network, self.dataset_size = options, network, dataset_size
         self.initial: Forecast | None = None
         self.refreshed: Forecast | None = None
@@ -65,6 +69,8 @@ class LossWatch:
         self._optimizer = optimizer
         self._descent = _descent(optimizer)
         self._next_drift = 0
+        # Step at which the optimizer was new: that of the checkpoint's run, or now where a fit begins without one.
+        self._new_at = 0 if optimizer.state else step
         with network.evaluated(), torch.no_grad():
             outputs = network.outputs().detach()
         self._mixing = _mixing(outputs)
@@ -75,7 +81,7 @@ class LossWatch:
     def start_step(self) -> int:
         """Optimizer step at which the prediction is made."""
         chosen = self.options.start_step
-        return chosen if chosen is not None else _START_OF_ADAPTIVE * self._descent.adaptive
+        return chosen if chosen is not None else self._new_at + _START_OF_ADAPTIVE * self._descent.adaptive
 
     def advance(self) -> None:
         """Follow the step that the optimizer is about to take.
@@ -85,47 +91,91 @@ class LossWatch:
         """
         self._descent = _descent(self._optimizer)
         for forecast in (self.initial, self.refreshed):
-            if forecast is not None and math.isfinite(forecast.loss):
+            if forecast is not None:
                 forecast.advance(self._descent)
 
-    def due(self, step: int) -> bool:
-        """Whether the loss is to be measured at this step."""
-        return step % self.options.every == 0 or (self.initial is None and step >= self.start_step)
+    def due(self, step: int, before: int) -> bool:
+        """Whether the loss is to be measured at this step, when it was last measured at step `before`."""
+        return passed(self.options.every, step, before) or (self.initial is None and step >= self.start_step)
 
-    def observe(self, step: int) -> dict[str, float]:
+    def observe(self, step: int, before: int) -> dict[str, float]:
         """Measure the loss; start and refresh predictions.
+
+        Args:
+            step: Optimizer step now.
+            before: Step of the last measurement; -1 for none.
 
         Returns:
             `observed`, and where there are any `predicted`, `relative_error`, `kernel_drift`, `refreshed` and
             `refreshed_error`.
+
+        Raises:
+            NotReadableError: There is no kernel, or the loss is no longer the recorded one.
         """
-        with self.network.evaluated(), torch.no_grad():
-            outputs = self.network.outputs().detach()
-            values = {"observed": float(self.loss(outputs.double()))}
+        outputs, observed = self._measure()
+        values = {"observed": observed}
         if self.initial is None and step >= self.start_step:
             self.initial = self._forecast(outputs, step)
-            self._drift.start(self._descent.rates)
+            self._drift.start(self.initial.clusters)
             self._next_drift = step + self.options.every
         values.update(self._compared("predicted", "relative_error", self.initial, values["observed"]))
         values.update(self._compared("refreshed", "refreshed_error", self.refreshed, values["observed"]))
         if self.initial is not None and step >= self._next_drift:
-            values["kernel_drift"] = self._drift.since_start(self.loss, outputs, self._descent.rates)
-            # The next at most twice as far from the start: kernels move most in the beginning.
-            self._next_drift = step + min(self.options.drift_every, max(self.options.every, step - self.initial.start))
+            values.update(self._measured_drift(outputs, step))
         self._judge(values, step)
-        self._refresh(outputs, step)
+        every = self.options.refresh_every
+        if every and passed(every, step, max(before, 0)) and math.isfinite(observed):
+            self._refresh(outputs, step)
         return values
 
+    def _measure(self) -> tuple[Tensor, float]:
+        """Outputs and loss of the probe now."""
+        with self.network.evaluated(), torch.no_grad():
+            outputs = self.network.outputs().detach()
+            recorded = float(self.loss(outputs.double()))
+            if not self.loss.reads_values:
+                return outputs, recorded
+            observed = float(self.network.loss(outputs))
+        if math.isfinite(observed) and not math.isclose(recorded, observed, rel_tol=_SAME_LOSS):
+            raise NotReadableError("the loss in training_step has branched: it is not the function that it was")
+        return outputs, observed
+
     def _forecast(self, outputs: Tensor, step: int) -> Forecast:
-        clusters: Clusters = clusters_of(self._descent.rates)
-        kernels = self._optimized.kernels(self.options.kernel, self.options.propagate, clusters, self._mixing)
-        return Forecast(kernels, clusters, outputs, self.loss, self._descent, self.dataset_size, step)
+        clusters: Clusters = clusters_of(self._optimizer)
+        try:
+            kernels = self._optimized.kernels(self.options.kernel, self.options.propagate, clusters, self._mixing)
+            new = Forecast(kernels, clusters, outputs, self.loss, self._descent, self.dataset_size, step)
+        except ValueError as error:
+            raise NotReadableError(f"there is no {self.options.kernel} kernel: {error}") from error
+        new.inherit(self._buffer(outputs, step))
+        return new
+
+    def _buffer(self, outputs: Tensor, step: int) -> Tensor | None:
+        """Momentum buffer that the optimizer has by now: of the last prediction, or of a steady gradient."""
+        last = self.refreshed or self.initial
+        if last is not None:
+            return last.buffer
+        mu, steps = self._descent.momentum, step - self._new_at
+        if not mu or not steps:
+            return None
+        gradient = self.loss.value_and_gradient(outputs.double())[1].reshape(len(outputs), -1)
+        fresh = mu ** (steps - 1)
+        return gradient * (fresh + (1 - self._descent.dampening) * (1 - fresh) / (1 - mu))
 
     def _compared(self, name: str, error: str, forecast: Forecast | None, observed: float) -> dict[str, float]:
         if forecast is None:
             return {}
         predicted = forecast.loss
-        return {name: predicted, error: abs(predicted - observed) / abs(observed) if observed else math.inf}
+        both = torch.tensor([predicted, observed], dtype=torch.float64)
+        return {name: predicted, error: float(loss_decay_errors(both[0], both[1]))}
+
+    def _measured_drift(self, outputs: Tensor, step: int) -> dict[str, float]:
+        """`kernel_drift`; nothing where the loss has no slope. The next at most twice as far from the start."""
+        assert self.initial is not None  # noqa: S101
+        self._next_drift = step + min(self.options.drift_every, max(self.options.every, step - self.initial.start))
+        gradient = self.loss.value_and_gradient(outputs.double())[1]
+        drift = self._drift.since_start(gradient, self.initial.ratios)
+        return {"kernel_drift": drift} if math.isfinite(drift) else {}
 
     def _judge(self, values: Mapping[str, float], step: int) -> None:
         """Declare the initial prediction void, once."""
@@ -133,7 +183,9 @@ class LossWatch:
             return
         error, drift = values["relative_error"], values.get("kernel_drift", 0.0)
         stable = self.initial.largest_stable_rate
-        if not drift <= self.options.drift_tolerance:
+        if not math.isfinite(values["observed"]):
+            self.void = step, f"the observed loss is {values['observed']}"
+        elif not drift <= self.options.drift_tolerance:
             limit = self.options.drift_tolerance
             self.void = step, f"the kernel has moved by {drift:.0%} (kernel_drift, at most {limit:.0%})"
         elif not error <= self.options.tolerance:
@@ -146,8 +198,7 @@ class LossWatch:
             self.void = step, f"it is {error:.0%} off (relative_error, at most {limit:.0%}){why}"
 
     def _refresh(self, outputs: Tensor, step: int) -> None:
-        every = self.options.refresh_every
-        if every and self.initial is not None and step > self.initial.start and step % every == 0:
+        if self.initial is not None and step > self.initial.start:
             self.refreshed = self._forecast(outputs, step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,19 +207,31 @@ class LossWatch:
             "initial": None if self.initial is None else self.initial.state_dict(),
             "refreshed": None if self.refreshed is None else self.refreshed.state_dict(),
             "void": None if self.void is None else list(self.void),
-            "drift": self._drift.reference,
+            "drift": self._drift.state_dict(),
             "next_drift": self._next_drift,
+            "new_at": self._new_at,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Go on from `state_dict()`.
+
+        Raises:
+            ValueError: The state is of another probe batch.
+        """
         device = next(self.network.root.parameters()).device
         self.initial, self.refreshed = (
             None if part is None else Forecast.from_state(part, self.loss, device)
             for part in (state["initial"], state["refreshed"])
         )
         self.void = None if state["void"] is None else (int(state["void"][0]), str(state["void"][1]))
-        self._drift.reference, self._next_drift = state["drift"], int(state["next_drift"])
+        self._drift.load_state_dict(state["drift"])
+        self._next_drift = int(state["next_drift"])
+        self._new_at = int(state["new_at"])
+
+
+def passed(every: int, step: int, before: int) -> bool:
+    """Whether a multiple of `every` lies after `before`, up to `step`: a batch may take several steps."""
+    return step // every > before // every
 
 
 def _descent(optimizer: Optimizer) -> Descent:

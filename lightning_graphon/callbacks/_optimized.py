@@ -59,24 +59,24 @@ class OptimizedNetwork:
         still = {n: torch.zeros_like(p.detach()) for n, p in self._named.items() if p not in moved}
         return {**diagonal, **still}
 
-    def speed(self, gradient: Tensor, rates: tuple[float, ...]) -> float:
-        """gᵀΘg at the current weights, Σ P M (Jᵀg)², the learning rates of groups taken relative to the largest.
+    def speed(self, gradient: Tensor, ratios: Mapping[int, float]) -> float:
+        """gᵀΘg at the current weights, Σ P M (Jᵀg)², per unit of the largest learning rate.
 
         Args:
             gradient: g, of the outputs' shape.
-            rates: Learning rate of each parameter group.
+            ratios: Parameter group -> its learning rate relative to the largest.
         """
         with self.network.evaluated(), torch.enable_grad():
             outputs = self.network.outputs()
             named = list(self._named.values())
             slopes = torch.autograd.grad(outputs, named, gradient.to(outputs.dtype), allow_unused=True)
         diagonal = optimizer_preconditioner(self.optimizer, self.network.root)
-        rate_of = {p: rate for g, rate in zip(self.optimizer.param_groups, rates, strict=True) for p in g["params"]}
+        ratio_of = {p: ratios[i] for i, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
         total = 0.0
         for (name, parameter), slope in zip(self._named.items(), slopes, strict=True):
-            if slope is not None and parameter in rate_of:
+            if slope is not None and parameter in ratio_of:
                 factors = (diagonal.get(name), self.masks.get(name))
-                total += _sum_of_squares(slope, factors) * rate_of[parameter] / (max(rates) or 1.0)
+                total += _sum_of_squares(slope, factors) * ratio_of[parameter]
         return total
 
 

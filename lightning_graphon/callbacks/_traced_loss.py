@@ -4,19 +4,51 @@ A prediction needs the gradient of the loss at every step. Running `training_ste
 the recording holds only what lies between the outputs and the loss.
 """
 
-import copy
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lightning_graphon.callbacks._network import Network, NotReadableError
 
 Loss = Callable[[Tensor], Tensor]
+# How far from the measured outputs a recording has to agree with the loss. Code that reads values (`loss.item()`, a
+# metric's checks) may branch on them: such a recording has to agree in more places.
+_PLACES, _MORE_PLACES = (0.0, 1.0), (0.0, 0.01, 0.1, 0.3, 1.0, 1.0, 3.0, 10.0)
 
 
-def traced_loss(network: Network, outputs: Tensor) -> Loss:
+@dataclass(frozen=True)
+class RecordedLoss:
+    """A loss of outputs [N, ...], for outputs and results in float64.
+
+    Attributes:
+        program: Outputs -> loss.
+        slope: Outputs -> loss and its gradient.
+        dtype: What both compute in.
+        reads_values: Whether the code reads values of tensors, on which it may branch.
+    """
+
+    program: Loss
+    slope: Callable[[Tensor], tuple[Tensor, Tensor]]
+    dtype: torch.dtype
+    reads_values: bool
+
+    def __call__(self, outputs: Tensor, targets: None = None) -> Tensor:
+        """Loss, differentiable."""
+        return self.program(outputs.to(self.dtype)).double()
+
+    def value_and_gradient(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and its gradient in the outputs, both without history."""
+        with torch.no_grad():
+            value, gradient = self.slope(outputs.to(self.dtype))
+            return value.double(), gradient.double()
+
+
+def traced_loss(network: Network, outputs: Tensor) -> RecordedLoss:
     """`network.loss` in eval mode, without the network.
 
     Args:
@@ -24,18 +56,19 @@ def traced_loss(network: Network, outputs: Tensor) -> Loss:
         outputs: [N, ...], measured ones, without history.
 
     Returns:
-        A function of float64 outputs of this shape; works in float64 where the loss does, else in the outputs' dtype.
+        For outputs of this shape; computes in float64 where the loss can, else in the outputs' dtype.
 
     Raises:
         NotReadableError: The loss is no function of the outputs alone, or does not depend on them.
     """
     with network.evaluated(), torch.enable_grad():
         _check_depends_on_outputs_only(network, outputs)
-        for dtype in (torch.float64, outputs.dtype):
-            loss = _recorded(network.loss, outputs, dtype)
-            if loss is not None:
-                return loss
-    raise NotReadableError("the loss in training_step does something else each time, or reads values of the outputs")
+        for reads_values in (False, True):
+            for dtype in dict.fromkeys((torch.float64, outputs.dtype)):
+                loss = _recorded(network.loss, outputs, dtype, reads_values)
+                if loss is not None:
+                    return loss
+    raise NotReadableError("the loss in training_step does something else each time, or branches on the outputs")
 
 
 def _check_depends_on_outputs_only(network: Network, outputs: Tensor) -> None:
@@ -51,41 +84,43 @@ def _check_depends_on_outputs_only(network: Network, outputs: Tensor) -> None:
         )
 
 
-def _recorded(loss: Loss, outputs: Tensor, dtype: torch.dtype) -> Loss | None:
-    """A recording that agrees with `loss` at two places; None where there is none."""
+def _recorded(loss: Loss, outputs: Tensor, dtype: torch.dtype, reads_values: bool) -> RecordedLoss | None:
+    """A recording that agrees with `loss` wherever it is tried; None where there is none."""
+    at = outputs.to(dtype)
     try:
-        program = make_fx(lambda outputs: loss(outputs))(outputs.to(dtype))
+        program = _program(lambda outputs: loss(outputs), at, reads_values)
+        slope = _program(lambda outputs: _value_and_gradient(program, outputs), at, reads_values)
     except Exception:  # whatever user code does that cannot be recorded
         return None
+    recording = RecordedLoss(program, slope, dtype, reads_values)
+    generator = torch.Generator().manual_seed(0)
+    for scale in _MORE_PLACES if reads_values else _PLACES:
+        noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs.device)
+        if not _agree(recording, loss, (outputs.double() + scale * noise).to(dtype)):
+            return None
+    return recording
+
+
+def _program(fn: Callable[[Tensor], Any], at: Tensor, reads_values: bool) -> Callable[[Tensor], Any]:
+    """What `fn` does with tensors."""
+    program: GraphModule = make_fx(fn, _error_on_data_dependent_ops=not reads_values)(at)
     program.graph.eliminate_dead_code()
     program.recompile()
-    recording = _In(program, dtype)
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs.device)
-    same = all(_agree(recording, loss, x, dtype) for x in (outputs.double(), outputs.double() + noise))
-    return recording if same else None
+    return program.forward
 
 
-class _In:
-    """A function of tensors of one dtype, for float64 arguments."""
-
-    def __init__(self, fn: Loss, dtype: torch.dtype) -> None:
-        self.fn, self.dtype = fn, dtype
-
-    def __call__(self, outputs: Tensor) -> Tensor:
-        return self.fn(outputs.to(self.dtype)).double()
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "_In":
-        return _In(copy.deepcopy(self.fn, memo), self.dtype)
-
-
-def _agree(recording: Loss, loss: Loss, outputs: Tensor, dtype: torch.dtype) -> bool:
-    """Whether values and gradients are the same to the rounding of `dtype`."""
-    rounding = 1e-9 if dtype == torch.float64 else 1e-3
-    values = []
-    for fn, x in ((recording, outputs), (loss, outputs.to(dtype))):
-        leaf = x.clone().requires_grad_()
+def _value_and_gradient(fn: Loss, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
         value = fn(leaf)
-        values.append((value.detach().double(), torch.autograd.grad(value, leaf)[0].double()))
-    (a, slope_a), (b, slope_b) = values
-    return bool((a - b).abs() <= rounding * b.abs()) and bool((slope_a - slope_b).norm() <= rounding * slope_b.norm())
+        return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+
+def _agree(recording: RecordedLoss, loss: Loss, outputs: Tensor) -> bool:
+    """Whether values and gradients are the same to the rounding of the recording's dtype."""
+    rounding = 1e-9 if recording.dtype == torch.float64 else 1e-3
+    value, slope = (t.double() for t in _value_and_gradient(loss, outputs))
+    return all(
+        bool((a - value).abs() <= rounding * value.abs()) and bool((b - slope).norm() <= rounding * slope.norm())
+        for a, b in (recording.value_and_gradient(outputs.double()), _value_and_gradient(recording, outputs.double()))
+    )

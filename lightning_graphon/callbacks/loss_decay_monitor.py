@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_graphon._checks import check_choice
-from lightning_graphon.callbacks._loss_watch import LossWatch, Options
+from lightning_graphon.callbacks._distributed import flattens_parameters
+from lightning_graphon.callbacks._loss_watch import LossWatch, Options, passed
 from lightning_graphon.callbacks._masks_of import masks_of
 from lightning_graphon.callbacks._network import NotReadableError, read_network
 from lightning_graphon.callbacks._pickling import state_without_module
@@ -24,12 +25,17 @@ from lightning_graphon.callbacks._report import log_scalars
 from lightning_graphon.callbacks._training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.metrics import LossDecay
 from lightning_graphon.plots import plot_loss_decay
+from lightning_graphon.pruning.shards import is_sharded
 from lightning_graphon.pruning.untouched import untouched
 
 log = logging.getLogger(__name__)
 Work: TypeAlias = Callable[[pl.Trainer, pl.LightningModule], None]
 _CURVES = ("step", "observed", "predicted", "refreshed")
 _UNKNOWN_SIZE = 10**9
+_SHARDED = (
+    "LossDecayMonitor does nothing under %s: it shards the parameters, and the probe is run by one process alone. Use "
+    "strategy='ddp' or one device."
+)
 # Curves that belong together in one chart, under TensorBoard's "Custom scalars".
 _LAYOUT = {
     "loss decay": {
@@ -127,9 +133,9 @@ class LossDecayMonitor(Callback):
         self._observe_only: Callable[[], float] | None = None
         self._restored: dict[str, Any] | None = None
         self._rows: list[list[float]] = []
-        self._last = -1
         self._active = False
-        self._void_told = False
+        self._void_from: int | None = None
+        self._gave_up: str | None = None
         self.metric.reset()
 
     @property
@@ -141,7 +147,7 @@ class LossDecayMonitor(Callback):
     @property
     def void_from(self) -> int | None:
         """Optimizer step from which the prediction made at the start no longer holds; None while it does."""
-        return None if self._watch is None or self._watch.void is None else self._watch.void[0]
+        return self._void_from
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -163,8 +169,7 @@ class LossDecayMonitor(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step != self._last:
-            self._guarded(self._look, trainer, pl_module)
+        self._guarded(self._look, trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -181,10 +186,15 @@ class LossDecayMonitor(Callback):
         except Exception:
             if self.raise_errors:
                 raise
-            self._active = False
+            self._active, self._watch, self._gave_up = False, None, f"the analysis failed at step {trainer.global_step}"
             log.exception("LossDecayMonitor failed at step %d; training goes on without it", trainer.global_step)
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        restored, self._restored = self._restored, None
+        if flattens_parameters(trainer) or any(map(is_sharded, pl_module.parameters())):
+            self._active = False
+            log.warning(_SHARDED, type(trainer.strategy).__name__)
+            return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_custom_scalars(_LAYOUT)
@@ -193,26 +203,50 @@ class LossDecayMonitor(Callback):
         self._observe_only = lambda: _loss(objective, pl_module, batch)
         if len(trainer.optimizers) != 1:
             raise NotReadableError(f"there are {len(trainer.optimizers)} optimizers, and one is needed")
+        if self._gave_up is not None:
+            raise NotReadableError(self._gave_up)
         network = read_network(objective, pl_module, batch)
         size = max(_training_points(trainer), samples(batch))
-        self._watch = LossWatch(self.options, network, trainer.optimizers[0], masks_of(trainer, pl_module), size)
-        if self._restored is not None:
-            self._watch.load_state_dict(self._restored)
-            self._last, self._void_told = trainer.global_step, self._watch.void is not None
-        else:
-            self._look(trainer, pl_module)
-        self._restored = None
+        what = (self.options, network, trainer.optimizers[0], masks_of(trainer, pl_module), size, trainer.global_step)
+        self._watch = LossWatch(*what)
+        if restored and not self._resume(restored, trainer):
+            self._watch = LossWatch(*what)
+        self._look(trainer, pl_module)
+
+    def _resume(self, restored: dict[str, Any], trainer: pl.Trainer) -> bool:
+        """Go on from a checkpoint's state; a state that does not fit is left, with a word."""
+        assert self._watch is not None  # noqa: S101
+        try:
+            if restored["settings"] != self._settings():
+                raise ValueError(f"it was made with {restored['settings']}, and now it is {self._settings()}")
+            self._watch.load_state_dict(restored["watch"])
+        except ValueError as error:
+            log.warning(
+                "LossDecayMonitor starts anew at step %d: the checkpoint's prediction does not fit, %s",
+                trainer.global_step, error,
+            )  # fmt: skip
+            self._rows, self._void_from = [], None
+            self.metric.reset()
+            return False
+        self._void_from = None if self._watch.void is None else self._watch.void[0]
+        return True
+
+    def _settings(self) -> dict[str, Any]:
+        """What two runs must have in common for one to go on with the other's prediction."""
+        names = ("kernel", "propagate")
+        chosen = {name: getattr(self.options, name) for name in names}
+        return {**chosen, "probe_size": self.probe_size, "probe_seed": self.probe_seed}
 
     def _advance(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._watch is not None:
             self._watch.advance()
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        step = self._last = trainer.global_step
-        if self._watch is not None and self._watch.due(step):
-            self._record(trainer, self._watch.observe(step))
-            self._tell_void(trainer)
-        elif self._watch is None and self._observe_only is not None and step % self.options.every == 0:
+        step, before = trainer.global_step, int(self._rows[-1][0]) if self._rows else -1
+        if self._watch is not None and self._watch.due(step, before):
+            self._record(trainer, self._watch.observe(step, before))
+            self._tell_void()
+        elif self._watch is None and self._observe_only is not None and passed(self.options.every, step, before):
             self._record(trainer, {"observed": self._observe_only()})
 
     def _record(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
@@ -222,19 +256,21 @@ class LossDecayMonitor(Callback):
         if "predicted" in values:
             self.metric.update(values["predicted"], values["observed"], step)
 
-    def _tell_void(self, trainer: pl.Trainer) -> None:
-        if self._watch is None or self._watch.void is None or self._void_told:
+    def _tell_void(self) -> None:
+        if self._watch is None or self._watch.void is None or self._void_from is not None:
             return
-        self._void_told = True
         step, reason = self._watch.void
+        self._void_from = step
         log.warning("LossDecayMonitor: from step %d on the prediction of the start no longer holds: %s", step, reason)
 
     def _give_up(self, trainer: pl.Trainer, pl_module: pl.LightningModule, reason: str) -> None:
         """No prediction from here on; the observed loss goes on."""
-        self._watch = None
-        log.warning("LossDecayMonitor predicts nothing: %s. The observed loss is logged.", reason)
-        if not self._rows:
-            self._guarded(self._look, trainer, pl_module)
+        self._watch, self._gave_up = None, reason
+        log.warning(
+            "LossDecayMonitor predicts nothing from step %d on: %s. The observed loss is logged.",
+            trainer.global_step, reason,
+        )  # fmt: skip
+        self._guarded(self._look, trainer, pl_module)
 
     def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._watch is None or self._watch.initial is None or len(self._rows) < 2:
@@ -285,10 +321,12 @@ class LossDecayMonitor(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        if self._watch is None:
+        if not self._rows:
             return {}
         return {
-            "watch": self._watch.state_dict(),
+            "watch": None if self._watch is None else self._watch.state_dict(),
+            "gave_up": self._gave_up,
+            "settings": self._settings(),
             "rows": torch.tensor(self._rows, dtype=torch.float64),
             "metric": self.metric.state_dict(),
         }
@@ -297,7 +335,8 @@ class LossDecayMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._reset()
         if state_dict:
-            self._restored = state_dict["watch"]
+            self._restored = state_dict
+            self._gave_up = state_dict["gave_up"]
             self._rows = state_dict["rows"].tolist()
             self.metric.load_state_dict(state_dict["metric"])
 
