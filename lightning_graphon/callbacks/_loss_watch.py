@@ -21,6 +21,7 @@ _LARGEST_MIXING = 2048  # rows of a kernel that tells outputs apart; 4 million n
 # Adam's second moments are means of few gradients at first; its kernel stands still only after some steps.
 _START_OF_ADAPTIVE = 10
 _SAME_LOSS = 1e-3  # recorded and real one, in single precision
+_EXPLODED = 10.0  # times the largest loss seen
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class LossWatch:
         self._optimizer = optimizer
         self._descent = _descent(optimizer)
         self._next_drift = 0
+        self._largest = 0.0  # loss seen
         # Step at which the optimizer was new: that of the checkpoint's run, or now where a fit begins without one.
         self._new_at = 0 if optimizer.state else step
         with network.evaluated(), torch.no_grad():
@@ -123,10 +125,17 @@ class LossWatch:
         if self.initial is not None and step >= self._next_drift:
             values.update(self._measured_drift(outputs, step))
         self._judge(values, step)
+        self._drop_exploded(values)
         every = self.options.refresh_every
         if every and passed(every, step, max(before, 0)) and math.isfinite(observed):
             self._refresh(outputs, step)
         return values
+
+    def _drop_exploded(self, values: dict[str, float]) -> None:
+        """A void prediction far above every loss seen so far would only hide the other curves of a chart."""
+        self._largest = max(self._largest, abs(values["observed"]))
+        if self.void is not None and not abs(values["predicted"]) <= _EXPLODED * self._largest:
+            del values["predicted"], values["relative_error"]
 
     def _measure(self) -> tuple[Tensor, float]:
         """Outputs and loss of the probe now."""
@@ -209,6 +218,7 @@ class LossWatch:
             "void": None if self.void is None else list(self.void),
             "drift": self._drift.state_dict(),
             "next_drift": self._next_drift,
+            "largest": self._largest,
             "new_at": self._new_at,
         }
 
@@ -225,7 +235,7 @@ class LossWatch:
         )
         self.void = None if state["void"] is None else (int(state["void"][0]), str(state["void"][1]))
         self._drift.load_state_dict(state["drift"])
-        self._next_drift = int(state["next_drift"])
+        self._next_drift, self._largest = int(state["next_drift"]), float(state["largest"])
         self._new_at = int(state["new_at"])
 
 
