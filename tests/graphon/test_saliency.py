@@ -114,3 +114,7 @@ def test_quantiles_keep_small_samples_and_thin_large_ones():
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_score_at_the_threshold_is_not_above_it():
+    assert ScaledSaliency(torch.ones(1, 1), torch.arange(1.0, 5.0)).probabilities(2.0).item() == 0.5
