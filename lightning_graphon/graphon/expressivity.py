@@ -108,8 +108,6 @@ def mean_joined_units(first: Tensor | StepGraphon, size: int, units: int | None 
     values, measure = _rows(first)
     values = values[:, active_inputs(first)]
     active, count = values.shape[1], _units(first, units)
-    if size > active:
-        return 0.0
     if isinstance(first, StepGraphon):
         return count * float(measure @ _mean_products(values, size))
     degree = values.sum(1).cpu().numpy()
@@ -162,7 +160,7 @@ def covered_order(first: Tensor | StepGraphon, units: int | None = None) -> Cove
     witness = _uncovered(values, weight)
     upper = len(witness) - 1 if witness else len(active)
     lower = max(_by_pairs(values, weight), _by_degrees(values, weight), _by_smallest(values, weight))
-    return CoveredOrder(min(lower, upper), upper, tuple(active[witness].tolist()))
+    return CoveredOrder(lower, upper, tuple(active[witness].tolist()))
 
 
 def expressivity_table(layers: Mapping[str, Tensor], sizes: Sequence[int] = (1, 2, 3)) -> list[dict[str, Any]]:
@@ -277,7 +275,7 @@ def _by_pairs(values: Tensor, weight: Tensor) -> int:
 
 
 def _by_degrees(values: Tensor, weight: Tensor) -> int:
-    """A set of k inputs misses at most Σ_j (n − d_j) units; below n − 1 + ε of them one is left."""
+    """A set of k inputs misses at most Σ_j (n − d_j) units; while those are fewer than n, one is joined to all k."""
     missed = ((1 - values).T @ weight).sort(descending=True).values.cumsum(0)
     return int(_covers(weight.sum() - missed).count_nonzero())
 

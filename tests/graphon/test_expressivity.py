@@ -112,6 +112,7 @@ def test_full_and_empty_layers():
     assert (covered_order(full).lower, covered_order(full).upper, covered_order(full).witness) == (4, 4, ())
     assert (covered_order(empty).upper, effective_inputs(empty), mean_joined_units(empty, 1)) == (0, 0.0, 0.0)
     assert bool(dead_units(empty).all())
+    assert dead_units(mask_of(3, 6, 2, 0.4)).tolist() == [not row.any() for row in mask_of(3, 6, 2, 0.4)]
     assert joined_units(empty, []) == 3  # of no input at all every unit is joined to everything
     assert mean_joined_units(full, 5) == 0.0
 
