@@ -65,6 +65,8 @@ def test_the_taxonomy_is_that_of_the_paper(finished):
 
 def test_a_second_run_computes_nothing_and_finds_the_same(example, finished, monkeypatch):
     monkeypatch.setattr(example, "compute", lambda *_: pytest.fail("computed again"))
+    for picture in ("draw_distances", "draw_pictures"):  # seconds, and seen above
+        monkeypatch.setattr(example, picture, lambda *_: None)
     assert example.main([*SETTING, "--out", str(finished[0])]) == finished[1]
 
 
