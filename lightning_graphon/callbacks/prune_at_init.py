@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_graphon.callbacks import _distributed
 from lightning_graphon.callbacks._batches import to_device, train_batches
 from lightning_graphon.callbacks._pickling import state_without_module
-from lightning_graphon.callbacks._report import log_scalars, print_masks, sparsity_scalars
+from lightning_graphon.callbacks._report import limit_scalars, log_scalars, print_masks, sparsity_scalars
 from lightning_graphon.callbacks._training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.pruning.enforce import Enforcer
 from lightning_graphon.pruning.masks import Masks
@@ -34,7 +34,8 @@ class PruneAtInit(Callback):
     callback in the trainer as long as the network is to stay sparse. Two of them in one trainer need different
     `include` or `exclude`.
 
-    Logged: `sparsity/<layer>` and `sparsity/total`, the fraction of weights removed, once when training starts.
+    Logged: `sparsity/<layer>` and `sparsity/total`, the fraction of weights removed, once when training starts; with
+    `report_limits` also `graphon/<layer>/limit_distance`.
 
     Args:
         method: "random", "magnitude", "snip", "grasp", "synflow", or a name given to `register_method`.
@@ -52,6 +53,9 @@ class PruneAtInit(Callback):
         eval_mode: Score in eval mode (batch norm with running statistics, no dropout), as the reference
             implementations do; by default the modules stay in the mode they are in.
         verbose: Print the table of sparsities.
+        report_limits: Fit the factorised saliency model to the scores of the first round and report, by layer, the L2
+            distance between the graphon that it predicts and that of the mask; seconds for millions of weights. For
+            methods with several rounds it shows what the further rounds change.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -79,6 +83,7 @@ class PruneAtInit(Callback):
         loss_fn: ModuleLoss | None = None,
         eval_mode: bool = False,
         verbose: bool = True,
+        report_limits: bool = False,
     ) -> None:
         self.plan = Plan(
             method, sparsity, allocation, schedule, steps, include, exclude, min_density, seed, options or {}
@@ -89,6 +94,8 @@ class PruneAtInit(Callback):
         self.loss_fn = loss_fn
         self.eval_mode = eval_mode
         self.verbose = verbose
+        self.report_limits = report_limits
+        self._limits: dict[str, float] = {}
         self._masks: Masks | None = None
         self._module: weakref.ref[pl.LightningModule] | None = None
         self._enforcer: Enforcer | None = None
@@ -125,7 +132,7 @@ class PruneAtInit(Callback):
             )
         self._fresh = False
         enforcer.zero_state()  # the optimizers' states may have been restored since
-        log_scalars(trainer, sparsity_scalars(masks))
+        log_scalars(trainer, {**sparsity_scalars(masks), **self._limits})
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -210,6 +217,7 @@ class PruneAtInit(Callback):
         batches = self._batches(trainer, pl_module)
         objective = TrainingStepObjective(trainer, pl_module, self.loss_fn)
         shown = self.verbose and trainer.is_global_zero
+        first: dict[str, Tensor] = {}
         with untouched(pl_module), Progress(transient=True, disable=not shown or self.plan.rounds == 1) as progress:
             if self.eval_mode:
                 pl_module.eval()
@@ -221,12 +229,15 @@ class PruneAtInit(Callback):
                 batches,
                 average=_distributed.average,
                 on_round=lambda step, steps: progress.update(task, completed=step),
+                on_scores=lambda step, scores: first.update(scores if self.report_limits and step == 1 else {}),
             )
         self._fresh = True
         _distributed.check_same_masks(trainer, pl_module, masks)
+        self._limits = limit_scalars(first, masks) if trainer.is_global_zero else {}
         if shown:
             by_layer = " except where given by layer" if isinstance(self.plan.allocation, Mapping) else ""
-            print_masks(masks, f"PruneAtInit: {self.plan.resolved.name}, sparsity {self.plan.sparsity}{by_layer}")
+            title = f"PruneAtInit: {self.plan.resolved.name}, sparsity {self.plan.sparsity}{by_layer}"
+            print_masks(masks, title, self._limits)
         return masks
 
     def _batches(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Any]:

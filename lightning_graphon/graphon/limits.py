@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_graphon._checks import check_choice, check_sparsity
+from lightning_graphon.graphon.distances import l2_distance
+from lightning_graphon.graphon.estimate import estimate_graphon
 from lightning_graphon.graphon.saliency import ScaledSaliency, checked, common_threshold, quantiles
 from lightning_graphon.graphon.step_graphon import StepGraphon
 
@@ -242,6 +244,34 @@ def predicted_graphons(
         return {name: model.graphon(density=density, bins=bins, order=order) for name, model in models.items()}
     threshold = common_threshold(list(models.values()), density)
     return {name: model.graphon(threshold=threshold, bins=bins, order=order) for name, model in models.items()}
+
+
+def limit_distances(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], bins: int = 64) -> dict[str, float]:
+    """L2 distance between the graphon of each mask and the limit that its layer's scores predict.
+
+    The prediction is that of factors fitted to the scores, at the density that the mask has. Chance alone gives up to
+    √(p (1 − p) (1/out + 1/in + bins² / (out · in))) for a constant graphon p: the scatter of the degrees, by which the
+    mask is sorted, and of the cells.
+
+    Args:
+        scores: name to scores, of the one round that led to the masks.
+        masks: name to bool mask of the same shape.
+        bins: cells of each axis.
+
+    Raises:
+        ValueError: scores that cannot be fitted; the message names the layer.
+
+    >>> scores = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
+    >>> limit_distances({"fc": scores}, {"fc": scores > 0.8}, bins=4)["fc"] < 0.08  # by chance up to 0.075
+    True
+    """
+    return {
+        name: l2_distance(
+            _model(name, scores[name]).graphon(density=float(mask.double().mean()), bins=bins),
+            estimate_graphon(mask, bins),
+        )
+        for name, mask in masks.items()
+    }
 
 
 def _model(name: str, layer: Tensor | ScaledSaliency) -> ScaledSaliency:

@@ -13,6 +13,7 @@ from lightning_graphon.graphon import (
     layer_graphons,
     predicted_graphons,
 )
+from lightning_graphon.graphon.limits import limit_distances
 from lightning_graphon.pruning import prune
 from lightning_graphon.pruning.methods import get_method
 
@@ -211,6 +212,19 @@ def test_convolutions_and_models_may_be_mixed():
     )
     assert W["conv"].shape == (8, 4)
     assert W["model"].shape == (3, 2)
+
+
+def test_distances_from_the_limit_are_those_of_chance_for_a_mask_of_the_model():
+    scores = normal(17, 200, 100).abs()
+    mask = scores > scores.quantile(0.8)
+    other = mask.clone()
+    other[:, ::2] = False  # not by its scores
+    found = limit_distances(
+        {"a": scores, "b": scores, "empty": scores}, {"a": mask, "b": other, "empty": mask & ~mask}, 5
+    )
+    assert found["a"] < (0.2 * 0.8 * (1 / 200 + 1 / 100 + 25 / 20_000)) ** 0.5  # by chance, at most
+    assert found["b"] == pytest.approx(0.1, abs=0.03)  # densities 0.2 and 0 against 0.1, and as much chance
+    assert found["empty"] == pytest.approx(0, abs=1e-3)
 
 
 def test_errors_name_the_layer_and_what_is_allowed():
