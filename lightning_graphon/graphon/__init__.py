@@ -12,10 +12,22 @@ from lightning_graphon.graphon.distances import (
     transport_distance,
 )
 from lightning_graphon.graphon.estimate import estimate_graphon
+from lightning_graphon.graphon.expressivity import (
+    CoveredOrder,
+    active_inputs,
+    covered_order,
+    dead_units,
+    effective_inputs,
+    expressivity_table,
+    joined_units,
+    mean_joined_units,
+)
 from lightning_graphon.graphon.families import FAMILIES, as_graphon, block, constant, power_law, product
 from lightning_graphon.graphon.homogeneity import HomogeneityTest, homogeneity_test
 from lightning_graphon.graphon.layers import layer_graphons
+from lightning_graphon.graphon.limits import FactorisedSaliency, fit_factorised_saliency, predicted_graphons
 from lightning_graphon.graphon.motifs import MotifDensities, motif_densities, path_density
+from lightning_graphon.graphon.saliency import ScaledSaliency
 from lightning_graphon.graphon.step_graphon import StepGraphon, common_refinement
 
 __all__ = [  # noqa: RUF022  grouped by what they are for
@@ -32,6 +44,20 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "constant",
     "power_law",
     "product",
+    # predicted limits
+    "FactorisedSaliency",
+    "ScaledSaliency",
+    "fit_factorised_saliency",
+    "predicted_graphons",
+    # what a first layer can listen to
+    "CoveredOrder",
+    "active_inputs",
+    "covered_order",
+    "dead_units",
+    "effective_inputs",
+    "expressivity_table",
+    "joined_units",
+    "mean_joined_units",
     # distances
     "CutDistance",
     "CutNorm",
