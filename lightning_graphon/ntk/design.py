@@ -1,0 +1,216 @@
+"""Design graphons: move their cells, at a fixed density, until the Graphon NTK has the spectrum one wants.
+
+The kernel is a differentiable function of the graphons' values, so its energy concentration or its alignment with the
+labels can be maximised by gradient ascent before any weight is drawn. Masks drawn from the result with
+`prune(model, "graphon", options={"graphons": ...})` know nothing of the weights, so the density kernel is theirs.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from lightning_graphon._checks import check_choice
+from lightning_graphon._random import generator
+from lightning_graphon.graphon import StepGraphon, values_at_density
+from lightning_graphon.ntk.activations import ActivationLike
+from lightning_graphon.ntk.infinite import graphon_ntk
+from lightning_graphon.ntk.spectrum import alignment, energy_share
+
+TARGETS = ("alignment", "energy")
+FORMS = ("block", "product")
+Objective = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class DesignedGraphons:
+    """Outcome of a design.
+
+    Attributes:
+        graphons: one a layer, input side first; the best that was met.
+        history: the target at every step, the constant graphon's first.
+        value: the target of `graphons`, the largest of `history`.
+        interrupted: whether Ctrl-C ended it before its steps were done.
+    """
+
+    graphons: list[StepGraphon]
+    history: list[float]
+    value: float
+    interrupted: bool
+
+
+def design_graphons(
+    x: Tensor,
+    *,
+    density: float | Sequence[float],
+    outputs: int,
+    hidden: Sequence[int] = (16, 16),
+    labels: Tensor | None = None,
+    target: str | Objective = "alignment",
+    form: str = "block",
+    activation: ActivationLike = "relu",
+    steps: int = 200,
+    lr: float = 0.1,
+    seed: int = 0,
+    progress: bool = False,
+) -> DesignedGraphons:
+    """Graphons of given densities that maximise a target of the Graphon NTK on some samples.
+
+    Every input coordinate and every output is a position of its own, so that the first layer can choose its inputs;
+    hidden neurons share `hidden` positions of equal size. The search starts next to the constant graphon and is
+    gradient ascent by Adam on the log-odds of the cells, at the exact density throughout (`values_at_density`).
+
+    Args:
+        x: samples [N, d], floating point; use float64 and some hundreds of them. The gradient holds about 15
+            tensors [positions, N, N] a layer.
+        density: fraction of weights kept, in (0, 1], one number or one a layer; a layer at 1 stays dense.
+        outputs: number C of outputs of the network.
+        hidden: number of positions of every hidden layer.
+        labels: class numbers [N] or targets [N, C]; for "alignment".
+        target: "alignment" is the centred alignment of kernel and labels (`kernel_target_alignment`); "energy" the
+            share of the five largest eigenvalues; or a function of the kernel [N, N] that returns a scalar.
+        form: "block" frees every cell; "product" only one factor for each row and one for each column of the odds,
+            W / (1 - W) = c f(u) g(v). For the exact product c f(u) g(v) the shape of the ReLU kernel depends on
+            the first layer's g alone: it is the dense kernel of inputs scaled by sqrt(g) (docs/theory-generalisation).
+        activation: of all hidden layers.
+        steps: gradient steps.
+        lr: Adam's step on the log-odds.
+        seed: of the noise that tells hidden positions apart at the start; the global generator is not touched.
+        progress: show a progress bar with the target. Ctrl-C ends the search and returns the best so far.
+
+    Returns:
+        `DesignedGraphons`; its graphons go into `prune(model, "graphon", options={"graphons": dict(zip(names,
+        graphons))})`.
+
+    Raises:
+        ValueError: an unknown choice, densities or positions that do not fit, no labels for "alignment", or a target
+            that is not finite at the start.
+
+    Warns:
+        UserWarning: stopped by Ctrl-C.
+
+    >>> x, labels = torch.eye(4, dtype=torch.float64), torch.tensor([0, 0, 1, 1])
+    >>> design = design_graphons(x, density=0.5, outputs=2, hidden=[2], labels=labels, steps=20)
+    >>> [round(g.density, 12) for g in design.graphons], design.value > design.history[0]
+    ([0.5, 0.5], True)
+    """
+    check_choice("form", form, FORMS)
+    sides = [x.shape[1], *hidden, outputs]
+    densities = _densities(density, len(sides) - 1)
+    _check_sides(sides, steps)
+    objective = _objective(target, labels)
+    parameters = _start(sides, form, seed, x)
+
+    def evaluate() -> tuple[list[StepGraphon], Tensor]:
+        graphons = [
+            StepGraphon(values_at_density(sum(p[1:], p[0]), rho)) for p, rho in zip(parameters, densities, strict=True)
+        ]
+        return graphons, objective(graphon_ntk(x, graphons, activation=activation))
+
+    return _ascend(evaluate, [t for group in parameters for t in group], steps, lr, progress)
+
+
+def _ascend(
+    evaluate: Callable[[], tuple[list[StepGraphon], Tensor]],
+    parameters: Sequence[Tensor],
+    steps: int,
+    lr: float,
+    progress: bool,
+) -> DesignedGraphons:
+    """Adam on minus the target; the best of all steps is kept."""
+    optimizer = torch.optim.Adam(parameters, lr=lr, maximize=True)
+    history: list[float] = []
+    best: list[StepGraphon] = []
+    interrupted = False
+    try:
+        with torch.enable_grad(), _bar(steps, progress) as advance:
+            for step in range(steps + 1):
+                graphons, value = evaluate()
+                _check_value(value, step)
+                if not history or float(value.detach()) > max(history):
+                    best = _detached(graphons)
+                history.append(float(value.detach()))
+                if step < steps:
+                    optimizer.zero_grad()
+                    value.backward()
+                    optimizer.step()
+                    advance(max(history))
+    except KeyboardInterrupt:
+        if not history:
+            raise
+        interrupted = True
+        warnings.warn(f"stopped by Ctrl-C after {len(history)} of {steps + 1} evaluations", stacklevel=3)
+    return DesignedGraphons(best, history, max(history), interrupted)
+
+
+def _detached(graphons: Sequence[StepGraphon]) -> list[StepGraphon]:
+    return [StepGraphon(g.values.detach(), g.row_measure, g.col_measure) for g in graphons]
+
+
+def _start(sides: Sequence[int], form: str, seed: int, like: Tensor) -> list[list[Tensor]]:
+    """Log-odds of every layer as summands that broadcast to [rows, cols], small noise around the constant graphon."""
+    source = generator(seed, "designed graphons")
+
+    def noise(*shape: int) -> Tensor:
+        return (0.1 * torch.randn(shape, generator=source, dtype=torch.float64)).to(like).requires_grad_()
+
+    shapes = [(rows, cols) for cols, rows in pairwise(sides)]
+    if form == "block":
+        return [[noise(rows, cols)] for rows, cols in shapes]
+    return [[noise(rows, 1), noise(1, cols)] for rows, cols in shapes]
+
+
+def _objective(target: str | Objective, labels: Tensor | None) -> Objective:
+    if callable(target):
+        return target
+    check_choice("target", target, TARGETS)
+    if target == "energy":
+        return energy_share
+    if labels is None:
+        raise ValueError("target='alignment' needs the labels of x: pass labels=, or use target='energy'")
+    known = labels
+    return lambda kernel: alignment(kernel, known, centred=True)
+
+
+def _densities(density: float | Sequence[float], layers: int) -> list[float]:
+    densities = [float(density)] * layers if isinstance(density, (int, float)) else [float(d) for d in density]
+    if len(densities) != layers:
+        raise ValueError(f"density must be one number or {layers}, one a layer, got {len(densities)}")
+    for index, value in enumerate(densities):
+        if not 0 < value <= 1:
+            raise ValueError(f"density of layer {index} is the fraction kept and must lie in (0, 1], got {value}")
+    return densities
+
+
+def _check_sides(sides: Sequence[int], steps: int) -> None:
+    for name, value in (("outputs", sides[-1]), *(("hidden", side) for side in sides[1:-1])):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if steps < 0:
+        raise ValueError(f"steps must be at least 0, got {steps}")
+
+
+def _check_value(value: Tensor, step: int) -> None:
+    if value.numel() != 1 or not bool(value.isfinite().all()) or not value.requires_grad:
+        raise ValueError(
+            f"the target is {value.tolist()} at step {step}; it must be one finite number that depends on the kernel "
+            "(are all samples zero, or do all labels agree?)"
+        )
+
+
+@contextmanager
+def _bar(steps: int, progress: bool) -> Iterator[Callable[[float], None]]:
+    """A progress bar with the best target so far, or nothing."""
+    if not progress:
+        yield lambda best: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("design {task.completed}/{task.total}, best {task.fields[best]:.4f}"), BarColumn(16))
+    with Progress(*columns, TimeRemainingColumn()) as bar:
+        task = bar.add_task("", total=steps, best=float("nan"))
+        yield lambda best: bar.update(task, advance=1, best=best)
