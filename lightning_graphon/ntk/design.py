@@ -1,7 +1,7 @@
 """Design graphons: move their cells, at a fixed density, until the Graphon NTK has the spectrum one wants.
 
-The kernel is a differentiable function of the graphons' values, so its energy concentration or its alignment with the
-labels can be maximised by gradient ascent before any weight is drawn. Masks drawn from the result with
+The kernel is a differentiable function of the graphons' values, so how it meets the labels, or any other target of its
+spectrum, can be maximised by gradient ascent before any weight is drawn. Masks drawn from the result with
 `prune(model, "graphon", options={"graphons": ...})` know nothing of the weights, so the density kernel is theirs.
 """
 
@@ -16,14 +16,12 @@ from torch import Tensor
 
 from lightning_graphon._checks import check_choice
 from lightning_graphon._random import generator
-from lightning_graphon.graphon import StepGraphon, values_at_density
+from lightning_graphon.graphon import StepGraphon, constant, values_at_density
+from lightning_graphon.ntk._design_targets import Objective, kernel_objective
 from lightning_graphon.ntk.activations import ActivationLike
 from lightning_graphon.ntk.infinite import graphon_ntk
-from lightning_graphon.ntk.spectrum import alignment, energy_share
 
-TARGETS = ("alignment", "energy")
 FORMS = ("block", "product")
-Objective = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class DesignedGraphons:
 
     Attributes:
         graphons: one a layer, input side first; the best that was met.
-        history: the target at every step, the constant graphon's first.
+        history: the target at every step, next to the constant graphons first.
         value: the target of `graphons`, the largest of `history`.
         interrupted: whether Ctrl-C ended it before its steps were done.
     """
@@ -50,8 +48,10 @@ def design_graphons(
     outputs: int,
     hidden: Sequence[int] = (16, 16),
     labels: Tensor | None = None,
-    target: str | Objective = "alignment",
-    form: str = "block",
+    target: str | Objective = "fit",
+    ridge: float = 0.01,
+    form: str = "product",
+    free: Sequence[int] | None = None,
     activation: ActivationLike = "relu",
     steps: int = 200,
     lr: float = 0.1,
@@ -70,12 +70,17 @@ def design_graphons(
         density: fraction of weights kept, in (0, 1], one number or one a layer; a layer at 1 stays dense.
         outputs: number C of outputs of the network.
         hidden: number of positions of every hidden layer.
-        labels: class numbers [N] or targets [N, C]; for "alignment".
-        target: "alignment" is the centred alignment of kernel and labels (`kernel_target_alignment`); "energy" the
-            share of the five largest eigenvalues; or a function of the kernel [N, N] that returns a scalar.
-        form: "block" frees every cell; "product" only one factor for each row and one for each column of the odds,
-            W / (1 - W) = c f(u) g(v). For the exact product c f(u) g(v) the shape of the ReLU kernel depends on
-            the first layer's g alone: it is the dense kernel of inputs scaled by sqrt(g) (docs/theory-generalisation).
+        labels: class numbers [N] or targets [N, C]; needed by all named targets but "energy".
+        target: what is maximised. "fit": the share of the labels' square that ridge regression fits,
+            1 - ρ tr Yᵀ(Θ + ρ)⁻¹Y / ‖Y‖² for centred one-hot Y. "speed": tr YᵀΘY / ‖Y‖², how fast the squared error
+            starts to fall. "alignment": the centred kernel-target alignment. "energy": the share of the five largest
+            eigenvalues. The last two do not see the scale of the kernel, and networks drawn from such designs train
+            badly (docs/generalisation.md). Or a function of the kernel [N, N] that returns a scalar.
+        ridge: ρ of "fit" as a share of the mean diagonal of the constant graphons' kernel.
+        form: "product" has one factor for each row and one for each column of the odds, W / (1 - W) = c f(u) g(v);
+            "block" frees every cell. For the exact product c f(u) g(v) the shape of the ReLU kernel depends on the
+            first layer's g alone: it is the dense kernel of inputs scaled by sqrt(g) (docs/theory-generalisation.md).
+        free: which layers are designed, 0 the first; the others stay constant graphons. Default: all.
         activation: of all hidden layers.
         steps: gradient steps.
         lr: Adam's step on the log-odds.
@@ -87,7 +92,8 @@ def design_graphons(
         graphons))})`.
 
     Raises:
-        ValueError: an unknown choice, densities or positions that do not fit, no labels for "alignment", or a target
+        ValueError: an unknown choice, densities or positions that do not fit, no labels where the
+            target needs them, or a target
             that is not finite at the start.
 
     Warns:
@@ -102,16 +108,21 @@ def design_graphons(
     sides = [x.shape[1], *hidden, outputs]
     densities = _densities(density, len(sides) - 1)
     _check_sides(sides, steps)
-    objective = _objective(target, labels)
-    parameters = _start(sides, form, seed, x)
+
+    def kernel(graphons: Sequence[StepGraphon]) -> Tensor:
+        return graphon_ntk(x, graphons, activation=activation)
+
+    objective = _objective(target, labels, ridge, lambda: kernel([constant(rho) for rho in densities]))
+    parameters = _start(sides, form, _layers(free, len(densities)), seed, x)
 
     def evaluate() -> tuple[list[StepGraphon], Tensor]:
         graphons = [
             StepGraphon(values_at_density(sum(p[1:], p[0]), rho)) for p, rho in zip(parameters, densities, strict=True)
         ]
-        return graphons, objective(graphon_ntk(x, graphons, activation=activation))
+        return graphons, objective(kernel(graphons))
 
-    return _ascend(evaluate, [t for group in parameters for t in group], steps, lr, progress)
+    moving = [t for group in parameters for t in group if t.requires_grad]
+    return _ascend(evaluate, moving, steps, lr, progress)
 
 
 def _ascend(
@@ -151,29 +162,37 @@ def _detached(graphons: Sequence[StepGraphon]) -> list[StepGraphon]:
     return [StepGraphon(g.values.detach(), g.row_measure, g.col_measure) for g in graphons]
 
 
-def _start(sides: Sequence[int], form: str, seed: int, like: Tensor) -> list[list[Tensor]]:
-    """Log-odds of every layer as summands that broadcast to [rows, cols], small noise around the constant graphon."""
+def _start(sides: Sequence[int], form: str, free: set[int], seed: int, like: Tensor) -> list[list[Tensor]]:
+    """Log-odds of every layer as summands that broadcast to [rows, cols]: noise around the constant graphon, or 0."""
     source = generator(seed, "designed graphons")
 
     def noise(*shape: int) -> Tensor:
         return (0.1 * torch.randn(shape, generator=source, dtype=torch.float64)).to(like).requires_grad_()
 
+    def layer(rows: int, cols: int) -> list[Tensor]:
+        return [noise(rows, cols)] if form == "block" else [noise(rows, 1), noise(1, cols)]
+
     shapes = [(rows, cols) for cols, rows in pairwise(sides)]
-    if form == "block":
-        return [[noise(rows, cols)] for rows, cols in shapes]
-    return [[noise(rows, 1), noise(1, cols)] for rows, cols in shapes]
+    return [layer(*shape) if i in free else [like.new_zeros(shape)] for i, shape in enumerate(shapes)]
 
 
-def _objective(target: str | Objective, labels: Tensor | None) -> Objective:
+def _layers(free: Sequence[int] | None, count: int) -> set[int]:
+    chosen = set(range(count)) if free is None else set(free)
+    if not chosen or not chosen <= set(range(count)):
+        raise ValueError(f"free must name some of the layers 0 to {count - 1}, got {sorted(chosen)}")
+    return chosen
+
+
+def _objective(
+    target: str | Objective, labels: Tensor | None, ridge: float, constants: Callable[[], Tensor]
+) -> Objective:
+    """The target as a function of the kernel; `ridge` is a share of the constant graphons' mean diagonal."""
     if callable(target):
         return target
-    check_choice("target", target, TARGETS)
-    if target == "energy":
-        return energy_share
-    if labels is None:
-        raise ValueError("target='alignment' needs the labels of x: pass labels=, or use target='energy'")
-    known = labels
-    return lambda kernel: alignment(kernel, known, centred=True)
+    if not 0 < ridge < float("inf"):
+        raise ValueError(f"ridge must be a finite number > 0, got {ridge!r}")
+    scale = float(constants().diagonal().mean()) if target == "fit" else 1.0
+    return kernel_objective(target, labels, ridge * scale)
 
 
 def _densities(density: float | Sequence[float], layers: int) -> list[float]:
