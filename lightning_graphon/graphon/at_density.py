@@ -38,7 +38,7 @@ def values_at_density(
         return torch.ones_like(log_odds)
     rows = torch.full_like(log_odds[:, 0], 1 / len(log_odds)) if row_measure is None else row_measure.to(log_odds)
     cols = torch.full_like(log_odds[0], 1 / log_odds.shape[1]) if col_measure is None else col_measure.to(log_odds)
-    area = rows[:, None] * cols
+    area = torch.outer(rows / rows.sum(), cols / cols.sum())
     with torch.no_grad():
         start = _bisect(log_odds, area, density)
     values = torch.sigmoid(log_odds + start)
