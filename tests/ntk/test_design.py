@@ -213,3 +213,10 @@ def test_the_search_starts_next_to_the_constant_graphon():
     design = design_graphons(X, target="energy", **{**SMALL, "steps": 0})
     flat = spectral_summary(graphon_ntk(X, [constant(0.2)] * 3)).energy_concentration
     assert design.value == pytest.approx(flat, abs=0.02)
+
+
+def test_the_best_step_is_kept_where_steps_are_too_long():
+    design = design_graphons(X, target="alignment", lr=5.0, **SMALL)
+    assert design.history[-1] < design.value
+    kernel = graphon_ntk(X, design.graphons)
+    assert design.value == pytest.approx(kernel_target_alignment(kernel, LABELS, centred=True), rel=1e-12)

@@ -191,3 +191,12 @@ def test_no_graph_is_kept_and_nothing_changes(kernel):
     assert not generalisation_bound(K, LABELS).per_output.requires_grad
     assert not kernel_ridge_regression(K, LABELS, K, 0.1).requires_grad
     assert torch.equal(K, kernel)
+
+
+def test_a_small_part_in_a_direction_without_kernel_is_enough():
+    """Such a part is too small for the residual to show and still costs an infinite norm."""
+    y = torch.tensor([1.0, 1e-4], dtype=torch.float64)
+    bound = generalisation_bound(torch.diag(torch.tensor([1.0, 0.0])), y)
+    assert bound.residual < 1e-3
+    assert bound.value == float("inf")
+    assert "hold 1e-08 of the targets' square" in bound.reason
