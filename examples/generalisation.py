@@ -248,7 +248,8 @@ def ranking(results: Results, kernel: str, number: str, density: float | None = 
     """Spearman correlation of a kernel's number with the test error over networks; all densities where None."""
     chosen = [r for c, r in results.items() if density in (None, c.density) and c.method != "dense"]
     numbers = [min(r[kernel][number], 1e300) for r in chosen]  # inf is the worst bound
-    return rank_correlation(torch.tensor(numbers), torch.tensor([r["test_error"] for r in chosen]))
+    errors = [r["test_error"] for r in chosen]
+    return rank_correlation(torch.tensor(numbers, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64))
 
 
 def report(results: Results, args: argparse.Namespace) -> Table:
