@@ -296,7 +296,7 @@ def draw(results: Results, args: argparse.Namespace, path: Path) -> None:
     figure.suptitle(
         f"What kernels at initialisation say of the test error: {args.data}, {task}\n"
         f"MLP with two hidden layers of {args.width}, {args.samples} training and {args.test_samples} test images; "
-        f"mean of {args.seeds} networks, bars: standard deviation between them",
+        f"mean of {args.seeds} networks, bars: standard deviation between them; infinite bounds are not drawn",
         fontsize=12,
     )
     figure.savefig(path, dpi=90)
@@ -305,7 +305,7 @@ def draw(results: Results, args: argparse.Namespace, path: Path) -> None:
 def draw_curves(axis: Any, results: Results, args: argparse.Namespace, *keys: str) -> None:
     """Mean and standard deviation of a number against density, a curve for each method."""
     dense = column(results, "dense", 1.0, *keys)
-    if keys != ("relevance",):  # every path is there: it prefers no pixel
+    if keys != ("relevance",):  # all paths are there: it prefers no pixel
         axis.axhline(dense.mean(), color="0.3", lw=1, ls="--", label="dense")
     for method in args.methods:
         groups = [column(results, method, density, *keys) for density in args.densities]
@@ -337,7 +337,7 @@ def draw_scatter(axis: Any, results: Results, args: argparse.Namespace) -> None:
     axis.set_xscale("log")
     axis.set_xlabel("bound (exact kernel)", fontsize=8)
     axis.set_ylabel("test error of the trained network", fontsize=9)
-    axis.set_title(f"all networks, rank correlation {ranking(results, 'exact', 'bound'):+.2f}", fontsize=8)
+    axis.set_title(f"rank correlation of all networks {ranking(results, 'exact', 'bound'):+.2f}", fontsize=8)
     axis.tick_params(labelsize=7, which="both")
     axis.grid(alpha=0.3)
 

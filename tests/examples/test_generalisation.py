@@ -3,6 +3,7 @@
 import csv
 import importlib
 import math
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,8 @@ import torch
 
 pytest.importorskip("sklearn")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 SETTING = [
     *("--width", "24", "--samples", "30", "--test-samples", "40", "--epochs", "2"),
     *("--densities", "0.5", "0.02", "--seeds", "2", "--methods", "random", "snip"),
@@ -93,3 +95,13 @@ def test_densities_are_fractions(example, capsys):
     with pytest.raises(SystemExit):
         example.parse(["--densities", "10"])
     assert "between 0 and 1" in capsys.readouterr().err
+
+
+def test_the_code_of_the_page_runs():
+    text, names = (ROOT / "docs" / "generalisation.md").read_text(encoding="utf-8"), {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(block, "generalisation.md", "exec"), names)  # noqa: S102  (our own text)
+    assert names["bound"].vacuous
+    assert names["predicted"].shape == (50, 10)
+    assert names["masks"].sparsity == pytest.approx(0.9, abs=1e-4)
+    assert names["design"].value > names["design"].history[0]
