@@ -235,9 +235,10 @@ def early_loss(result: dict[str, Any]) -> float:
 
 
 def column(results: Results, method: str, sparsity: float, number: str) -> np.ndarray:
-    """One number for each seed: number is "early" or "accuracy"."""
+    """One number for each seed: number is "early", "accuracy" or "error"."""
     chosen = [r for cell, r in results.items() if (cell.method, cell.sparsity) == (method, sparsity)]
-    return np.array([early_loss(r) if number == "early" else r["accuracy"] for r in chosen])
+    read = {"early": early_loss, "accuracy": lambda r: r["accuracy"], "error": lambda r: 100 * (1 - r["accuracy"])}
+    return np.array([read[number](r) for r in chosen])
 
 
 def spread(values: np.ndarray) -> float:
@@ -287,10 +288,10 @@ def style(method: str) -> dict[str, Any]:
 
 
 def draw(results: Results, args: argparse.Namespace, path: Path) -> None:
-    """Early loss and accuracy against sparsity, and the loss while training at the highest sparsity."""
+    """Early loss and test error against sparsity, and the loss while training at the highest sparsity."""
     figure, axes = new_figure(1, 3, cell=(4.6, 4.2))
     left, middle, right = axes[0]
-    for axis, number in ((left, "early"), (middle, "accuracy")):
+    for axis, number in ((left, "early"), (middle, "error")):
         for index, method in enumerate(METHODS):
             groups = [column(results, method, s, number) for s in args.sparsities]
             # Points of one sparsity stand side by side, so that their bars can be told apart.
@@ -308,11 +309,19 @@ def draw(results: Results, args: argparse.Namespace, path: Path) -> None:
         given = {k: v for k, v in style(method).items() if k != "capsize"}
         right.plot(steps, mean, **given)
     left.set_ylabel(f"loss of the training set after {EARLY} steps")
-    middle.set_ylabel("final test accuracy")
+    middle.set_ylabel("test error of the trained network (%)")
     right.set(xlabel="optimizer step", ylabel="loss of the training set", title=f"while training, {top:.0%} removed")
     left.set_title("early loss")
-    middle.set_title("final accuracy")
-    for axis in axes[0]:
+    middle.set_title("final error")
+    for axis, ticks in (
+        (left, (0.1, 0.2, 0.5, 1, 2)),
+        (middle, (2, 5, 10, 20, 50, 100)),
+        (right, (0.1, 0.3, 1, 3, 10)),
+    ):
+        low, high = axis.dataLim.intervaly
+        axis.set(yscale="log", ylim=(low / 1.15, high * 1.15))
+        axis.set_yticks(inside := [t for t in ticks if low / 1.15 < t < high * 1.15], [f"{t:g}" for t in inside])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     init = "rescaled to He's variance after pruning" if args.init == "kept" else "as drawn before pruning"
