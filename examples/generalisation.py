@@ -296,8 +296,8 @@ def draw(results: Results, args: argparse.Namespace, path: Path) -> None:
     figure.suptitle(
         f"What kernels at initialisation say of the test error: {args.data}, {task}\n"
         f"MLP with two hidden layers of {args.width}, {args.samples} training and {args.test_samples} test images; "
-        f"mean of {args.seeds} networks, bars: standard deviation between them; infinite bounds are not drawn",
-        fontsize=12,
+        f"mean of {args.seeds} networks with standard deviation, infinite bounds are not drawn",
+        fontsize=11,
     )
     figure.savefig(path, dpi=90)
 
