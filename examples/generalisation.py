@@ -293,10 +293,11 @@ def draw(results: Results, args: argparse.Namespace, path: Path) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
     task = "even against odd" if args.task == "binary" else "ten classes"
+    networks = "one network each" if args.seeds == 1 else f"mean of {args.seeds} networks with standard deviation"
     figure.suptitle(
         f"What kernels at initialisation say of the test error: {args.data}, {task}\n"
         f"MLP with two hidden layers of {args.width}, {args.samples} training and {args.test_samples} test images; "
-        f"mean of {args.seeds} networks with standard deviation, infinite bounds are not drawn",
+        f"{networks}, infinite bounds are not drawn",
         fontsize=11,
     )
     figure.savefig(path, dpi=90)
@@ -335,6 +336,7 @@ def draw_scatter(axis: Any, results: Results, args: argparse.Namespace) -> None:
             ls="", color=given["color"], marker=given["marker"], ms=3,
         )  # fmt: skip
     axis.set_xscale("log")
+    axis.xaxis.set_minor_formatter("")
     axis.set_xlabel("bound (exact kernel)", fontsize=8)
     axis.set_ylabel("test error of the trained network", fontsize=9)
     axis.set_title(f"rank correlation of all networks {ranking(results, 'exact', 'bound'):+.2f}", fontsize=8)
