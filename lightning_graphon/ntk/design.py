@@ -92,9 +92,8 @@ def design_graphons(
         graphons))})`.
 
     Raises:
-        ValueError: an unknown choice, densities or positions that do not fit, no labels where the
-            target needs them, or a target
-            that is not finite at the start.
+        ValueError: an unknown choice, densities or positions that do not fit, no labels where the target needs
+            them, or a target that is not finite.
 
     Warns:
         UserWarning: stopped by Ctrl-C.
