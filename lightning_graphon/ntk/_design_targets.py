@@ -54,8 +54,8 @@ def label_speed(kernel: Tensor, Y: Tensor) -> Tensor:
 def label_fit(kernel: Tensor, Y: Tensor, ridge: float) -> Tensor:
     """1 - ρ tr Yᵀ(Θ + ρ)⁻¹Y / ‖Y‖², in [0, 1): mode by mode λ/(λ + ρ) of the labels' square.
 
-    About what gradient flow has fitted after a time of 1/ρ (1 - exp(-λ/ρ) of each mode there). What is left is ρ‖f‖² + ‖f -
-    Y‖², the whole objective of ridge regression at its minimum f, over ‖Y‖².
+    About what gradient flow has fitted after a time of 1/ρ (1 - exp(-λ/ρ) of each mode there). What is left, times
+    ‖Y‖², is the minimum of ρ‖f‖² + ‖f - Y‖², the objective of ridge regression.
     """
     shifted = kernel + ridge * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
     return 1 - ridge * (Y * torch.linalg.solve(shifted, Y.to(kernel))).sum() / Y.square().sum()
