@@ -1,7 +1,8 @@
-"""Prune one network with every method, train it, and see what is left: the demo of `make demo`.
+"""Prune one network with every method, predict its loss, train it, and see what is left: the demo of `make demo`.
 
 Trains a 4-hidden-layer MLP on scikit-learn's digits (or MNIST) at 90 % sparsity by random, magnitude, SNIP, GraSP and
-SynFlow pruning against the dense network. Prints a table, writes TensorBoard logs and one picture of all masks.
+SynFlow pruning against the dense network. Prints a table, writes TensorBoard logs, and draws the masks, the graphons,
+and the predicted against the observed loss of every method.
 
     python examples/quickstart.py
     python examples/quickstart.py --data mnist --data-root DIR
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
-from lightning_graphon.plots import plot_graphon_grid, plot_masks
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from lightning_graphon.plots import plot_graphon_grid, plot_loss_decays, plot_masks
 from lightning_graphon.pruning import Masks
 
 METHODS = ("dense", "random", "magnitude", "snip", "grasp", "synflow")
@@ -38,6 +39,10 @@ class Classifier(pl.LightningModule):
         sides = [inputs, width, width, width, width]
         hidden = [layer for a, b in pairwise(sides) for layer in (nn.Linear(a, b), nn.ReLU())]
         self.net = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, 10))
+        for layer in self.net:
+            if isinstance(layer, nn.Linear):  # He et al. 2015: with torch's default little gets through four layers
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss = F.cross_entropy(self.net(batch[0]), batch[1])
@@ -50,24 +55,7 @@ class Classifier(pl.LightningModule):
         self.log("val/loss", F.cross_entropy(outputs, batch[1]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
-
-
-class LossAtStep(pl.Callback):
-    """Loss over the whole training set after a given optimizer step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.loss = float("nan")
-
-    @torch.no_grad()
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
-        if trainer.global_step == self.step:
-            losses = [
-                F.cross_entropy(pl_module.net(x.to(pl_module.device)), y.to(pl_module.device), reduction="sum")
-                for x, y in DataLoader(trainer.train_dataloader.dataset, 1024)
-            ]
-            self.loss = float(torch.stack(losses).sum()) / len(trainer.train_dataloader.dataset)
+        return torch.optim.SGD(self.parameters(), lr=0.02)
 
 
 def load_data(name: str, root: Path) -> tuple[TensorDataset, int]:
@@ -84,12 +72,12 @@ def load_data(name: str, root: Path) -> tuple[TensorDataset, int]:
 
 
 class Result(NamedTuple):
-    """What one method left: masks and graphons, validation accuracy, training loss at step 50."""
+    """What one method left: masks, graphons, validation accuracy, predicted and observed loss."""
 
     masks: Masks | None
     monitor: GraphonMonitor
     accuracy: float
-    loss: float
+    decay: LossDecayMonitor
 
 
 def train(method: str, args: argparse.Namespace) -> Result:
@@ -99,10 +87,11 @@ def train(method: str, args: argparse.Namespace) -> Result:
     train_data, val_data = random_split(data, [0.8, 0.2], torch.Generator().manual_seed(0))
     module = Classifier(inputs, args.width)
     prune = PruneAtInit(method, sparsity=args.sparsity, verbose=False) if method != "dense" else None
-    monitor, loss = GraphonMonitor(verbose=False), LossAtStep(50)
+    monitor = GraphonMonitor(verbose=False)
+    decay = LossDecayMonitor(every_n_steps=10, refresh_every_n_steps=20, verbose=False)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
-        callbacks=[c for c in (prune, monitor, loss) if c],
+        callbacks=[c for c in (prune, monitor, decay) if c],
         logger=TensorBoardLogger(args.out, name=method, version=""),
         log_every_n_steps=5,
         enable_checkpointing=False,
@@ -112,24 +101,34 @@ def train(method: str, args: argparse.Namespace) -> Result:
     )
     trainer.fit(module, DataLoader(train_data, 64, shuffle=True), DataLoader(val_data, 512))
     accuracy = float(trainer.callback_metrics["val/accuracy"])
-    return Result(prune.masks if prune else None, monitor, accuracy, loss.loss)
+    return Result(prune.masks if prune else None, monitor, accuracy, decay)
 
 
 def report(results: dict[str, Result]) -> Table:
-    """One row a method: sparsity of each layer, accuracy, early loss."""
+    """One row a method: sparsity of each layer, accuracy, early loss, how long the prediction held."""
     table = Table(title="Every method on the same network, the same data and the same seed", title_justify="left")
     table.add_column("method")
     table.add_column("sparsity of each layer,\ninput to output (%)")
     table.add_column("accuracy,\nvalidation", justify="right")
-    table.add_column("loss at step 50,\ntraining set", justify="right")
-    for method, (masks, _, accuracy, loss) in results.items():
+    for column in ("loss at step 50,\npredicted", "loss at step 50,\nobserved", "prediction\nheld until"):
+        table.add_column(column, justify="right")
+    for method, (masks, _, accuracy, decay) in results.items():
         sparsities = " ".join(f"{100 * row['sparsity']:5.1f}" for row in masks.table()) if masks else "none"
-        table.add_row(method, sparsities, f"{accuracy:.1%}", f"{loss:.3f}")
+        until = "the end" if decay.void_from is None else f"step {decay.void_from}"
+        table.add_row(method, sparsities, f"{accuracy:.1%}", *loss_at(decay, 50), until)
     return table
 
 
+def loss_at(decay: LossDecayMonitor, step: int) -> tuple[str, str]:
+    """Predicted and observed loss of the probe batch at an optimizer step."""
+    at = (decay.curves["step"] == step).nonzero().flatten().tolist()
+    values = (float(decay.curves[name][at[0]]) if at else float("nan") for name in ("predicted", "observed"))
+    predicted, observed = (f"{value:.3f}" for value in values)
+    return predicted, observed
+
+
 def draw(results: dict[str, Result], args: argparse.Namespace) -> None:
-    """The masks of every method side by side, and their graphons with the verdict of the homogeneity test."""
+    """Masks, graphons with the verdict of the homogeneity test, and losses, of every method side by side."""
     pruned = {method: result for method, result in results.items() if result.masks}
     title = f"Masks at {args.sparsity:.0%} sparsity, rows and columns sorted by degree ({args.data})"
     plot_masks({m: r.masks for m, r in pruned.items()}, title).savefig(args.out / "masks.png", dpi=150)
@@ -139,6 +138,22 @@ def draw(results: dict[str, Result], args: argparse.Namespace) -> None:
         {m: r.monitor.tests for m, r in pruned.items()},
     )
     plot_graphon_grid(graphons, tests, title).savefig(args.out / "graphons.png", dpi=150)
+    curves = {method: read_curves(args.out / method) for method in results}
+    void = {method: result.decay.void_from for method, result in results.items()}
+    title = f"Loss of 128 training samples, predicted and observed ({args.data}, {args.sparsity:.0%} pruned)"
+    plot_loss_decays(curves, void, title).savefig(args.out / "loss_decay.png", dpi=150)
+
+
+def read_curves(folder: Path) -> dict[str, dict[int, float]]:
+    """Step -> loss, as the TensorBoard logs have it: "observed", "predicted" and "refreshed"."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    logged = [
+        name for name in ("observed", "predicted", "refreshed") if f"loss_decay/{name}" in events.Tags()["scalars"]
+    ]
+    return {name: {e.step: e.value for e in events.Scalars(f"loss_decay/{name}")} for name in logged}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Result]:
@@ -163,9 +178,10 @@ def main(argv: list[str] | None = None) -> dict[str, Result]:
         results[method] = train(method, args)
     console.print(report(results))
     draw(results, args)
-    console.print(f"Pictures: {args.out / 'masks.png'} and {args.out / 'graphons.png'}, also in TensorBoard")
+    console.print(f"Pictures: masks.png, graphons.png and loss_decay.png in {args.out}")
     console.print("Masks simulate sparsity: pruned weights stay zero, training is not faster by itself.")
     console.print(f"See the curves:  .venv/bin/tensorboard --logdir {args.out}   and open http://localhost:6006")
+    console.print("Predicted and observed loss are in one chart under Custom scalars.")
     return results
 
 

@@ -1,7 +1,8 @@
 """Figures. matplotlib is imported when one is drawn, never its pyplot: no global state, nothing to close."""
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_graphon.graphon import HomogeneityTest, StepGraphon
     from lightning_graphon.ntk import SpectralSummary
 
+Curves: TypeAlias = Mapping[str, Mapping[int, float]]
 _PIXELS = 256  # a mask is drawn at most this large; each pixel is then the density of its cell
 
 
@@ -130,7 +132,13 @@ def plot_graphon_grid(
     if not graphons or not all(graphons.values()):
         raise ValueError("no graphons to draw: give at least one network with at least one layer")
     columns = max(len(group) for group in graphons.values())
-    figure, axes = new_figure(len(graphons), columns, cell=(2.9, 2.9))
+    rows = len(graphons)
+    # Margins by hand, in inches: the automatic layout would take most of the drawing time.
+    figure, axes = new_figure(rows, columns, cell=(2.9, 2.9), layout=None)
+    wide, high = 2.9 * columns, 2.9 * rows
+    figure.subplots_adjust(
+        left=0.55 / wide, right=1 - 1.5 / wide, bottom=0.55 / high, top=1 - 0.85 / high, wspace=0.42, hspace=0.62
+    )
     image: Any = None
     for row, (label, group) in enumerate(graphons.items()):
         for column, (layer, graphon) in enumerate(group.items()):
@@ -143,8 +151,10 @@ def plot_graphon_grid(
                 axis.set_ylabel(f"{label}\nu, outputs".lstrip(), fontsize=8)
         for axis in axes[row, len(group) :]:
             axis.set_axis_off()
-    bar = figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
-    bar.set_label("W: probability that a weight is kept", fontsize=8)
+    beside = figure.add_axes((1 - 0.85 / wide, 0.55 / high, 0.12 / wide, 1 - 1.4 / high))
+    bar = figure.colorbar(image, cax=beside, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
+    bar.ax.tick_params(labelsize=6)
+    bar.set_label("W: probability that a weight is kept", fontsize=8 if rows > 1 else 6)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -210,74 +220,110 @@ def plot_spectrum(spectrum: "SpectralSummary", title: str = "") -> "Figure":
 
 
 def plot_loss_decay(
-    curves: Mapping[str, Tensor],
+    curves: Curves,
     *,
     band: tuple[Tensor, Tensor, Tensor] | None = None,
-    void_from: float | None = None,
+    void_from: int | None = None,
     shares: Tensor | None = None,
     title: str = "",
 ) -> "Figure":
     """Predicted and observed loss against optimizer steps, and the kernel modes that carry the fall.
 
     Args:
-        curves: "step" [K], "observed" [K], and where there are any "predicted" and "refreshed" [K]; NaN where missing.
+        curves: "observed", and where there are any "predicted" and "refreshed": step -> loss.
         band: steps, lower and upper losses of the two predictions that differ in the probe's self-terms.
         void_from: step from which the prediction no longer holds.
         shares: share of the initial fall of the loss in each mode of the kernel, the largest eigenvalue first.
         title: Title of the whole figure.
     """
     figure, axes = new_figure(1, 1 if shares is None else 2, cell=(4.6, 3.4), layout=None)
-    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.16, top=0.84, wspace=0.25)
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.16, top=0.86, wspace=0.25)
     _draw_losses(axes[0, 0], curves, band, void_from)
+    axes[0, 0].legend(fontsize=7)
     if shares is not None:
-        total = shares.detach().double().cpu().cumsum(0)
-        axis = axes[0, 1]
-        axis.semilogx(torch.arange(1, len(total) + 1).numpy(), total.numpy(), drawstyle="steps-post")
-        axis.set(xlabel="number of largest kernel modes", ylabel="share of the initial fall", ylim=(0, 1.02))
-        axis.set_title(f"top five modes: {float(total[:5][-1]):.0%}", fontsize=8)
+        _draw_shares(axes[0, 1], shares)
     figure.suptitle(title, fontsize=9)
     return figure
 
 
-def _draw_losses(
-    axis: Any, curves: Mapping[str, Tensor], band: tuple[Tensor, Tensor, Tensor] | None, void_from: float | None
-) -> None:
-    from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+def plot_loss_decays(
+    curves: Mapping[str, Curves], void_from: Mapping[str, int | None] | None = None, title: str = ""
+) -> "Figure":
+    """Predicted and observed loss of several networks, side by side.
 
-    step = curves["step"].double().cpu()
-    observed = curves["observed"].double().cpu()
-    axis.plot(step.numpy(), observed.numpy(), color="#1b1b1b", lw=1.8, label="observed")
+    Args:
+        curves: Label -> curves as in `plot_loss_decay`.
+        void_from: Label -> step from which the prediction no longer holds.
+        title: Title of the whole figure.
+
+    Raises:
+        ValueError: There is nothing to draw.
+    """
+    if not curves:
+        raise ValueError("no curves to draw: give at least one network")
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, axes = new_figure(rows, columns, cell=(3.4, 2.6))
+    handles: dict[str, Any] = {}
+    for axis, (label, own) in zip(axes.flat, curves.items(), strict=False):
+        _draw_losses(axis, own, None, (void_from or {}).get(label))
+        axis.set_title(label, fontsize=9)
+        handles.update({text: line for line, text in zip(*axis.get_legend_handles_labels(), strict=True)})
+    for axis in axes.flat[len(curves) :]:
+        axis.set_axis_off()
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _draw_losses(axis: Any, curves: Curves, band: tuple[Tensor, Tensor, Tensor] | None, void_from: int | None) -> None:
     styles = {
-        "predicted": ("#c2410c", "--", "predicted at start"),
-        "refreshed": ("#0369a1", ":", "predicted, refreshed"),
+        "observed": ("#1b1b1b", "-", "observed"),
+        "predicted": ("#c2410c", "--", "predicted at the start"),
+        "refreshed": ("#0369a1", ":", "predicted at the last refresh"),
     }
     for name, (color, line, label) in styles.items():
-        values = curves.get(name)
-        if values is not None and bool(values.isfinite().any()):
-            axis.plot(step.numpy(), values.double().cpu().numpy(), color=color, ls=line, lw=1.6, label=label)
-    low, high = _range(observed)
+        if curves.get(name):
+            axis.plot(list(curves[name]), list(curves[name].values()), color=color, ls=line, lw=1.6, label=label)
     if band is not None:
         at, lower, upper = (t.double().cpu().numpy() for t in band)
         axis.fill_between(at, lower, upper, color="#c2410c", alpha=0.15, lw=0, label="band of the finite probe")
     if void_from is not None:
-        axis.axvspan(void_from, float(step.max()), color="0.5", alpha=0.12, lw=0, label="prediction no longer holds")
+        last = max(curves["observed"])
+        axis.axvspan(void_from, last, color="0.5", alpha=0.13, lw=0, label="first prediction no longer holds")
+    low, high = _range([value for value in curves["observed"].values() if math.isfinite(value)])
     if low > 0:
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(ScalarFormatter())
-        axis.yaxis.set_minor_formatter(NullFormatter() if high > 10 * low else ScalarFormatter())
-        axis.yaxis.set_minor_locator(MaxNLocator(4)) if high <= 10 * low else None
-    axis.set(xlabel="optimizer step", ylabel="loss of the probe batch", ylim=(low, high))
-    axis.tick_params(labelsize=7)
-    axis.legend(fontsize=7)
+        _few_ticks(axis, wide=high > 10 * low)
+    axis.set_ylim(low, high)
+    axis.set_xlabel("optimizer step", fontsize=8)
+    axis.set_ylabel("loss of the probe batch", fontsize=8)
+    axis.tick_params(labelsize=7, which="both")
 
 
-def _range(observed: Tensor) -> tuple[float, float]:
-    """Limits that show the observed curve with room for predictions that are wrong, but not for ones that explode."""
-    finite = observed[observed.isfinite()]
-    if not len(finite):
+def _few_ticks(axis: Any, *, wide: bool) -> None:
+    """Plain numbers on a logarithmic axis, between the powers of ten too where there are few of them."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _range(observed: list[float]) -> tuple[float, float]:
+    """Limits around the observed curve with room for predictions that are wrong, but not for ones that explode."""
+    if not observed:
         return 0.0, 1.0
-    low, high = float(finite.min()), float(finite.max())
+    low, high = min(observed), max(observed)
     if low > 0:
-        return 0.7 * low, 1.3 * high
+        return 0.75 * low, 1.3 * high
     room = 0.3 * max(high - low, 1e-12)
     return low - room, high + room
+
+
+def _draw_shares(axis: Any, shares: Tensor) -> None:
+    total = shares.detach().double().cpu().cumsum(0)
+    axis.semilogx(torch.arange(1, len(total) + 1).numpy(), total.numpy(), drawstyle="steps-post")
+    axis.set(xlabel="number of largest kernel modes", ylabel="share of the initial fall", ylim=(0, 1.02))
+    axis.set_title(f"top five modes: {float(total[:5][-1]):.0%}", fontsize=8)
+    axis.tick_params(labelsize=7)

@@ -10,27 +10,31 @@ from torch import distributed as dist
 
 from lightning_graphon.pruning.packing import pack
 
-# Strategies that cut parameters into shards: a mask of the whole weight does not fit them.
-_SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+# Strategies that hide parameters in flat buffers, where a weight has neither its shape nor a gradient of its own.
+_FLATTENING = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
-def refuse_sharded(trainer: pl.Trainer) -> None:
-    """Raise where parameters are sharded over processes.
+def refuse_flattened(trainer: pl.Trainer) -> None:
+    """Raise where parameters are flattened and cut over processes.
 
     Raises:
-        RuntimeError: The strategy shards parameters.
+        RuntimeError: The strategy does so; the message says what to use.
     """
-    if shards_parameters(trainer):
+    if _is_one_of(trainer, _FLATTENING):
         raise RuntimeError(
-            f"PruneAtInit does not support {type(trainer.strategy).__name__}: it shards the parameters, and masks "
-            "of whole weights would silently do nothing. Use strategy='ddp' or one device, or prune first with "
-            "lightning_graphon.pruning.prune(...).apply_(model)."
+            f"PruneAtInit does not support {type(trainer.strategy).__name__}: it flattens the parameters and cuts "
+            "them into shards, where masks of weights would silently do nothing. Use ModelParallelStrategy with "
+            "fully_shard (FSDP2) in configure_model, strategy='ddp' or one device."
         )
 
 
 def shards_parameters(trainer: pl.Trainer) -> bool:
     """Whether the strategy cuts parameters into shards."""
-    return any(kind.__name__ in _SHARDED for kind in type(trainer.strategy).__mro__)
+    return _is_one_of(trainer, (*_FLATTENING, "ModelParallelStrategy"))
+
+
+def _is_one_of(trainer: pl.Trainer, names: tuple[str, ...]) -> bool:
+    return any(kind.__name__ in names for kind in type(trainer.strategy).__mro__)
 
 
 def average(tensor: Tensor) -> Tensor:

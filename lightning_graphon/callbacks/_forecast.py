@@ -1,7 +1,7 @@
 """One prediction of the loss: a kernel, the outputs measured with it, and every optimizer step since."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,12 @@ def clusters_of(optimizer: Optimizer) -> Clusters:
     """
     keys = [tuple(float(group.get(name, -1.0)) for name in _RATES) for group in optimizer.param_groups]
     return tuple(tuple(i for i, key in enumerate(keys) if key == value) for value in dict.fromkeys(keys))
+
+
+def relative(rates: Sequence[float]) -> list[float]:
+    """Learning rates relative to the largest; 1 where all are 0."""
+    largest = max(rates)
+    return [rate / largest if largest > 0 else 1.0 for rate in rates]
 
 
 class Forecast:
@@ -53,7 +59,7 @@ class Forecast:
         # Steps to follow when the loss is asked for: many in a row are faster than one between two training steps.
         self._pending: list[tuple[list[float], float]] = []
         rates = self._cluster_rates(descent)
-        self._ratios = [rate / max(rates) if max(rates) > 0 else 1.0 for rate in rates]
+        self._ratios = relative(rates)
         self._mixed = False
         self.predictor = self._predictor()
         self.largest_stable_rate = self.predictor.max_learning_rate(1e-2)
@@ -63,12 +69,6 @@ class Forecast:
         """Predicted loss now."""
         self._catch_up()
         return self.predictor.loss
-
-    @property
-    def ratios(self) -> dict[int, float]:
-        """Parameter group -> its learning rate relative to the largest."""
-        self._catch_up()
-        return {i: ratio for cluster, ratio in zip(self.clusters, self._ratios, strict=True) for i in cluster}
 
     @property
     def buffer(self) -> Tensor | None:
@@ -105,11 +105,6 @@ class Forecast:
             self._ratios, state = ratios, self.predictor.state_dict()
             self.predictor = self._predictor()
             self.predictor.load_state_dict(state)
-
-    def speed_at(self, outputs: Tensor) -> float:
-        """How fast the loss falls from these outputs under the frozen kernel, not corrected for the finite probe."""
-        self._catch_up()
-        return self._plain().speed_at(outputs)
 
     def band(self, most: int = 1000) -> tuple[Tensor, Tensor] | None:
         """Lower and upper predictions, [k + 1] each, of `most` steps; None where groups changed their ratio."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_graphon.callbacks._drift import KernelDrift
 from lightning_graphon.callbacks._forecast import Clusters, Forecast, clusters_of
 from lightning_graphon.callbacks._network import Network, NotReadableError
 from lightning_graphon.callbacks._optimized import OptimizedNetwork
@@ -67,7 +68,6 @@ class LossWatch:
         self._optimized = OptimizedNetwork(network, optimizer, masks)
         self._optimizer = optimizer
         self._descent = _descent(optimizer)
-        self._reference = math.nan  # network's speed over that of the frozen kernel, when the prediction started
         self._next_drift = 0
         # Step at which the optimizer was new: that of the checkpoint's run, or now where a fit begins without one.
         self._new_at = 0 if optimizer.state else step
@@ -75,6 +75,7 @@ class LossWatch:
             outputs = network.outputs().detach()
         self._mixing = _mixing(outputs)
         self.loss = traced_loss(network, outputs)
+        self._drift = KernelDrift(network, optimizer, masks, outputs)
 
     @property
     def start_step(self) -> int:
@@ -115,11 +116,12 @@ class LossWatch:
         values = {"observed": observed}
         if self.initial is None and step >= self.start_step:
             self.initial = self._forecast(outputs, step)
-            self._reference, self._next_drift = self._speed_ratio(outputs), step + self.options.every
+            self._drift.start(self._descent.rates)
+            self._next_drift = step + self.options.every
         values.update(self._compared("predicted", "relative_error", self.initial, values["observed"]))
         values.update(self._compared("refreshed", "refreshed_error", self.refreshed, values["observed"]))
         if self.initial is not None and step >= self._next_drift:
-            values.update(self._drift(outputs, step))
+            values.update(self._moved(outputs, step))
         self._judge(values, step)
         every = self.options.refresh_every
         if every and passed(every, step, max(before, 0)) and math.isfinite(observed):
@@ -167,23 +169,15 @@ class LossWatch:
         both = torch.tensor([predicted, observed], dtype=torch.float64)
         return {name: predicted, error: float(loss_decay_errors(both[0], both[1]))}
 
-    def _speed_ratio(self, outputs: Tensor) -> float:
-        assert self.initial is not None  # noqa: S101
-        frozen = self.initial.speed_at(outputs.double())
-        real = self._optimized.speed(self.loss, self.initial.ratios)
-        return real / frozen if frozen > 0 else math.nan
+    def _moved(self, outputs: Tensor, step: int) -> dict[str, float]:
+        """`kernel_drift`; nothing where the gradient is zero. The next is measured at most twice as far from the start.
 
-    def _drift(self, outputs: Tensor, step: int) -> dict[str, float]:
-        """`kernel_drift`, the relative change of gᵀΘg, g the gradient in the outputs now; nothing where g is zero.
-
-        The next one is measured at most twice as far from the start.
+        Kernels move most in the beginning.
         """
         assert self.initial is not None  # noqa: S101
         self._next_drift = step + min(self.options.drift_every, max(self.options.every, step - self.initial.start))
-        ratio = self._speed_ratio(outputs)
-        if not math.isfinite(self._reference) or self._reference == 0:
-            self._reference = ratio
-        return {"kernel_drift": abs(ratio / self._reference - 1)} if math.isfinite(ratio) and self._reference else {}
+        drift = self._drift.since_start(self.loss, outputs, self.initial.descent.rates)
+        return {"kernel_drift": drift} if math.isfinite(drift) else {}
 
     def _judge(self, values: Mapping[str, float], step: int) -> None:
         """Declare the initial prediction void, once."""
@@ -215,7 +209,7 @@ class LossWatch:
             "initial": None if self.initial is None else self.initial.state_dict(),
             "refreshed": None if self.refreshed is None else self.refreshed.state_dict(),
             "void": None if self.void is None else list(self.void),
-            "reference": self._reference,
+            "drift": self._drift.reference,
             "next_drift": self._next_drift,
             "new_at": self._new_at,
         }
@@ -232,8 +226,8 @@ class LossWatch:
             for part in (state["initial"], state["refreshed"])
         )
         self.void = None if state["void"] is None else (int(state["void"][0]), str(state["void"][1]))
-        self._reference, self._next_drift = float(state["reference"]), int(state["next_drift"])
-        self._new_at = int(state["new_at"])
+        self._drift.reference = None if state["drift"] is None else state["drift"].to(device)
+        self._next_drift, self._new_at = int(state["next_drift"]), int(state["new_at"])
 
 
 def passed(every: int, step: int, before: int) -> bool:

@@ -39,7 +39,7 @@ class Network:
     inputs: Tensor | tuple[Tensor, ...]
     labels: Tensor | None
     batch: Any
-    root: nn.Module
+    root: pl.LightningModule
     objective: TrainingStepObjective
     final: int
 

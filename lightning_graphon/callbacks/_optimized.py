@@ -1,12 +1,12 @@
 """Kernels and slopes of a network as its optimizer sees them: by parameter group, preconditioned, masked."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_graphon.callbacks._forecast import Clusters
+from lightning_graphon.callbacks._forecast import Clusters, relative
 from lightning_graphon.callbacks._kernels import empirical_kernel, graphon_kernel, working_dtype
 from lightning_graphon.callbacks._network import Network
 from lightning_graphon.ntk import optimizer_preconditioner, read_descent
@@ -59,18 +59,20 @@ class OptimizedNetwork:
         still = {n: torch.zeros_like(p.detach()) for n, p in self._named.items() if p not in moved}
         return {**diagonal, **still}
 
-    def speed(self, loss: Callable[[Tensor], Tensor], ratios: Mapping[int, float]) -> float:
-        """How fast training lowers the loss of the probe, Σ P M (∂L/∂w)², per unit of the largest learning rate.
+    def speed(self, gradient: Tensor, rates: tuple[float, ...]) -> float:
+        """gᵀΘg at the current weights, Σ P M (Jᵀg)², the learning rates of groups taken relative to the largest.
 
         Args:
-            loss: Of the outputs.
-            ratios: Parameter group -> its learning rate relative to the largest.
+            gradient: g, of the outputs' shape.
+            rates: Learning rate of each parameter group.
         """
         with self.network.evaluated(), torch.enable_grad():
-            value = loss(self.network.outputs())
-            slopes = torch.autograd.grad(value, list(self._named.values()), allow_unused=True)
+            outputs = self.network.outputs()
+            named = list(self._named.values())
+            slopes = torch.autograd.grad(outputs, named, gradient.to(outputs.dtype), allow_unused=True)
         diagonal = optimizer_preconditioner(self.optimizer, self.network.root)
-        ratio_of = {p: ratios[i] for i, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
+        groups = zip(self.optimizer.param_groups, relative(rates), strict=True)
+        ratio_of = {p: ratio for group, ratio in groups for p in group["params"]}
         total = 0.0
         for (name, parameter), slope in zip(self._named.items(), slopes, strict=True):
             if slope is not None and parameter in ratio_of:

@@ -30,6 +30,7 @@ from lightning_graphon.graphon import (
 from lightning_graphon.ntk import SpectralSummary
 from lightning_graphon.plots import plot_graphons, plot_spectrum
 from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.pruning.shards import gathered
 
 log = logging.getLogger(__name__)
 Work: TypeAlias = Callable[[pl.Trainer, pl.LightningModule], None]
@@ -55,7 +56,8 @@ class GraphonMonitor(Callback):
     `ntk/energy_top5`, `ntk/lambda_max`, `ntk/lambda_min`, `ntk/trace`, `ntk/condition_number`, `ntk/alignment` (with
     class labels) and the figure `ntk_spectrum`. It is the Graphon NTK where the network is a chain of Linear layers,
     the exact kernel of the finite network ("empirical NTK") otherwise; the console and the figure say which. Networks
-    are evaluated in eval mode: batch norm that has seen no data yet does not normalise at step 0.
+    are evaluated in eval mode: batch norm that has seen no data yet does not normalise at step 0. Under FSDP2 and
+    tensor parallelism every process gathers the whole weights for it, and the first one computes.
 
     Args:
         bins: Intervals of each axis of a graphon.
@@ -185,16 +187,23 @@ class GraphonMonitor(Callback):
             self._publish(trainer, masks, changed, moved, first)
 
     def _log_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._spectra is None or self.kernel == "none" or not trainer.is_global_zero:
+        if self._spectra is None or self.kernel == "none":
             return
-        self.spectrum = self._spectra.evaluate(trainer, pl_module, self._read(trainer, pl_module))
-        log_scalars(trainer, spectrum_scalars(self.spectrum))
+        masks = self._read(trainer, pl_module)
+        with gathered(pl_module):  # on every process; then the first one needs nobody
+            if trainer.is_global_zero:
+                self.spectrum = self._spectra.evaluate(trainer, pl_module, masks)
+        if trainer.is_global_zero and self.spectrum is not None:
+            self._publish_spectrum(trainer, self.spectrum, self._spectra.source)
+
+    def _publish_spectrum(self, trainer: pl.Trainer, spectrum: SpectralSummary, source: str) -> None:
+        log_scalars(trainer, spectrum_scalars(spectrum))
         if self.verbose:
-            Console().print(f"ntk/... at step {trainer.global_step}: {self._spectra.source}")
+            Console().print(f"ntk/... at step {trainer.global_step}: {source}")
         if self.figure and not getattr(trainer, "fast_dev_run", False):
-            title = f"{self._spectra.source} on {self.probe_size} training samples at step {trainer.global_step}"
-            values = {"eigenvalues": self.spectrum.eigenvalues.cpu().numpy()}
-            send_figure(trainer, "ntk_spectrum", plot_spectrum(self.spectrum, title), values)
+            title = f"{source} on {self.probe_size} training samples at step {trainer.global_step}"
+            values = {"eigenvalues": spectrum.eigenvalues.cpu().numpy()}
+            send_figure(trainer, "ntk_spectrum", plot_spectrum(spectrum, title), values)
 
     def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
         return masks_of(trainer, pl_module, self.include, self.exclude)

@@ -305,12 +305,18 @@ class LossDecayMonitor(Callback):
         steps = None if band is None else initial.start + torch.arange(len(band[0]))
         title = f"Loss of {len(initial.outputs)} training samples, predicted from the {self.options.kernel} NTK"
         return plot_loss_decay(
-            self.curves,
+            self._curves_by_step(),
             band=None if band is None or steps is None else (steps, *band),
             void_from=self.void_from,
             shares=shares,
             title=title,
         )
+
+    def _curves_by_step(self) -> dict[str, dict[int, float]]:
+        """Name -> step -> loss, without the places where there is no value."""
+        curves = {name: values.tolist() for name, values in self.curves.items()}
+        steps = [int(step) for step in curves.pop("step")]
+        return {n: {s: v for s, v in zip(steps, values, strict=True) if v == v} for n, values in curves.items()}
 
     @override
     def state_dict(self) -> dict[str, Any]:

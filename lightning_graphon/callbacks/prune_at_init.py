@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_graphon.callbacks import _distributed
 from lightning_graphon.callbacks._batches import to_device, train_batches
+from lightning_graphon.callbacks._given import GivenMasks, as_masks, refuse_beside_masks
 from lightning_graphon.callbacks._pickling import state_without_module
 from lightning_graphon.callbacks._report import log_scalars, print_masks, sparsity_scalars
 from lightning_graphon.callbacks._training_step import ModuleLoss, TrainingStepObjective
@@ -20,6 +21,7 @@ from lightning_graphon.pruning.enforce import Enforcer
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.plan import Plan
 from lightning_graphon.pruning.prune import compute_masks
+from lightning_graphon.pruning.shards import gathered
 from lightning_graphon.pruning.untouched import untouched
 
 
@@ -29,6 +31,8 @@ class PruneAtInit(Callback):
     Batches come from the trainer's own train dataloader and the loss from the module's own `training_step`, so a module
     needs no change. Parameters keep their identity, checkpoints have the keys of the dense model and load without this
     package, and a resumed run has the very same masks. Under DDP scores are averaged over the data of all processes.
+    Under `ModelParallelStrategy` (FSDP2, tensor parallelism) every process gathers the whole weights while it scores,
+    and keeps its own shards at zero afterwards; where they do not fit, give `masks` found elsewhere.
 
     Masks simulate sparsity: pruned weights are zero, training is neither faster nor smaller by itself. Keep the
     callback in the trainer as long as the network is to stay sparse. Two of them in one trainer need different
@@ -52,11 +56,16 @@ class PruneAtInit(Callback):
         eval_mode: Score in eval mode (batch norm with running statistics, no dropout), as the reference
             implementations do; by default the modules stay in the mode they are in.
         verbose: Print the table of sparsities.
+        masks: Masks to use, in place of a method, a sparsity and all that belongs to them: `Masks`, a dict from
+            parameter names to bool tensors, or the path of a file that `Masks.save` wrote.
 
     Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument has a value that is not allowed.
-        RuntimeError: (on fit) the strategy shards parameters, or processes disagree on the masks.
+        FileNotFoundError: There is no file of masks there.
+        TypeError: An argument has the wrong type, is missing, or has no meaning beside `masks`.
+        ValueError: An argument has a value that is not allowed, the file holds no masks, or (on fit) the masks were
+            made for another model.
+        RuntimeError: (on fit) the strategy flattens parameters (FSDPStrategy, DeepSpeed), or processes disagree on the
+            masks.
 
     >>> PruneAtInit("snip", sparsity=0.9).masks is None
     True
@@ -64,8 +73,8 @@ class PruneAtInit(Callback):
 
     def __init__(
         self,
-        method: str | Callable[..., dict[str, Tensor]],
-        sparsity: float,
+        method: str | Callable[..., dict[str, Tensor]] | None = None,
+        sparsity: float | None = None,
         *,
         allocation: str | dict[str, float] = "global",
         schedule: str = "exponential",
@@ -79,10 +88,19 @@ class PruneAtInit(Callback):
         loss_fn: ModuleLoss | None = None,
         eval_mode: bool = False,
         verbose: bool = True,
+        masks: GivenMasks | None = None,
     ) -> None:
-        self.plan = Plan(
-            method, sparsity, allocation, schedule, steps, include, exclude, min_density, seed, options or {}
-        )
+        self.plan: Plan | None = None
+        self._given = Masks({})
+        if masks is not None:
+            refuse_beside_masks(PruneAtInit.__init__, locals())
+            self._given = as_masks(masks)
+        elif method is None or sparsity is None:
+            raise TypeError("PruneAtInit needs a method and a sparsity, such as ('snip', sparsity=0.9), or masks=...")
+        else:
+            self.plan = Plan(
+                method, sparsity, allocation, schedule, steps, include, exclude, min_density, seed, options or {}
+            )
         if isinstance(batches, int) and batches < 1:
             raise ValueError(f"batches must be a number of batches, at least 1, or a list of batches, got {batches!r}")
         self.batches = batches
@@ -102,7 +120,7 @@ class PruneAtInit(Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
-            _distributed.refuse_sharded(trainer)
+            _distributed.refuse_flattened(trainer)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -136,6 +154,8 @@ class PruneAtInit(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._zero_weights()
+        if self._enforcer is not None:  # strategies that gather weights have copied them already
+            self._enforcer.zero_saved(checkpoint.get("state_dict", {}))
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -153,7 +173,8 @@ class PruneAtInit(Callback):
     @override
     def state_key(self) -> str:
         # Not by method or sparsity: a checkpoint of another sparsity must be refused, not overlooked.
-        return self._generate_state_key(include=self.plan.include, exclude=self.plan.exclude)
+        plan = self.plan
+        return self._generate_state_key(include=plan and plan.include, exclude=plan and plan.exclude)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -174,22 +195,33 @@ class PruneAtInit(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.plan is not None:
+            self._check_same_plan(state_dict)
+        masks = Masks({})
+        masks.load_state_dict(state_dict)
+        if self.plan is None and masks != self._given:
+            raise ValueError(
+                f"the checkpoint was trained with other masks ({masks}) than those given ({self._given}): give the "
+                "same masks, or start anew from the checkpoint's weights"
+            )
+        self._detach()
+        self._masks, self._module = masks, None
+
+    def _check_same_plan(self, state_dict: Mapping[str, Any]) -> None:
         for name, mine in self._identity().items():
             if state_dict.get(name) != mine:
                 raise ValueError(
                     f"the checkpoint was pruned with {name}={state_dict.get(name)!r} but this PruneAtInit has "
                     f"{name}={mine!r}: resume with the same arguments, or start anew from the checkpoint's weights"
                 )
-        masks = Masks({})
-        masks.load_state_dict(state_dict)
-        self._detach()
-        self._masks, self._module = masks, None
 
     def __getstate__(self) -> dict[str, Any]:
         return state_without_module(self, "_module", "_enforcer")
 
     def _identity(self) -> dict[str, Any]:
         """What must agree between a checkpoint and the run that resumes it; plain values."""
+        if self.plan is None:
+            return {"method": "given masks", "sparsity": self._given.sparsity, "allocation": None}
         allocation = self.plan.allocation
         return {
             "method": self.plan.resolved.name,
@@ -201,39 +233,47 @@ class PruneAtInit(Callback):
         """Find the masks if there are none for this module yet, and start to enforce them."""
         if self._masks is None or self._enforcer is None:
             other = self._module is not None and self._module() is not pl_module
-            self._masks = self._score(trainer, pl_module) if self._masks is None or other else self._masks
+            self._masks = self._find(trainer, pl_module) if self._masks is None or other else self._masks
             self._module = weakref.ref(pl_module)
             self._enforcer = Enforcer(pl_module, self._masks, *trainer.optimizers)
         return self._masks, self._enforcer
 
-    def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
-        batches = self._batches(trainer, pl_module)
+    def _find(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
+        """The masks given or by the plan, the same on all processes, and a table of them."""
+        masks, title = self._given, "the masks given"
+        if self.plan is not None:
+            masks = self._score(trainer, pl_module, self.plan)
+            by_layer = " except where given by layer" if isinstance(self.plan.allocation, Mapping) else ""
+            title = f"{self.plan.resolved.name}, sparsity {self.plan.sparsity}{by_layer}"
+        masks.pairs(pl_module)
+        _distributed.check_same_masks(trainer, pl_module, masks)
+        self._fresh = True
+        if self.verbose and trainer.is_global_zero:
+            print_masks(masks, f"PruneAtInit: {title}")
+        return masks
+
+    def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan) -> Masks:
+        batches = self._batches(trainer, pl_module, plan)
         objective = TrainingStepObjective(trainer, pl_module, self.loss_fn)
-        shown = self.verbose and trainer.is_global_zero
-        with untouched(pl_module), Progress(transient=True, disable=not shown or self.plan.rounds == 1) as progress:
+        hidden = plan.rounds == 1 or not (self.verbose and trainer.is_global_zero)
+        with gathered(pl_module), untouched(pl_module), Progress(transient=True, disable=hidden) as progress:
             if self.eval_mode:
                 pl_module.eval()
-            task = progress.add_task(f"pruning by {self.plan.resolved.name}", total=self.plan.rounds)
-            masks = compute_masks(
+            task = progress.add_task(f"pruning by {plan.resolved.name}", total=plan.rounds)
+            return compute_masks(
                 pl_module,
-                self.plan,
+                plan,
                 objective,
                 batches,
                 average=_distributed.average,
                 on_round=lambda step, steps: progress.update(task, completed=step),
             )
-        self._fresh = True
-        _distributed.check_same_masks(trainer, pl_module, masks)
-        if shown:
-            by_layer = " except where given by layer" if isinstance(self.plan.allocation, Mapping) else ""
-            print_masks(masks, f"PruneAtInit: {self.plan.resolved.name}, sparsity {self.plan.sparsity}{by_layer}")
-        return masks
 
-    def _batches(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Any]:
+    def _batches(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan) -> list[Any]:
         """Batches to score on, on the device; none where the method looks at none."""
         if not isinstance(self.batches, int):
             return [to_device(trainer, pl_module, batch) for batch in self.batches]
-        needs = self.plan.resolved.needs
+        needs = plan.resolved.needs
         if needs == "nothing":
             return []
         return train_batches(trainer, pl_module, self.batches, required=needs == "loss")

@@ -10,33 +10,43 @@ from lightning_graphon.ntk._layers import Layer
 from lightning_graphon.ntk.dual import DualActivation
 
 _NEAR = 1e-2  # pairs closer than this (squared distance over the sum of variances) get their distance term by term
-_LIVE = 14  # tensors of a tile's size that are alive at once, measured
+LIVE = 14  # tensors of a tile's size that are alive at once, measured
 _CACHE = {"cpu": 12 << 20, "cuda": 512 << 20}  # bytes a tile may take where memory does not limit it
 
 
 @dataclass(frozen=True)
 class Diagonals:
-    """Variances of the pre-activations and second moments of the activations, one pair a layer, each [P, N]."""
+    """What every sample has on its own.
 
+    Attributes:
+        samples: [N, d].
+        inputs: Σ_j A_pj x_j² of the first layer, [P, N].
+        variances: of the pre-activations, one a layer, [P, N].
+        moments: second moments of what enters each layer, [P, N].
+    """
+
+    samples: Tensor
+    inputs: Tensor
     variances: list[Tensor]
     moments: list[Tensor]
 
 
 def diagonals(x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation]) -> Diagonals:
     """Run the diagonal of the recursion for samples `x` [N, d]."""
-    variances = [layers[0].propagate @ x.square().T + layers[0].bias[:, None]]
     moments = [x.square().T]
+    inputs = layers[0].propagate @ moments[0]
+    variances = [inputs + layers[0].bias[:, None]]
     for layer, dual in zip(layers[1:], duals, strict=True):
         moments.append(dual.second_moment(variances[-1]))
         variances.append(layer.propagate @ moments[-1] + layer.bias[:, None])
-    return Diagonals(variances, moments)
+    return Diagonals(x, inputs, variances, moments)
 
 
 def tile_edge(positions: int, itemsize: int, device: str, max_memory: int | None) -> int:
     """Samples along the edge of a square tile, so that a tile's tensors fit cache and `max_memory` bytes."""
     budget = _CACHE.get(device, 64 << 20)
     budget = budget if max_memory is None else min(budget, max_memory)
-    edge = int((budget / (_LIVE * positions * itemsize)) ** 0.5)
+    edge = int((budget / (LIVE * positions * itemsize)) ** 0.5)
     return max(8, edge // 8 * 8)
 
 
@@ -47,18 +57,23 @@ def tiles(rows: int, cols: int, edge: int, symmetric: bool) -> Iterator[tuple[sl
             yield slice(i, min(i + edge, rows)), slice(j, min(j + edge, cols))
 
 
+def weighted_rows(x: Tensor, layer: Layer) -> Tensor:
+    """A_pj x_j [P, rows, d], the left factor of the first layer's Gram products; tiles of the same rows share it."""
+    return layer.propagate[:, None, :] * x
+
+
 def tile_kernel(
-    x: Tensor, y: Tensor, dx: Diagonals, dy: Diagonals, rows: slice, cols: slice,
+    weighted: Tensor, dx: Diagonals, dy: Diagonals, rows: slice, cols: slice,
     layers: Sequence[Layer], duals: Sequence[DualActivation], kernel: str,
 ) -> Tensor:  # fmt: skip
-    """Kernel between `x[rows]` and `y[cols]`.
+    """Kernel between the samples `rows` of `dx` and `cols` of `dy`, `weighted` as `weighted_rows` gives it.
 
     Returns:
         [R, rows, cols], R the rows of the last layer.
     """
     qx, qy = (d.variances[0][:, s].unsqueeze(a) for d, s, a in ((dx, rows, 2), (dy, cols, 1)))
-    distance = _first_distance(x[rows], y[cols], qx, qy, layers[0].propagate)
-    tangent = _first_parameter(x[rows], y[cols], qx, qy, distance, layers[0])
+    distance = _first_distance(weighted, dx, dy, rows, cols, layers[0].propagate)
+    tangent = _first_parameter(dx.samples[rows], dy.samples[cols], qx, qy, distance, layers[0])
     for number, (layer, dual) in enumerate(zip(layers[1:], duals, strict=True), start=1):
         distance, slope = dual.pair(qx, qy, distance)
         if kernel == "ntk":
@@ -67,8 +82,7 @@ def tile_kernel(
         distance = _apply(layer.propagate, distance)
         qx, qy = (d.variances[number][:, s].unsqueeze(a) for d, s, a in ((dx, rows, 2), (dy, cols, 1)))
         if kernel == "ntk":
-            own = _own(layer, moment, qx, qy, distance)
-            tangent = flowing + own
+            tangent = _own(layer, moment, qx, qy, distance).add_(flowing)
     return tangent if kernel == "ntk" else 0.5 * (qx + qy - distance)
 
 
@@ -90,15 +104,16 @@ def _own(layer: Layer, moment: Tensor | None, qx: Tensor, qy: Tensor, distance: 
         return _apply(layer.parameter, moment) + layer.bias_parameter
     ratio = 1.0 if layer.ratio is None else layer.ratio
     constant = layer.bias_parameter - ratio * layer.bias[:, None, None]
-    return (0.5 * ratio) * (qx + qy - distance) + constant
+    ends = (0.5 * ratio * qx + constant) + 0.5 * ratio * qy
+    return ends.sub_(distance, alpha=0.5 * ratio)
 
 
-def _first_distance(x: Tensor, y: Tensor, qx: Tensor, qy: Tensor, matrix: Tensor) -> Tensor:
+def _first_distance(weighted: Tensor, dx: Diagonals, dy: Diagonals, rows: slice, cols: slice, matrix: Tensor) -> Tensor:
     """Σ_j A_pj (x_j - y_j)² [P, rows, cols]: by a Gram product, and term by term for pairs that are close."""
-    xx, yy = (t.square() @ matrix.T for t in (x, y))
-    gram = torch.matmul(matrix[:, None, :] * x, y.T)
-    distance = (xx.T[:, :, None] + yy.T[:, None, :]).sub_(gram, alpha=2)
-    scale = (qx + qy).amax(0).detach()
+    x, y = dx.samples[rows], dy.samples[cols]
+    ends = dx.inputs[:, rows, None] + dy.inputs[:, None, cols]
+    distance = ends.sub_(torch.matmul(weighted, y.T), alpha=2)
+    scale = (dx.variances[0][:, rows].amax(0)[:, None] + dy.variances[0][:, cols].amax(0)).detach()
     near = (distance.detach().amax(0) < _NEAR * scale).nonzero(as_tuple=True)
     if len(near[0]) == 0:
         return distance

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from lightning_graphon._checks import nearest
 from lightning_graphon.ntk.dual import DualActivation
 from lightning_graphon.ntk.dual_closed import GELU, Erf, Exp, Gaussian, Sin, Square
+from lightning_graphon.ntk.dual_elu import celu, elu, selu
 from lightning_graphon.ntk.dual_hermite import HermiteDual
+from lightning_graphon.ntk.dual_kinked import KinkedDual
 from lightning_graphon.ntk.dual_relu import PiecewiseLinear, ReLULike
 
 ActivationLike = str | DualActivation | nn.Module | Callable[[Tensor], Tensor]
@@ -34,9 +36,10 @@ _REGISTRY: dict[str, DualActivation] = {
     "silu": HermiteDual(_F.silu, name="silu"),
     "mish": HermiteDual(_F.mish, name="mish"),
     "softplus": HermiteDual(_F.softplus, name="softplus"),
-    "elu": HermiteDual(_F.elu, name="elu"),
-    "selu": HermiteDual(_F.selu, name="selu"),
-    "softsign": HermiteDual(_F.softsign, name="softsign"),
+    "elu": elu(),
+    "selu": selu(),
+    "celu": celu(),
+    "softsign": KinkedDual(_F.softsign, name="softsign"),
 }
 _ALIASES = {"linear": "identity", "swish": "silu", "leakyrelu": "leaky_relu", "id": "identity"}
 _FUNCTIONS: dict[Callable[..., Tensor], str] = {
@@ -44,6 +47,7 @@ _FUNCTIONS: dict[Callable[..., Tensor], str] = {
     _F.gelu: "gelu", torch.sin: "sin", torch.cos: "cos", torch.exp: "exp", torch.square: "square",
     torch.tanh: "tanh", _F.tanh: "tanh", torch.sigmoid: "sigmoid", _F.sigmoid: "sigmoid",
     _F.hardtanh: "hardtanh", _F.relu6: "relu6", _F.hardsigmoid: "hardsigmoid",
+    _F.elu: "elu", _F.selu: "selu", torch.selu: "selu", _F.celu: "celu", torch.celu: "celu", _F.softsign: "softsign",
 }  # fmt: skip
 
 
@@ -134,9 +138,14 @@ def _by_module(module: nn.Module) -> DualActivation:
     if isinstance(module, nn.GELU) and module.approximate != "none":
         return HermiteDual(module, name="gelu_tanh")
     simple = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.GELU: "gelu", nn.Identity: "identity",
-              nn.Hardsigmoid: "hardsigmoid", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}  # fmt: skip
+              nn.Hardsigmoid: "hardsigmoid", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid",
+              nn.SELU: "selu", nn.Softsign: "softsign"}  # fmt: skip
     if type(module) in simple:
         return _REGISTRY[simple[type(module)]]
+    if isinstance(module, nn.ELU):
+        return elu(float(module.alpha))
+    if isinstance(module, nn.CELU):
+        return celu(float(module.alpha))
     return HermiteDual(module, name=type(module).__name__.lower())
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_graphon.ntk._functional import eval_semantics
 from lightning_graphon.ntk.activations import dual_activation
 from lightning_graphon.ntk.dual import DualActivation
+from lightning_graphon.ntk.dual_elu import celu, elu
 from lightning_graphon.ntk.dual_hermite import HermiteDual
 from lightning_graphon.ntk.dual_relu import ReLULike
 
@@ -204,11 +205,17 @@ def _function_dual(function: Callable[..., Any], node: torch.fx.Node) -> DualAct
     ):
         known = dual_activation(name) if name in ("relu", "relu6", "hardtanh", "hardsigmoid") else None
         return known or dual_activation(function)
+    if name in ("elu", "celu"):
+        alpha = float(options.get("alpha", extra[0] if extra else 1.0))  # type: ignore[arg-type]
+        return elu(alpha) if name == "elu" else celu(alpha)
+    if name in ("selu", "softsign"):
+        return dual_activation(name)
     return HermiteDual(lambda z: function(z, *extra, **options), name=name)
 
 
 def _compare(chain: list[Affine], model: nn.Module, x: Tensor) -> None:
-    h = x.flatten(1).to(chain[0].module.weight.dtype)
+    x = x.to(chain[0].module.weight.dtype)  # the kernel is float64 whatever the model's and the samples' dtypes
+    h = x.flatten(1)
     for layer in chain:
         h = layer.module(h)
         h = h if layer.dual is None else layer.dual.forward(h)

@@ -21,6 +21,7 @@ With D = 0 this is the centred kernel. It is research: gradients and forward sig
 given the positions, as everywhere in this theory.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,9 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.ntk._layers import Layer
-from lightning_graphon.ntk._recursion import tile_edge, tiles
+from lightning_graphon.ntk._recursion import LIVE, tile_edge, tiles
 from lightning_graphon.ntk.dual import DualActivation
+from lightning_graphon.ntk.sharing import Share
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class _Signals:
 def drift_kernel(
     x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation], *,
     reduce: str | None, x2: Tensor | None = None, kernel: str = "ntk", max_memory: int | None = None,
+    share: Share | None = None,
 ) -> Tensor:  # fmt: skip
     """Kernel of layers with a drift.
 
@@ -60,7 +63,8 @@ def drift_kernel(
         reduce: "mean" or None.
         x2: other samples [M, d].
         kernel: "ntk" or "nngp" (the second moment of the outputs, mean included).
-        max_memory: bytes for temporary tensors.
+        max_memory: bytes for temporary tensors of a tile; at least 8 x 8 samples are taken at once.
+        share: this process's part of the tiles, gathered at the end; None for one process alone.
 
     Returns:
         [N, M], or [C, N, M] with `reduce=None`.
@@ -72,16 +76,23 @@ def drift_kernel(
     left = _signals(x, layers, duals, back)
     right = left if x2 is None else _signals(x2, layers, duals, back)
     y = x if x2 is None else x2
-    positions = sum(len(layer.propagate) for layer in layers)
-    edge = tile_edge(2 * positions, x.element_size(), x.device.type, max_memory or 1 << 28)
+    share = share or Share()
+    edge = share.edge(_edge(x, layers, max_memory), max(len(x), len(y)))
     out = x.new_zeros(len(layers[-1].propagate), len(x), len(y))
-    for rows, cols in tiles(len(x), len(y), edge, symmetric=x2 is None):
+    for rows, cols in share.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
         block = _tile(x[rows], y[cols], _slice(left, rows), _slice(right, cols), layers, duals, back, counts, kernel)
         out[:, rows, cols] = block
         if x2 is None and rows != cols:
             out[:, cols, rows] = block.mT
+    out = share.collect(out)
     weights = layers[-1].row_measure / layers[-1].row_measure.sum()
     return torch.einsum("c,cij->ij", weights, out) if reduce == "mean" else out
+
+
+def _edge(x: Tensor, layers: Sequence[Layer], max_memory: int | None) -> int:
+    """Edge of a tile: every layer's two kernels are alive until the backward recursion, and the inputs' products."""
+    fields = 2 * sum(len(layer.propagate) for layer in layers) + math.ceil(x.shape[1] / LIVE)
+    return tile_edge(fields, x.element_size(), x.device.type, max_memory)
 
 
 def _counts(layer: Layer) -> Tensor:

@@ -25,7 +25,7 @@ class HermiteDual(DualActivation):
     """Any elementwise activation, by a Hermite series of `degree` terms.
 
     Accuracy against 2-D quadrature, entries of order one, variances up to 4: about 1e-12 for tanh, sigmoid,
-    softplus, SiLU; for activations with a kink at 0 (ELU) about 1e-7 in E[φφ'] and 1e-3 in E[φ̇φ̇'] where the
+    softplus, SiLU; for functions with a kink about 1e-7 in E[φφ'] and 1e-3 in E[φ̇φ̇'] where the
     correlation exceeds 0.99, and better than 1e-7 below 0.8. `truncation` reports the mass beyond the series
     for given variances.
 

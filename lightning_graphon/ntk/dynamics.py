@@ -114,11 +114,8 @@ class LossDecayPredictor(ClosedFormPredictions):
     @property
     def speed(self) -> float:
         """−dL/dt now, gᵀΘg for g = ∇_f L: how fast the loss falls per unit of learning rate × steps."""
-        return self._speed(self._evaluate()[1])
-
-    def speed_at(self, outputs: Tensor) -> float:
-        """−dL/dt under the frozen kernel if the outputs were these, [N, ...]; of a network: measured ones."""
-        return self._speed(self._objective.gradient(outputs.detach().reshape(self._start.shape).to(self._start))[1])
+        gradient = self._evaluate()[1]
+        return float((gradient * (self._kernel @ gradient)).sum())
 
     def fall_by_mode(self) -> Tensor:
         """Share of `speed` now in each mode of the kernel, the largest eigenvalue first; float64, they sum to 1.
@@ -131,9 +128,6 @@ class LossDecayPredictor(ClosedFormPredictions):
         order = (eigen.values[:, 0] if eigen.form == "shared" else eigen.values.T.flatten()).argsort(descending=True)
         total = each.sum()
         return each[order] / total if total > 0 else torch.zeros_like(each)
-
-    def _speed(self, gradient: Tensor) -> float:
-        return float((gradient * (self._kernel @ gradient)).sum())
 
     @property
     def test_outputs(self) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_graphon._checks import check_choice
 from lightning_graphon.ntk._build import build_layers
 from lightning_graphon.ntk._layers import Graphon, Layer, merge_positions
-from lightning_graphon.ntk._recursion import diagonals, tile_edge, tile_kernel, tiles
+from lightning_graphon.ntk._recursion import diagonals, tile_edge, tile_kernel, tiles, weighted_rows
 from lightning_graphon.ntk.activations import ActivationLike, dual_activation
 from lightning_graphon.ntk.drift import drift_kernel
 from lightning_graphon.ntk.dual import DualActivation
@@ -115,7 +115,9 @@ def layers_kernel(
     if reduce not in ("mean", None):
         raise ValueError(f"reduce must be 'mean' or None (each output's own kernel), got {reduce!r}")
     if layers[-1].mean is not None:
-        return drift_kernel(x, layers, duals, reduce=reduce, x2=x2, kernel=kernel)
+        return drift_kernel(
+            x, layers, duals, reduce=reduce, x2=x2, kernel=kernel, max_memory=max_memory, share=Share.of(group)
+        )
     if reduce == "mean":
         layers = [*layers[:-1], layers[-1].averaged()]
     result = _centred_kernel(x, x2, merge_positions(layers), duals, kernel, max_memory, Share.of(group))
@@ -130,13 +132,17 @@ def _centred_kernel(
     dx = diagonals(x, layers, duals)
     dy = dx if x2 is None else diagonals(y, layers, duals)
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        whole = tile_kernel(x, y, dx, dy, slice(None), slice(None), layers, duals, kernel)
+        everything = slice(None)
+        whole = tile_kernel(weighted_rows(x, layers[0]), dx, dy, everything, everything, layers, duals, kernel)
         return whole if x2 is not None else 0.5 * (whole + whole.mT)
     positions = max(len(layer.propagate) for layer in layers)
     edge = share.edge(tile_edge(positions, x.element_size(), x.device.type, max_memory), max(len(x), len(y)))
     out = x.new_zeros(len(layers[-1].propagate), len(x), len(y))
+    weighted, held = x.new_empty(0), None
     for rows, cols in share.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
-        block = tile_kernel(x, y, dx, dy, rows, cols, layers, duals, kernel)
+        if rows != held:
+            weighted, held = weighted_rows(x[rows], layers[0]), rows
+        block = tile_kernel(weighted, dx, dy, rows, cols, layers, duals, kernel)
         diagonal = x2 is None and rows == cols
         out[:, rows, cols] = 0.5 * (block + block.mT) if diagonal else block
         if x2 is None and not diagonal:

@@ -6,6 +6,7 @@ from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.methods import Problem, methods, register_method
 from lightning_graphon.pruning.prune import LayerCollapseWarning, prune
 from lightning_graphon.pruning.read import read_masks
+from lightning_graphon.pruning.shards import gathered
 from lightning_graphon.pruning.targets import select_weights
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "LayerCollapseWarning",
     "Masks",
     "Problem",
+    "gathered",
     "methods",
     "prune",
     "read_masks",

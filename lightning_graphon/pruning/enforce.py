@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.pruning.shards import local_part, part_like, reshard, whole
 
 # With weight, gradient and state at zero, one step of these leaves exactly zero: no need to look again.
 _ZERO_PRESERVING = {
@@ -25,6 +26,8 @@ class Enforcer:
     pruned weights (momentum of an earlier, dense life) is zeroed on attaching and whenever the optimizer loads a
     state. The weights are zeroed again after each step of an optimizer that could move a weight without a gradient, and
     after somebody else wrote to weights or gradients (unseen only where that went through `.data`).
+
+    Of parameters that are cut over processes (DTensors) each process erases in its own part, without communication.
 
     Args:
         model: The network; its parameters keep their identity.
@@ -44,13 +47,16 @@ class Enforcer:
     """
 
     def __init__(self, model: nn.Module, masks: Masks, *optimizers: Optimizer) -> None:
-        self._erasers = {parameter: _Eraser(mask) for parameter, mask in masks.pairs(model)}
+        reshard(model)
+        pairs = masks.pairs(model)
+        self._erasers = {parameter: _Eraser(mask) for parameter, mask in pairs}
+        self._by_name = {name: self._erasers[parameter] for name, (parameter, _) in zip(masks, pairs, strict=True)}
         self._optimizers = optimizers
         self._handles: list[Any] = []
-        self._grad_versions: dict[Tensor, tuple[int, int]] = {}
-        self._weight_versions: dict[Tensor, int] = {}
+        self._grad_versions: dict[Tensor, tuple[int, tuple[int, int]]] = {}
+        self._weight_versions: dict[Tensor, tuple[int, int]] = {}
         self.zero_weights()
-        self._weight_versions = {parameter: parameter._version for parameter in self._erasers}
+        self._note_weights()
         for parameter, eraser in self._erasers.items():
             self._handles.append(parameter.register_post_accumulate_grad_hook(self._on_grad(eraser)))
         for optimizer in optimizers:
@@ -66,9 +72,9 @@ class Enforcer:
             if parameter.grad is not None:
                 erase(parameter.grad)
                 self._grad_versions[parameter] = _version(parameter.grad)
-            if parameter._version != self._weight_versions[parameter]:  # written to since the last step
+            if _writes(parameter) != self._weight_versions[parameter]:  # written to since the last step
                 erase(parameter.data)
-                self._weight_versions[parameter] = parameter._version
+                self._weight_versions[parameter] = _writes(parameter)
 
         return hook
 
@@ -79,7 +85,10 @@ class Enforcer:
         elif self._gradients_revived():
             self.zero_weights()
             self.zero_state()
-        self._weight_versions = {parameter: parameter._version for parameter in self._erasers}
+        self._note_weights()
+
+    def _note_weights(self) -> None:
+        self._weight_versions = {parameter: _writes(parameter) for parameter in self._erasers}
 
     def _gradients_revived(self) -> bool:
         """Whether somebody wrote to gradients since autograd did, and did more than scale them."""
@@ -104,6 +113,15 @@ class Enforcer:
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         erase(value)
 
+    @torch.no_grad()
+    def zero_saved(self, state_dict: Mapping[str, Any]) -> None:
+        """Zero the pruned entries of a state dict of the model, whole or cut over processes."""
+        for name, erase in self._by_name.items():
+            # Strategies that gather a state dict leave out the prefix of compiled modules.
+            for key in {name, name.replace("_orig_mod.", "")} & state_dict.keys():
+                if isinstance(state_dict[key], Tensor) and state_dict[key].shape == erase.shape:
+                    erase(state_dict[key])
+
     def detach(self) -> None:
         """Stop: remove every hook."""
         for handle in self._handles:
@@ -124,28 +142,30 @@ class _Eraser:
     """Sets pruned entries of a tensor to zero, also where they are NaN or infinite."""
 
     def __init__(self, mask: Tensor) -> None:
+        self.shape = mask.shape
         self._mask = mask
         self._cache: dict[Any, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, tensor: Tensor) -> None:
-        integer = _INTEGERS.get(tensor.element_size()) if tensor.device.type == "cpu" else None
-        if integer is None or tensor.is_complex():
-            tensor.masked_fill_(self._on(tensor.device, None), 0)
+        here = local_part(tensor)
+        integer = _INTEGERS.get(here.element_size()) if here.device.type == "cpu" else None
+        if integer is None or here.is_complex():
+            here.masked_fill_(self._on(tensor, here.device, None), 0)
         else:
             # On a CPU an AND with all-ones or all-zeros is four times faster than masked_fill.
-            tensor.view(integer).bitwise_and_(self._on(tensor.device, integer))
+            here.view(integer).bitwise_and_(self._on(tensor, here.device, integer))
 
     def would_change(self, tensor: Tensor) -> bool:
-        """Whether a pruned entry is not zero."""
+        """Whether a pruned entry, of those that this process holds, is not zero."""
         erased = tensor.clone()
         self(erased)
-        return not torch.equal(erased, tensor)
+        return not torch.equal(local_part(erased), local_part(tensor))
 
-    def _on(self, device: torch.device, integer: torch.dtype | None) -> Tensor:
-        key = (device, integer)
+    def _on(self, tensor: Tensor, device: torch.device, integer: torch.dtype | None) -> Tensor:
+        key = (device, integer, getattr(tensor, "placements", None))
         if key not in self._cache:
-            mask = self._mask.to(device)
+            mask = part_like(self._mask, tensor)
             self._cache = {key: ~mask if integer is None else mask.to(integer).neg_()}
         return self._cache[key]
 
@@ -155,14 +175,19 @@ def _preserves_zero(optimizer: Optimizer) -> bool:
     return type(optimizer) in _ZERO_PRESERVING and all(group.get("eps", 1) > 0 for group in optimizer.param_groups)
 
 
-def _version(grad: Tensor) -> tuple[int, int]:
+def _writes(tensor: Tensor) -> tuple[int, int]:
+    """Changes whenever a tensor, or the part of it that this process holds, is written to."""
+    return tensor._version, local_part(tensor)._version
+
+
+def _version(grad: Tensor) -> tuple[int, tuple[int, int]]:
     """Changes whenever a gradient is replaced or written to."""
-    return id(grad), grad._version
+    return id(grad), _writes(grad)
 
 
 def zero_fraction(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
     """Fraction of the masked weights that are zero in the model now: the sparsity by weights, not by masks."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    weights = [parameters[name].detach() for name in masks]
-    total = sum(weight.numel() for weight in weights)
-    return 1 - sum(int(weight.count_nonzero()) for weight in weights) / total if total else 0.0
+    alive = [whole(parameters[name].detach() != 0) for name in masks]
+    total = sum(mask.numel() for mask in alive)
+    return 1 - sum(int(mask.count_nonzero()) for mask in alive) / total if total else 0.0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_graphon._checks import nearest
 from lightning_graphon._random import generator
 from lightning_graphon.pruning.packing import pack_all, unpack_all
+from lightning_graphon.pruning.shards import local_part, part_like, whole
 from lightning_graphon.pruning.targets import Patterns, select_weights
 
 _FORMAT = 1
@@ -94,7 +95,7 @@ class Masks(Mapping[str, Tensor]):
             ValueError: `model` has no parameter of that name and shape.
         """
         for parameter, mask in self.pairs(model):
-            parameter.masked_fill_(~mask.to(parameter.device), 0)
+            local_part(parameter).masked_fill_(~part_like(mask, parameter), 0)
         return self
 
     def pairs(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
@@ -156,18 +157,29 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "Masks":
-        """Read masks written by `save`, under `weights_only=True`."""
+        """Read masks written by `save`, under `weights_only=True`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It holds something else than masks; the message names it.
+        """
         masks = cls({})
-        masks.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        try:
+            masks.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except OSError:
+            raise
+        except Exception as error:  # torch's reader fails in many ways on files of other programs
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{str(path)!r} is no file of masks, such as masks.save(path) writes: {reason}") from error
         return masks
 
     @classmethod
     def from_zeros(cls, model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> "Masks":
         """Masks of a network that is already sparse: a weight is kept where it is not zero.
 
-        `include` and `exclude` as in `prune`.
+        `include` and `exclude` as in `prune`. Where weights are cut over processes, every process must call it.
         """
-        return cls({name: weight.detach() != 0 for name, weight in select_weights(model, include, exclude).items()})
+        return cls({name: whole(w.detach() != 0) for name, w in select_weights(model, include, exclude).items()})
 
 
 def _row(name: str, mask: Tensor) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lightning_graphon.pruning.objective import LossFn, Objective, SupervisedObj
 from lightning_graphon.pruning.plan import Allocation, Plan
 from lightning_graphon.pruning.quota import Quota
 from lightning_graphon.pruning.scores import check_any, checked_scores
+from lightning_graphon.pruning.shards import is_sharded
 from lightning_graphon.pruning.targets import Patterns, select_weights
 from lightning_graphon.pruning.untouched import random_state_kept, untouched
 
@@ -102,6 +103,15 @@ def _check_types(model: Any, batches: Any, loss_fn: Any) -> None:
         raise TypeError(f"loss_fn must be a function loss_fn(outputs, targets) -> scalar, got {loss_fn!r}")
 
 
+def _check_whole(weights: Mapping[str, Tensor]) -> None:
+    sharded = [name for name, weight in weights.items() if is_sharded(weight)]
+    if sharded:
+        raise ValueError(
+            f"prune scores whole weights, but {sharded[0]!r} is a shard (DTensor): prune before fully_shard, or inside "
+            "`with lightning_graphon.pruning.gathered(model):` on every process, or use PruneAtInit"
+        )
+
+
 def compute_masks(
     model: nn.Module,
     plan: Plan,
@@ -124,6 +134,7 @@ def compute_masks(
     method, weights = plan.resolved, select_weights(model, plan.include, plan.exclude)
     if method.needs == "loss" and not len(batches):
         raise ValueError(f"{method.name} scores weights by the loss on data: give at least one batch (batches=...)")
+    _check_whole(weights)
     shapes = {name: weight.shape for name, weight in weights.items()}
     budget = Quota.of(model, plan, shapes)
     originals = {name: weight.data for name, weight in weights.items()}

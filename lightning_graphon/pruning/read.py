@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.pruning.shards import whole
 from lightning_graphon.pruning.targets import Patterns, select_weights
 
 
@@ -13,6 +14,8 @@ def read_masks(model: nn.Module, include: Patterns = None, exclude: Patterns = N
         model: Any module; a dense one has masks that keep everything.
         include: Which weights, as in `prune`; those that torch.nn.utils.prune masks are always read.
         exclude: Which not.
+
+    Where weights are cut over processes, every process must call it.
 
     Returns:
         Masks by the weight's qualified name, in network order.
@@ -32,7 +35,7 @@ def read_masks(model: nn.Module, include: Patterns = None, exclude: Patterns = N
         if not foreign:
             raise
         weights = {}
-    found = {**foreign, **{name: weight.detach() != 0 for name, weight in weights.items()}}
+    found = {**foreign, **{name: whole(weight.detach() != 0) for name, weight in weights.items()}}
     order = [f"{path}.weight".lstrip(".") for path, _ in model.named_modules()]
     rank = {name: place for place, name in enumerate(order)}
     return Masks(dict(sorted(found.items(), key=lambda item: rank.get(item[0], len(rank)))))

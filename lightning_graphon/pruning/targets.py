@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_graphon._checks import nearest
+from lightning_graphon.pruning.shards import plain_class
 
 Pattern: TypeAlias = str | type[nn.Module]
 Patterns: TypeAlias = Pattern | Sequence[Pattern] | None
@@ -132,7 +133,9 @@ def _candidates(model: nn.Module, frozen: bool = False) -> list[_Candidate]:
         for _, key, module in homes[parameter]:
             kind = _kind(module, key)
             if kind is not None:
-                aliases = {a for p, k, m in homes[parameter] for a in (_join(p, k), *_ancestors(p), type(m).__name__)}
+                aliases = {
+                    a for p, k, m in homes[parameter] for a in (_join(p, k), *_ancestors(p), plain_class(m).__name__)
+                }
                 found.append(_Candidate(name, parameter, module, frozenset(aliases - {""}), kind == "default"))
                 break
     return found

@@ -6,11 +6,11 @@ Its kernel does not move and its probe is not finite, so the prediction is what 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from toys import Classifier, digits, loader, make_trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
+from toys import Classifier, digits, loader, make_trainer
 
 from lightning_graphon.callbacks import LossDecayMonitor
 
@@ -43,7 +43,10 @@ class Scheduled(Classifier):
         optimizer = self.make_optimizer(self)
         if self.make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }
 
 
 def one_group(**kwargs):
@@ -206,8 +209,9 @@ def test_observed_is_the_loss_of_the_probe_by_hand():
 
         def on_train_batch_end(self, trainer, pl_module, *args):
             with torch.no_grad():
-                by_hand[trainer.global_step] = float(F.cross_entropy(x.double() @ pl_module.net.weight.double().T
-                                                                     + pl_module.net.bias.double(), y))
+                by_hand[trainer.global_step] = float(
+                    F.cross_entropy(x.double() @ pl_module.net.weight.double().T + pl_module.net.bias.double(), y)
+                )
 
     watch = monitor()
     fit(Scheduled(one_group()), watch, Look())

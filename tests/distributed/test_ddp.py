@@ -1,11 +1,6 @@
 """Two real processes with gloo on the CPU: one set of masks, whatever the ranks' data and random numbers."""
 
-import os
 import pickle
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,24 +10,11 @@ from lightning_graphon.graphon import estimate_graphon
 from lightning_graphon.pruning import prune
 
 pytestmark = pytest.mark.distributed
-SCRIPT = Path(__file__).parent / "ddp_script.py"
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ddp")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    roots = [str(SCRIPT.parent.parent.parent), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, roots))
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True, timeout=150, env=environment
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    deadline = start + 150
-    while not (folder / "rank1.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+def ranks(two_processes, tmp_path_factory):
+    return two_processes("ddp_script.py", tmp_path_factory.mktemp("ddp"))
 
 
 @pytest.mark.parametrize("method", [*METHODS, "batch norm"])

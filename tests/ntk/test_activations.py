@@ -11,7 +11,13 @@ from lightning_graphon.ntk.bivariate import bivariate_cdf, owens_t
 
 CENTRED = [(0, 0, 1.0, 2.0, 0.7), (0, 0, 1.5, 1.4, -1.2), (0, 0, 1.0, 1.0, 0.99)]
 SHIFTED = [(0.7, -0.4, 1.0, 0.5, 0.4), (0.3, 0.3, 1.0, 1.0, 0.98), (-1.0, 2.0, 0.3, 2.0, -0.5)]
-KNOTS = {"hardtanh": (-1.0, 1.0), "relu6": (0.0, 6.0), "hardsigmoid": (-3.0, 3.0)}
+# Around the kink finer and finer, for correlations near 1, where the oracle's inner integral turns sharply there.
+FINE = (-0.4, -0.1, -0.02, -0.005, 0.0, 0.005, 0.02, 0.1, 0.4)
+KNOTS = dict.fromkeys(("elu", "selu", "celu", "softsign"), FINE) | {
+    "hardtanh": (-1.0, 1.0),
+    "relu6": (0.0, 6.0),
+    "hardsigmoid": (-3.0, 3.0),
+}
 SMOOTH = ["identity", "erf", "gelu", "sin", "cos", "square", "gaussian", "tanh", "sigmoid", "silu", "softplus", "mish"]
 PIECEWISE = ["relu", "leaky_relu", "abs", "hardtanh", "relu6", "hardsigmoid"]
 
@@ -37,13 +43,48 @@ def test_equals_quadrature(name, case):
     np.testing.assert_allclose(mine, truth, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("case", CENTRED + SHIFTED)
+@pytest.mark.parametrize("rho", [0.5, 0.79, 0.81, 0.99, 0.99999, -0.9, -0.999])
+@pytest.mark.parametrize("name", ["elu", "selu", "celu", "softsign"])
+def test_kinked_and_centred_equals_quadrature(name, rho):
+    """On both sides of the correlation 0.8, where the series hands over to the sectors."""
+    for qx, qy in ((1.0, 1.5), (4.0, 0.1)):
+        mine, truth = both(name, (0, 0, qx, qy, rho * (qx * qy) ** 0.5))
+        # 1e-10 for the ELU family; softsign's poles at |z| = -1 slow the radial rule down, its docstring says 5e-9.
+        np.testing.assert_allclose(mine, truth, rtol=0, atol=5e-9 if name == "softsign" else 1e-10)
+
+
+@pytest.mark.parametrize("case", SHIFTED)
 @pytest.mark.parametrize("name", ["elu", "selu", "softsign"])
-def test_kinked_series_is_as_accurate_as_it_says(name, case):
+def test_kinked_series_with_means_is_as_accurate_as_it_says(name, case):
     mine, truth = both(name, case)
     # A kink makes Hermite coefficients decay like a power; the docstring states these figures.
     np.testing.assert_allclose(mine[0], truth[0], atol=1e-4)
     np.testing.assert_allclose(mine[1], truth[1], atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "module", [nn.ELU(0.7), nn.CELU(1.7), nn.SELU(), nn.Softsign()], ids=lambda m: type(m).__name__
+)
+def test_kinked_modules_with_their_settings(module):
+    dual = dual_activation(module)
+    z = torch.linspace(-3, 3, 50, dtype=torch.float64)
+    torch.testing.assert_close(dual.forward(z), module(z), rtol=1e-14, atol=1e-14)
+    mine = dual.covariance(scalar(1.0), scalar(2.0), scalar(1.3))
+    f, g = (lambda z, h=h: h(torch.from_numpy(z)).numpy() for h in (dual.forward, dual.derivative))
+    truth = [gaussian_pair(h, 0, 0, 1.0, 2.0, 1.3) for h in (f, g)]
+    np.testing.assert_allclose([m.item() for m in mine], truth, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["elu", "selu", "softsign"])
+def test_kinked_is_finite_for_equal_opposite_and_zero_rows(name):
+    q = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    p = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    d = torch.tensor([0.0, 4.0, 1.0, 0.0, 1e-12], dtype=torch.float64, requires_grad=True)
+    out = dual_activation(name).pair(q, p, d)
+    sum(t.sum() for t in out).backward()
+    for t in (*out, q.grad, p.grad, d.grad):
+        assert torch.isfinite(t).all()
+    assert out[0][0].abs() < 1e-14  # equal rows stay equal, up to rounding
 
 
 @pytest.mark.parametrize("name", SMOOTH + PIECEWISE + ["elu"])
@@ -89,6 +130,7 @@ def test_relu_is_finite_for_equal_opposite_and_zero_rows():
     for t in (*out, q.grad, p.grad, d.grad):
         assert torch.isfinite(t).all()
     torch.testing.assert_close(out[1].detach()[:2], torch.tensor([0.5, 0.0], dtype=torch.float64))  # exact angles 0, π
+    torch.testing.assert_close(out[1].detach()[2:4], torch.tensor([0.25, 0.25], dtype=torch.float64))  # zero rows
     torch.testing.assert_close(out[0].detach()[:3], torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64))
 
 

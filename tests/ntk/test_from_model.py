@@ -123,6 +123,16 @@ def test_frozen_parameters_and_dtypes():
     assert relative(single, last) < 1e-5
 
 
+@pytest.mark.parametrize("propagate", ["energy", "drift"])
+def test_model_and_samples_of_different_dtypes(propagate):
+    model, x = network(0, widths=[64, 32, 32, 10]).float(), digits(6)
+    truth = graphon_ntk_from_model(model, x.float(), propagate=propagate)
+    mixed = graphon_ntk_from_model(model, x, propagate=propagate)
+    assert mixed.dtype == torch.float64
+    assert relative(mixed, truth) < 1e-14  # the digits are exact in float32
+    assert relative(graphon_ntk_from_model(model.double(), x.float(), propagate=propagate), truth) < 1e-14
+
+
 class Written(nn.Module):
     """The same chain with functions, methods, reshapes and dropout, and two names for the activations."""
 

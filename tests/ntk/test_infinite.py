@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_graphon.graphon import StepGraphon
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk
+from lightning_graphon.ntk._recursion import tiles
 
 ONE = StepGraphon(torch.ones(1, 1, dtype=torch.float64))
 
@@ -101,6 +102,22 @@ def test_two_sets_tiles_and_per_output():
     torch.testing.assert_close(graphon_ntk(x[:9], chain, x2=x[9:], reduce=None), full[:, :9, 9:])
     torch.testing.assert_close(graphon_ntk(x, chain, reduce=None, max_memory=1), full)
     torch.testing.assert_close(full, full.mT, rtol=0, atol=0)  # symmetric by construction
+
+
+def test_drift_keeps_to_the_memory_and_shares_its_tiles(monkeypatch):
+    from lightning_graphon.ntk import Share, drift
+
+    chain, _, widths = random_chain()
+    x, options = digits(20), {"propagate": "drift", "widths": widths, "reduce": None}
+    full = graphon_ntk(x, chain, **options)
+    edges = []
+    monkeypatch.setattr(drift, "tiles", lambda *args, **named: edges.append(args[2]) or tiles(*args, **named))
+    torch.testing.assert_close(graphon_ntk(x, chain, max_memory=1, **options), full)
+    assert edges == [8]  # the smallest tile; 20 samples fit one tile without a limit
+    monkeypatch.setattr(Share, "collect", lambda self, partial: partial)
+    parts = [graphon_ntk(x, chain, group=Share(r, 3), **options) for r in range(3)]
+    torch.testing.assert_close(sum(parts), full)
+    assert all(bool(p.any()) and not bool(p.all()) for p in parts)
 
 
 def test_equal_positions_cost_one():
