@@ -4,7 +4,7 @@ A prediction needs the gradient of the loss at every step. Running `training_ste
 the recording holds only what lies between the outputs and the loss.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,12 +93,19 @@ def _recorded(loss: Loss, outputs: Tensor, dtype: torch.dtype, reads_values: boo
     except Exception:  # whatever user code does that cannot be recorded
         return None
     recording = RecordedLoss(program, slope, dtype, reads_values)
+    places = _places(recording, outputs.double(), _MORE_PLACES if reads_values else _PLACES)
+    return recording if all(_agree(recording, loss, place.to(dtype)) for place in places) else None
+
+
+def _places(recording: RecordedLoss, outputs: Tensor, scales: tuple[float, ...]) -> Iterator[Tensor]:
+    """Outputs in random directions, and downhill, where training goes."""
     generator = torch.Generator().manual_seed(0)
-    for scale in _MORE_PLACES if reads_values else _PLACES:
+    gradient = recording.value_and_gradient(outputs)[1]
+    downhill = -gradient * outputs.numel() ** 0.5 / gradient.norm().clamp_min(1e-300)
+    for scale in scales:
         noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs.device)
-        if not _agree(recording, loss, (outputs.double() + scale * noise).to(dtype)):
-            return None
-    return recording
+        yield outputs + scale * noise
+        yield outputs + scale * downhill
 
 
 def _program(fn: Callable[[Tensor], Any], at: Tensor, reads_values: bool) -> Callable[[Tensor], Any]:
