@@ -19,7 +19,11 @@ def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, se
     Raises:
         ValueError: There is no training data.
     """
-    batches = train_batches(trainer, pl_module, size, seed=seed, enough=lambda seen: _count(seen) >= size)
+    batches = train_batches(
+        trainer, pl_module, size, required=False, seed=seed, enough=lambda seen: _count(seen) >= size
+    )
+    if not batches:
+        raise ValueError("there is no training data to draw a probe batch from: the train dataloader yields no batch")
     try:
         batch = tree_map(_joined, batches[0], *batches[1:], is_leaf=_is_leaf)
     except (ValueError, TypeError, RuntimeError):

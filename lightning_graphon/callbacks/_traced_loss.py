@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lightning_graphon.callbacks._network import Network, NotReadableError
@@ -111,9 +111,28 @@ def _places(recording: RecordedLoss, outputs: Tensor, scales: tuple[float, ...])
 def _program(fn: Callable[[Tensor], Any], at: Tensor, reads_values: bool) -> Callable[[Tensor], Any]:
     """What `fn` does with tensors."""
     program: GraphModule = make_fx(fn, _error_on_data_dependent_ops=not reads_values)(at)
-    program.graph.eliminate_dead_code()
+    program.graph.eliminate_dead_code(_has_effect)
     program.recompile()
     return program.forward
+
+
+def _has_effect(node: Node) -> bool:
+    """Whether an operation without users matters: one that writes into a value of the recording.
+
+    Not one that writes into a tensor of the module (a counter, a metric's state), nor one that draws random numbers.
+    """
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return node.op in ("placeholder", "output")
+    random = torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
+    return bool(schema.is_mutable) and not random and _base(node).op != "get_attr"
+
+
+def _base(node: Node) -> Node:
+    """Where the tensor that an operation works on comes from."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
 
 
 def _value_and_gradient(fn: Loss, outputs: Tensor) -> tuple[Tensor, Tensor]:
