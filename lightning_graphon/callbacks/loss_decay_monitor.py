@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_graphon._checks import check_choice
-from lightning_graphon.callbacks._distributed import flattens_parameters
+from lightning_graphon.callbacks._distributed import shards_parameters
 from lightning_graphon.callbacks._loss_watch import LossWatch, Options, passed
 from lightning_graphon.callbacks._masks_of import masks_of
 from lightning_graphon.callbacks._network import NotReadableError, read_network
@@ -191,7 +191,7 @@ class LossDecayMonitor(Callback):
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         restored, self._restored = self._restored, None
-        if flattens_parameters(trainer) or any(map(is_sharded, pl_module.parameters())):
+        if shards_parameters(trainer) or any(map(is_sharded, pl_module.parameters())):
             self._active = False
             log.warning(_SHARDED, type(trainer.strategy).__name__)
             return
