@@ -70,7 +70,7 @@ class LossWatch:
         self._optimizer = optimizer
         self._descent = _descent(optimizer)
         self._next_drift = 0
-        self._largest = 0.0  # loss seen
+        self._largest, self._exploded = 0.0, False  # loss seen; the first prediction
         # Step at which the optimizer was new: that of the checkpoint's run, or now where a fit begins without one.
         self._new_at = 0 if optimizer.state else step
         with network.evaluated(), torch.no_grad():
@@ -135,6 +135,8 @@ class LossWatch:
         """A void prediction far above every loss seen so far would only hide the other curves of a chart."""
         self._largest = max(self._largest, abs(values["observed"]))
         if self.void is not None and not abs(values["predicted"]) <= _EXPLODED * self._largest:
+            self._exploded = True
+        if self._exploded:
             del values["predicted"], values["relative_error"]
 
     def _measure(self) -> tuple[Tensor, float]:
@@ -219,6 +221,7 @@ class LossWatch:
             "drift": self._drift.state_dict(),
             "next_drift": self._next_drift,
             "largest": self._largest,
+            "exploded": self._exploded,
             "new_at": self._new_at,
         }
 
@@ -235,7 +238,8 @@ class LossWatch:
         )
         self.void = None if state["void"] is None else (int(state["void"][0]), str(state["void"][1]))
         self._drift.load_state_dict(state["drift"])
-        self._next_drift, self._largest = int(state["next_drift"]), float(state["largest"])
+        self._next_drift = int(state["next_drift"])
+        self._largest, self._exploded = float(state["largest"]), bool(state["exploded"])
         self._new_at = int(state["new_at"])
 
 

@@ -490,7 +490,15 @@ def test_several_networks_in_a_row():
     watch = monitor(start_step=1)
     fit(watch, model=Autoencoder())
     assert watch.curves["step"].tolist() == [0.0, 1.0, 2.0, 4.0, 6.0]
-    assert watch.curves["predicted"][1:].isfinite().all()
+    assert watch.curves["predicted"][1].isfinite()
+
+
+def test_exploded_predictions_are_not_drawn():
+    """With a learning rate far beyond the largest stable one; once void, and never again."""
+    watch = monitor(start_step=1)
+    fit(watch, model=Autoencoder())
+    assert watch.void_from == 2
+    assert watch.curves["predicted"].isfinite().tolist() == [False, True, False, False, False]
 
 
 # Pruned
