@@ -3,6 +3,7 @@
 import csv
 import importlib
 import math
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -110,7 +111,7 @@ def pruned():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 2048, bias=False), nn.ReLU(), nn.Linear(2048, 3, bias=False))
     inputs, labels = torch.randn(12, 8), torch.arange(12) % 3
-    masks = prune(net, "snip", sparsity=0.5, batches=[(inputs, labels)])
+    masks = prune(net, "random", sparsity=0.5, seed=1)
     return net, masks, load("loss_decay_metrics").Sample(inputs, labels, 12)
 
 
@@ -197,3 +198,13 @@ def test_settings_that_cannot_work_are_refused(example, capsys, argv, message):
     with pytest.raises(SystemExit):
         example.parse(argv)
     assert message in capsys.readouterr().err
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the trainer's log folder
+    text, names = (EXAMPLES.parent / "docs" / "loss_decay.md").read_text(encoding="utf-8"), {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(block, "loss_decay.md", "exec"), names)  # noqa: S102  (our own text)
+    curves = names["monitor"].curves
+    assert curves["observed"][-1] < curves["observed"][0]
+    assert curves["predicted"][-1] < curves["predicted"][0]
