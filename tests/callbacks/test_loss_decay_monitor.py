@@ -521,6 +521,33 @@ def test_pruned_networks_in_the_lazy_regime(method, first):
     assert watch.void_from is None
 
 
+def he_init():
+    """Weights that keep the scale of the signal; the last layer's too."""
+    net = nn.Sequential(
+        nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+    )  # fmt: skip
+    for layer in net[::2]:
+        nn.init.kaiming_normal_(layer.weight)
+    return net
+
+
+def test_random_pruning_leaves_the_lazy_regime(caplog):
+    """The kernel moves: said once, before the prediction is far off; predictions from fresh kernels hold."""
+    watch = monitor(probe_size=96, every_n_steps=5, refresh_every_n_steps=20)
+    model = Classifier(he_init, lambda p: torch.optim.SGD(p, lr=0.3))
+    fit(quiet("random"), watch, model=model, data=loader(shuffle=True), max_epochs=27)
+    curves = watch.curves
+    errors = (curves["predicted"] / curves["observed"] - 1).abs()
+    past = curves["step"][errors > 0.25]
+    assert len(past), "the prediction of the start must fail for this test to say anything"
+    assert watch.void_from is not None
+    assert watch.void_from < float(past[0])
+    assert len([m for m in warned(caplog) if "no longer holds" in m]) == 1
+    refreshed = (curves["refreshed"] / curves["observed"] - 1).abs()
+    assert float(refreshed[refreshed.isfinite()].max()) < 0.1
+    assert float(refreshed[-1]) < float(errors[-1])
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"unknown kernel 'empiric'.*'empirical'"):
         LossDecayMonitor(kernel="empiric")
