@@ -45,6 +45,16 @@ def take(batch: Any, size: int) -> Any:
     return tree_map(lambda x: x[:size] if _per_sample(x, count) else x, batch, is_leaf=_is_leaf)
 
 
+def doubled(batch: Any) -> Any:
+    """The batch with every sample twice.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: It holds what cannot be joined.
+    """
+    counts = [samples(batch)] * 2
+    return tree_map(lambda x: _joined((x, x), counts), batch, is_leaf=_is_leaf)
+
+
 def per_sample(batch: Any) -> list[Tensor]:
     """The tensors of a batch with one entry a sample, in order."""
     count = samples(batch)

@@ -78,6 +78,8 @@ class LossDecayMonitor(Callback):
         start_step: Optimizer step of the prediction; None: 0 for SGD, 10 for adaptive optimizers.
         tolerance: Largest relative error of a prediction that holds.
         drift_tolerance: Largest kernel drift of a prediction that holds.
+        full_kernel: Use the kernel between all pairs of outputs, [N·C, N·C], instead of the mean of the outputs' own,
+            [N, N]: better for SNIP's masks, and a few milliseconds a step.
         loss_fn: `loss_fn(pl_module, batch)` -> scalar in place of `training_step`.
         figure: Draw the figure at the end of training.
         verbose: Print what was found.
@@ -103,6 +105,7 @@ class LossDecayMonitor(Callback):
         start_step: int | None = None,
         tolerance: float = 0.1,
         drift_tolerance: float = 0.5,
+        full_kernel: bool = False,
         loss_fn: ModuleLoss | None = None,
         figure: bool = True,
         verbose: bool = True,
@@ -121,7 +124,7 @@ class LossDecayMonitor(Callback):
             raise ValueError(f"start_step must be 0 or more, or None, got {start_step!r}")
         self.options = Options(
             kernel, propagate, every_n_steps, drift_every_n_steps, refresh, start_step, tolerance,
-            drift_tolerance,
+            drift_tolerance, full_kernel,
         )  # fmt: skip
         self.probe_size, self.probe_seed, self.loss_fn = probe_size, probe_seed, loss_fn
         self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
@@ -207,7 +210,9 @@ class LossDecayMonitor(Callback):
             raise NotReadableError(self._gave_up)
         network = read_network(objective, pl_module, batch)
         size = max(_training_points(trainer), samples(batch))
-        what = (self.options, network, trainer.optimizers[0], masks_of(trainer, pl_module), size, trainer.global_step)
+        loader, masks = trainer.train_dataloader, masks_of(trainer, pl_module)
+        batch_size = getattr(loader, "batch_size", None)
+        what = (self.options, network, trainer.optimizers[0], masks, size, trainer.global_step, batch_size)
         self._watch = LossWatch(*what)
         if restored and not self._resume(restored, trainer):
             self._watch = LossWatch(*what)
@@ -233,7 +238,7 @@ class LossDecayMonitor(Callback):
 
     def _settings(self) -> dict[str, Any]:
         """What two runs must have in common for one to go on with the other's prediction."""
-        names = ("kernel", "propagate")
+        names = ("kernel", "propagate", "full_kernel")
         chosen = {name: getattr(self.options, name) for name in names}
         return {**chosen, "probe_size": self.probe_size, "probe_seed": self.probe_seed}
 

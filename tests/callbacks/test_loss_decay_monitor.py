@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from toys import Autoencoder, Classifier, Gan, Recorder, cnn, digits, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import LossDecayMonitor
+from lightning_graphon.callbacks._forecast import Forecast
 
 
 def monitor(**kwargs):
@@ -493,12 +494,16 @@ def test_several_networks_in_a_row():
     assert watch.curves["predicted"][1].isfinite()
 
 
-def test_exploded_predictions_are_not_drawn():
-    """With a learning rate far beyond the largest stable one; once void, and never again."""
-    watch = monitor(start_step=1)
-    fit(watch, model=Autoencoder())
-    assert watch.void_from == 2
-    assert watch.curves["predicted"].isfinite().tolist() == [False, True, False, False, False]
+def test_exploded_predictions_are_not_drawn(monkeypatch):
+    """From the step on where they exceed ten times every loss seen, and never again."""
+    predicted = iter([2.0, 2.0, 1000.0, 1000.0, 2.0, 2.0, 2.0, 2.0])
+    monkeypatch.setattr(Forecast, "loss", property(lambda forecast: next(predicted)))
+    watch = monitor(tolerance=5.0)
+    fit(watch)
+    finite = watch.curves["predicted"].isfinite().tolist()
+    assert finite[:2] == [True, True]
+    assert not any(finite[2:])
+    assert watch.void_from == watch.curves["step"][2]
 
 
 # Pruned
