@@ -128,7 +128,8 @@ class LossDecayMonitor(Callback):
         )  # fmt: skip
         self.probe_size, self.probe_seed, self.loss_fn = probe_size, probe_seed, loss_fn
         self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
-        self.metric = LossDecay(tolerance)
+        # Updated by the first process alone; a sync would wait for the others forever.
+        self.metric = LossDecay(tolerance, sync_on_compute=False)
         self._reset()
 
     def _reset(self) -> None:
