@@ -73,6 +73,7 @@ class LossWatch:
         self._optimizer = optimizer
         self._scale = _scale(network, batch_size)
         self._descent = _descent(optimizer, self._scale)
+        self._read: list[Any] = []
         self._next_drift = 0
         self._largest, self._exploded = 0.0, False  # loss seen; the first prediction
         # Step at which the optimizer was new: that of the checkpoint's run, or now where a fit begins without one.
@@ -95,7 +96,9 @@ class LossWatch:
         Raises:
             NotReadableError: The optimizer has changed what it does.
         """
-        self._descent = _descent(self._optimizer, self._scale)
+        now = [(float(g["lr"]), g.get("momentum"), g.get("betas")) for g in self._optimizer.param_groups]
+        if now != self._read:  # every training step comes by here: read again only what has changed
+            self._read, self._descent = now, _descent(self._optimizer, self._scale)
         for forecast in (self.initial, self.refreshed):
             if forecast is not None:
                 forecast.advance(self._descent)

@@ -129,7 +129,6 @@ class LossDecayMonitor(Callback):
         self.probe_size, self.probe_seed, self.loss_fn = probe_size, probe_seed, loss_fn
         self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
         # Updated by the first process alone; a sync would wait for the others forever.
-        self.metric = LossDecay(tolerance, sync_on_compute=False)
         self._reset()
 
     def _reset(self) -> None:
@@ -140,13 +139,20 @@ class LossDecayMonitor(Callback):
         self._active = False
         self._void_from: int | None = None
         self._gave_up: str | None = None
-        self.metric.reset()
 
     @property
     def curves(self) -> dict[str, Tensor]:
         """`step`, `observed`, `predicted` and `refreshed`, [K] each, float64; NaN where there is no value."""
         rows = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, len(_CURVES))
         return dict(zip(_CURVES, rows.T, strict=True))
+
+    @property
+    def metric(self) -> LossDecay:
+        """Agreement of prediction and observation so far, of this process."""
+        metric = LossDecay(self.options.tolerance, sync_on_compute=False)
+        step, observed, predicted, _ = (values[self.curves["predicted"].isfinite()] for values in self.curves.values())
+        metric.update(predicted, observed, step)
+        return metric
 
     @property
     def void_from(self) -> int | None:
@@ -232,7 +238,6 @@ class LossDecayMonitor(Callback):
                 trainer.global_step, error,
             )  # fmt: skip
             self._rows, self._void_from = [], None
-            self.metric.reset()
             return False
         self._void_from = None if self._watch.void is None else self._watch.void[0]
         return True
@@ -259,8 +264,6 @@ class LossDecayMonitor(Callback):
         step = trainer.global_step
         log_scalars(trainer, {f"loss_decay/{name}": value for name, value in values.items()})
         self._rows.append([float(step), *(values.get(name, torch.nan) for name in _CURVES[1:])])
-        if "predicted" in values:
-            self.metric.update(values["predicted"], values["observed"], step)
 
     def _tell_void(self) -> None:
         if self._watch is None or self._watch.void is None or self._void_from is not None:
@@ -334,7 +337,6 @@ class LossDecayMonitor(Callback):
             "gave_up": self._gave_up,
             "settings": self._settings(),
             "rows": torch.tensor(self._rows, dtype=torch.float64),
-            "metric": self.metric.state_dict(),
         }
 
     @override
@@ -344,7 +346,6 @@ class LossDecayMonitor(Callback):
             self._restored = state_dict
             self._gave_up = state_dict["gave_up"]
             self._rows = state_dict["rows"].tolist()
-            self.metric.load_state_dict(state_dict["metric"])
 
     def __getstate__(self) -> dict[str, Any]:
         return state_without_module(self, "_watch", "_observe_only")
