@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._eager import eager
 from lightning_graphon.callbacks._probe import draw_probe, labels_of, per_sample, samples, with_samples
 from lightning_graphon.callbacks._training_step import TrainingStepObjective
 from lightning_graphon.callbacks._watch import Watch
@@ -54,7 +55,7 @@ class Network:
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """Eval mode; the module, its gradients and the random numbers are as before afterwards."""
-        with untouched(self.root):
+        with untouched(self.root), eager():
             self.root.eval()
             yield
 

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from lightning_graphon._eager import eager
 from lightning_graphon.callbacks._watch import Watch
 from lightning_graphon.pruning.objective import call as call_network
 from lightning_graphon.pruning.objective import guess_inputs, is_float, ones_like_sample, total
@@ -109,7 +110,7 @@ class TrainingStepObjective:
         with ExitStack() as stack:
             stack.enter_context(nullcontext() if isinstance(precision, MixedPrecision) else precision.forward_context())
             stack.enter_context(_dummy_loggers(self._trainer))
-            stack.enter_context(torch.compiler.set_stance("force_eager"))  # an analysis must not cause compilations
+            stack.enter_context(eager())
             for module in self._module.modules():
                 if isinstance(module, pl.LightningModule):
                     stack.enter_context(_muted(module, self._captured))
