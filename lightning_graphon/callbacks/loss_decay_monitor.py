@@ -127,7 +127,7 @@ class LossDecayMonitor(Callback):
         )  # fmt: skip
         self.probe_size, self.probe_seed, self.loss_fn = probe_size, probe_seed, loss_fn
         self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
-        self.metric = LossDecay(tolerance)
+        self.metric = LossDecay(tolerance, sync_on_compute=False)  # only the first process measures anything
         self._reset()
 
     def _reset(self) -> None:
