@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from lightning_graphon._eager import eager
 from lightning_graphon.callbacks._watch import Watch
 from lightning_graphon.pruning.objective import call as call_network
 from lightning_graphon.pruning.objective import guess_inputs, is_float, ones_like_sample, total
@@ -63,16 +64,16 @@ class TrainingStepObjective:
             return total(call_network(self._module, inputs))
 
     def watched(
-        self, batch: Any, replace: Mapping[int, Tensor] | None = None, among: Sequence[nn.Module] | None = None
+        self, batch: Any, replace: Mapping[int, Tensor] | None = None, modules: Sequence[nn.Module] | None = None
     ) -> tuple[Tensor, Watch]:
         """The loss of a batch, and the outermost calls of modules on the way to it, in the modules' present mode.
 
         Args:
             batch: As `training_step` gets it.
             replace: Number of a call -> what it returns instead.
-            among: As in `Watch`.
+            modules: Which modules are watched; None: those with trainable weights now.
         """
-        with self._silenced(), Watch(self._module, replace=replace, among=among) as watch:
+        with self._silenced(), Watch(self._module, replace=replace, modules=modules) as watch:
             return self._loss_fn(self._module, batch), watch
 
     def _final_calls(self, batch: Any) -> frozenset[int]:
@@ -109,7 +110,7 @@ class TrainingStepObjective:
         with ExitStack() as stack:
             stack.enter_context(nullcontext() if isinstance(precision, MixedPrecision) else precision.forward_context())
             stack.enter_context(_dummy_loggers(self._trainer))
-            stack.enter_context(torch.compiler.set_stance("force_eager"))  # an analysis must not cause compilations
+            stack.enter_context(eager())
             for module in self._module.modules():
                 if isinstance(module, pl.LightningModule):
                     stack.enter_context(_muted(module, self._captured))

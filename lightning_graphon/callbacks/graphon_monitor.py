@@ -124,10 +124,11 @@ class GraphonMonitor(Callback):
         self.graphons: dict[str, StepGraphon] = {}
         self.tests: dict[str, HomogeneityTest] = {}
         self._masks: Masks | None = None
+        self._refusal = ""
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._masks = None
+        self._masks, self._refusal = None, ""
         self._spectra = KernelSpectrum(self.kernel, self.propagate, self.probe_size, self.probe_seed)
         self._look(trainer, pl_module)
         self._guarded(self._log_spectrum, trainer, pl_module)
@@ -166,7 +167,9 @@ class GraphonMonitor(Callback):
         except NotReadableError as error:
             if self.raise_errors:
                 raise
-            log.warning("GraphonMonitor shows no spectrum: %s", error)
+            if str(error) != self._refusal:  # once, not at every look
+                log.warning("GraphonMonitor shows no spectrum: %s", error)
+            self._refusal = str(error)
         except Exception:
             if self.raise_errors:
                 raise

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 Work: TypeAlias = Callable[[pl.Trainer, pl.LightningModule], None]
 _CURVES = ("step", "observed", "predicted", "refreshed")
 _UNKNOWN_SIZE = 10**9
+# What reading the state of another program, or of another version, may raise.
+_FOREIGN = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 _SHARDED = (
     "LossDecayMonitor does nothing under %s: it shards the parameters, and the probe is run by one process alone. Use "
     "strategy='ddp' or one device."
@@ -128,7 +130,6 @@ class LossDecayMonitor(Callback):
         )  # fmt: skip
         self.probe_size, self.probe_seed, self.loss_fn = probe_size, probe_seed, loss_fn
         self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
-        # Updated by the first process alone; a sync would wait for the others forever.
         self._reset()
 
     def _reset(self) -> None:
@@ -232,7 +233,7 @@ class LossDecayMonitor(Callback):
             if restored["settings"] != self._settings():
                 raise ValueError(f"it was made with {restored['settings']}, and now it is {self._settings()}")
             self._watch.load_state_dict(restored["watch"])
-        except ValueError as error:
+        except _FOREIGN as error:
             log.warning(
                 "LossDecayMonitor starts anew at step %d: the checkpoint's prediction does not fit, %s",
                 trainer.global_step, error,
@@ -342,10 +343,17 @@ class LossDecayMonitor(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._reset()
+        try:
+            self._take_over(state_dict)
+        except _FOREIGN as error:
+            self._reset()
+            log.warning("LossDecayMonitor starts anew: the checkpoint's state is none of its own (%r)", error)
+
+    def _take_over(self, state_dict: dict[str, Any]) -> None:
         if state_dict:
-            self._restored = state_dict
             self._gave_up = state_dict["gave_up"]
-            self._rows = state_dict["rows"].tolist()
+            self._rows = state_dict["rows"].reshape(-1, len(_CURVES)).tolist()
+            self._restored = state_dict
 
     def __getstate__(self) -> dict[str, Any]:
         return state_without_module(self, "_watch", "_observe_only")

@@ -9,6 +9,7 @@ import torch.nn.attention
 from torch import Tensor, nn
 
 from lightning_graphon._checks import nearest
+from lightning_graphon._eager import eager
 from lightning_graphon.ntk._zeros import trainable_weights, warn_of_zeros
 
 Inputs = Tensor | tuple[Tensor, ...]
@@ -42,7 +43,7 @@ def plain(x: Inputs) -> Inputs:
 
 @contextmanager
 def eval_semantics(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode, gradients on, full precision, private randomness; every flag is put back afterwards."""
+    """Eval mode, gradients on, full precision, private randomness, uncompiled; every flag is put back afterwards."""
     flags = {module: module.training for module in model.modules()}
     cuda = [device] if device.type == "cuda" else []
     tf32, fused = torch.backends.cuda.matmul.allow_tf32, torch.backends.mha.get_fastpath_enabled()
@@ -52,6 +53,7 @@ def eval_semantics(model: nn.Module, device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.mha.set_fastpath_enabled(False)  # fused attention has no per-sample gradients
         with (
+            eager(),
             torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
             torch.inference_mode(False),
             torch.enable_grad(),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.ntk._functional import FunctionalModel, Inputs, batch_size, select
+from lightning_graphon.ntk._memory import out_of_memory
 
 
 def gradients(fm: FunctionalModel, x: Inputs, names: Sequence[str], outputs: int) -> Tensor:
@@ -22,9 +23,9 @@ def gradients(fm: FunctionalModel, x: Inputs, names: Sequence[str], outputs: int
     """
     try:
         return _vectorised(fm, x, names)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        if out_of_memory(error):
+            raise
         # torch.func cannot batch every module (data-dependent branches, custom autograd functions); a loop can.
         return _one_by_one(fm, x, names, outputs)
 

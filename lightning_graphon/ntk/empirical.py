@@ -5,6 +5,7 @@ diagonal preconditioner). For Linear and Conv layers it is computed from activat
 signals; pruned weights contribute nothing. For everything else per-sample gradients are taken in chunks.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from lightning_graphon.ntk._functional import (
 )
 from lightning_graphon.ntk._generic import entry_weights, gradients, groups
 from lightning_graphon.ntk._gram import contract, layer_gram, squared_norm
+from lightning_graphon.ntk._memory import out_of_memory
 from lightning_graphon.ntk._patches import as_matrix
 from lightning_graphon.ntk._recursion import tiles
 from lightning_graphon.ntk.sharing import Share
@@ -69,7 +71,7 @@ def empirical_ntk(
         weight_variance: σ_w² of the "ntk" parameterisation.
         bias_variance: σ_b² of the "ntk" parameterisation.
         max_memory: bytes for signals and temporary tensors, 1 GiB by default; samples are taken in chunks
-            that fit, and running out of memory halves the chunk.
+            that fit. Running out of memory halves the chunk, and a warning says what did fit.
         group: "world" or a process group of torch.distributed: the work is shared out and the kernel
             gathered; model, `x` and masks must be the same on all. Or a `Share`.
 
@@ -195,13 +197,24 @@ def _chunk(fm: FunctionalModel, plan: Plan, budget: int) -> int:
 def _with_retries(
     fm: FunctionalModel, plan: Plan, x: Inputs, x2: Inputs | None, mode: str, budget: int, chunk: int, share: Share
 ) -> Tensor:
-    """Run with ever smaller chunks while memory runs out; alone only, since processes must agree on the tiles."""
-    try:
-        return _assemble(fm, plan, x, x2, mode, budget, chunk, share)
-    except (torch.OutOfMemoryError, MemoryError):
-        if chunk == 1 or share.size > 1:
-            raise
-    return _with_retries(fm, plan, x, x2, mode, max(1, budget // 2), chunk // 2, share)
+    """Run with ever smaller chunks while memory runs out, and say so; alone only: processes must agree on the tiles."""
+    first = chunk
+    while True:
+        try:
+            kernel = _assemble(fm, plan, x, x2, mode, budget, chunk, share)
+        except (RuntimeError, MemoryError) as error:  # noqa: PERF203 - a few tries
+            if not out_of_memory(error) or chunk == 1 or share.size > 1:
+                raise
+            budget, chunk = max(1, budget // 2), chunk // 2
+        else:
+            break
+    if chunk < first:
+        warnings.warn(
+            f"empirical_ntk ran out of memory with {first} samples at a time and went on with {chunk}, "
+            f"max_memory={budget} bytes: give that as max_memory to begin there",
+            stacklevel=3,
+        )
+    return kernel
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._eager import eager
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.methods import Problem
 from lightning_graphon.pruning.objective import LossFn, Objective, SupervisedObjective
@@ -141,7 +141,7 @@ def compute_masks(
     budget = Quota.of(model, plan, shapes)
     originals = {name: weight.data for name, weight in weights.items()}
     masks = {name: torch.ones_like(data, dtype=torch.bool) for name, data in originals.items()}
-    with untouched(model, plan.seed), torch.enable_grad(), _eager():
+    with untouched(model, plan.seed), torch.enable_grad(), eager():
         for step in range(1, plan.rounds + 1):
             problem = Problem(model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average)
             scores = checked_scores(method, method.score(problem, **plan.options), shapes)
@@ -193,8 +193,3 @@ def _warn_of_collapse(masks: Masks, plan: Plan) -> None:
             LayerCollapseWarning,
             stacklevel=4,
         )
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Compiled graphs have no double backward and would recompile for scoring; run them eagerly."""
-    return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()

@@ -17,5 +17,6 @@ def snip(problem: Problem) -> dict[str, Tensor]:
     for loss in problem.losses():
         for total, grad in zip(sums, problem.gradients(loss()), strict=True):
             total += grad
-    grads = [problem.average(total / len(problem.batches)) for total in sums]
-    return problem.named([(w.detach() * g).abs() for w, g in zip(problem.weights.values(), grads, strict=True)])
+    # In place: a large model leaves no room for one more copy of its weights.
+    means = [problem.average(total.div_(len(problem.batches))) for total in sums]
+    return problem.named([g.mul_(w.detach()).abs_() for w, g in zip(problem.weights.values(), means, strict=True)])

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parent.parent / "callbacks"))
 from lightning.pytorch.callbacks import Callback
 from toys import Classifier, Probe, cnn, loader, make_trainer, quiet
 
-from lightning_graphon.callbacks import GraphonMonitor
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
 
 
 class OwnSeed(Callback):
@@ -46,8 +46,9 @@ def fit(method, *before, model=None, sparsity=0.9, **kwargs):
     pruner = quiet(method, sparsity, batches=2)
     probe, model = Probe(pruner), model or Classifier(seed=1)
     watch = GraphonMonitor(verbose=False, figure=False, probe_size=16, spectrum_every_n_epochs=1, raise_errors=True)
+    losses = LossDecayMonitor(probe_size=8, every_n_steps=1, figure=False, verbose=False, raise_errors=True)
     trainer = make_trainer(
-        *before, watch, pruner, probe, strategy="ddp", devices=2, precision="64-true", max_epochs=2, **kwargs
+        *before, watch, pruner, losses, probe, strategy="ddp", devices=2, precision="64-true", max_epochs=2, **kwargs
     )
     trainer.fit(model, loader(batch_size=16), loader(32))
     sample = trainer.train_dataloader.sampler
@@ -56,6 +57,7 @@ def fit(method, *before, model=None, sparsity=0.9, **kwargs):
         "masks": dict(pruner.masks),
         "graphons": {name: graphon.values for name, graphon in watch.graphons.items()},
         "trace": watch.spectrum.trace if watch.spectrum else None,
+        "losses": losses.curves,
         "worst": probe.worst,
         "seen": probe.seen["step"],
         "random": torch.rand(1).item(),

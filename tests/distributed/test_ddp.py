@@ -57,6 +57,16 @@ def test_the_monitor_sees_the_same_graphons_on_every_rank_and_waits_for_nobody(r
     assert ranks[1][method]["trace"] is None
 
 
+@pytest.mark.parametrize("method", ["snip", "batch norm"])
+def test_the_first_process_alone_predicts_the_loss(ranks, method):
+    curves = ranks[0][method]["losses"]
+    steps = 2 * 3
+    assert curves["step"].tolist() == list(range(steps + 1))
+    assert curves["observed"].isfinite().all()
+    assert curves["predicted"][:2].isfinite().all()
+    assert ranks[1][method]["losses"]["step"].numel() == 0
+
+
 def test_ranks_that_disagree_are_told_so(ranks):
     for rank in ranks:
         assert "masks differ between processes" in rank["other weight"]

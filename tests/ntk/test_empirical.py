@@ -254,7 +254,16 @@ def test_batch_statistics_are_refused():
         empirical_ntk(model, torch.randn(6, 5))
 
 
-def test_out_of_memory_halves_the_chunk(monkeypatch):
+def cpu_allocator():
+    """What torch raises when the memory of the CPU runs out."""
+    try:
+        torch.empty(1 << 52)
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError(), cpu_allocator()], ids=repr)
+def test_out_of_memory_halves_the_chunk_and_says_so_once(error, monkeypatch):
     model, x = build("mlp")
     truth, seen = empirical_ntk(model, x), []
     from lightning_graphon.ntk import empirical
@@ -264,12 +273,31 @@ def test_out_of_memory_halves_the_chunk(monkeypatch):
     def tight(fm, plan, x, x2, mode, budget, chunk, share):
         seen.append(chunk)
         if chunk > 1:
-            raise torch.OutOfMemoryError("full")
+            raise error
         return whole(fm, plan, x, x2, mode, budget, chunk, share)
 
     monkeypatch.setattr(empirical, "_assemble", tight)
-    torch.testing.assert_close(empirical_ntk(model, x), truth)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.testing.assert_close(empirical_ntk(model, x, max_memory=1 << 20), truth)
     assert seen == [5, 2, 1]
+    words = [str(w.message) for w in said if "out of memory" in str(w.message)]
+    assert len(words) == 1
+    assert "with 5 samples at a time and went on with 1, max_memory=262144 bytes" in words[0]
+
+
+def test_out_of_memory_at_a_single_sample_and_other_errors_are_raised(monkeypatch):
+    from lightning_graphon.ntk import empirical
+
+    model, x = build("mlp")
+    for error, message in ((MemoryError("full"), "full"), (RuntimeError("shapes"), "shapes")):
+
+        def broken(*args, error=error):
+            raise error
+
+        monkeypatch.setattr(empirical, "_assemble", broken)
+        with pytest.raises(type(error), match=message):
+            empirical_ntk(model, x)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.7, 1.0])

@@ -1,0 +1,13 @@
+"""Running out of memory, by whatever name."""
+
+import torch
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch's on a GPU, a RuntimeError of its CPU allocator, or Python's.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    (True, False)
+    """
+    allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return allocator or isinstance(error, (torch.OutOfMemoryError, MemoryError))
