@@ -8,7 +8,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from toys import METHODS, Classifier, loader, pruned_max
 
-from lightning_graphon.callbacks import PruneAtInit
+from lightning_graphon.callbacks import LossDecayMonitor, PruneAtInit
 from lightning_graphon.presets import preset_path, presets
 from lightning_graphon.pruning.methods import get_method
 
@@ -83,6 +83,24 @@ def test_writes_out_every_default(name):
             assert given[key] == {k: p.default for k, p in options.items() if p.kind is p.KEYWORD_ONLY}
         elif key != "method":
             assert given[key] in allowed.get(key, (parameter.default,)), key
+
+
+def test_loss_decay_writes_out_every_default():
+    (entry,) = yaml.safe_load(preset_path("loss_decay").read_text())["trainer"]["callbacks+"]
+    assert entry["class_path"] == "lightning_graphon.callbacks.LossDecayMonitor"
+    parameters = dict(inspect.signature(LossDecayMonitor.__init__).parameters)
+    del parameters["self"]
+    assert entry["init_args"] == {name: parameter.default for name, parameter in parameters.items()}
+    assert list(entry["init_args"]) == list(parameters)
+
+
+def test_loss_decay_trains_beside_pruning(cli, tmp_path):
+    made = cli(preset_path("snip"), preset_path("loss_decay"))
+    made.trainer.fit_loop.epoch_loop.max_steps = 2
+    (watch,) = [c for c in made.trainer.callbacks if isinstance(c, LossDecayMonitor)]
+    watch.figure = watch.verbose = False
+    made.trainer.fit(made.model)
+    assert watch.curves["predicted"].tolist() == pytest.approx(watch.curves["observed"].tolist())
 
 
 def test_several_presets_compose(cli, tmp_path):
