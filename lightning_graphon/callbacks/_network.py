@@ -1,6 +1,6 @@
 """The network inside a LightningModule as a function of a probe batch, and the loss as a function of its outputs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_graphon._eager import eager
 from lightning_graphon.callbacks._probe import draw_probe, labels_of, per_sample, samples, with_samples
 from lightning_graphon.callbacks._training_step import TrainingStepObjective
-from lightning_graphon.callbacks._watch import Watch
+from lightning_graphon.callbacks._watch import Watch, trainable_modules
 from lightning_graphon.pruning.objective import is_float
 from lightning_graphon.pruning.untouched import untouched
 
@@ -34,7 +34,6 @@ class Network:
         root: The LightningModule.
         objective: Runs its `training_step`.
         final: Number of the call whose result is the output.
-        watched: Modules whose calls are numbered.
     """
 
     module: nn.Module
@@ -44,7 +43,6 @@ class Network:
     root: pl.LightningModule
     objective: TrainingStepObjective
     final: int
-    watched: Sequence[nn.Module]
 
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks, or other tensors of parameters' shapes, by the names that the parameters have inside `module`."""
@@ -66,7 +64,7 @@ class Network:
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Loss of the probe batch if the network's outputs were these, in the modules' present mode."""
-        return self.objective.watched(self.batch, {self.final: outputs}, self.watched)[0]
+        return self.objective.watched(self.batch, replace={self.final: outputs})[0]
 
 
 class StepNetwork(nn.Module):
@@ -77,20 +75,17 @@ class StepNetwork(nn.Module):
         objective: Runs its `training_step`.
         batch: Where the tensors belong.
         final: Number of the call whose result is the output.
-        watched: Modules whose calls are numbered.
     """
 
-    def __init__(
-        self, pl_module: nn.Module, objective: TrainingStepObjective, batch: Any, final: int,
-        watched: Sequence[nn.Module],
-    ) -> None:  # fmt: skip
+    def __init__(self, pl_module: nn.Module, objective: TrainingStepObjective, batch: Any, final: int) -> None:
         super().__init__()
         self.pl_module = pl_module
-        self._of = (objective, batch, final, tuple(watched))
+        # Which weights are trainable is to be asked now: a kernel puts other tensors in their place.
+        self._of = (objective, batch, final, trainable_modules(pl_module))
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        objective, batch, final, watched = self._of
-        output: Tensor = objective.watched(with_samples(batch, tensors), modules=watched)[1].outputs[final]
+        objective, batch, final, modules = self._of
+        output: Tensor = objective.watched(with_samples(batch, tensors), among=modules)[1].outputs[final]
         return output
 
 
@@ -118,9 +113,9 @@ def read_network(objective: TrainingStepObjective, pl_module: pl.LightningModule
         final = _final(watch, samples(batch), type(pl_module).__name__)
     labels, single = labels_of(batch), _single_call(watch)
     if single is None:
-        module: nn.Module = StepNetwork(pl_module, objective, batch, final, watch.modules)
-        return Network(module, tuple(per_sample(batch)), labels, batch, pl_module, objective, final, watch.modules)
-    return Network(single[0], single[1].detach(), labels, batch, pl_module, objective, final, watch.modules)
+        module: nn.Module = StepNetwork(pl_module, objective, batch, final)
+        return Network(module, tuple(per_sample(batch)), labels, batch, pl_module, objective, final)
+    return Network(single[0], single[1].detach(), labels, batch, pl_module, objective, final)
 
 
 def _single_call(watch: Watch) -> tuple[nn.Module, Tensor] | None:

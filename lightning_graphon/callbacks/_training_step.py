@@ -64,16 +64,16 @@ class TrainingStepObjective:
             return total(call_network(self._module, inputs))
 
     def watched(
-        self, batch: Any, replace: Mapping[int, Tensor] | None = None, modules: Sequence[nn.Module] | None = None
+        self, batch: Any, replace: Mapping[int, Tensor] | None = None, among: Sequence[nn.Module] | None = None
     ) -> tuple[Tensor, Watch]:
         """The loss of a batch, and the outermost calls of modules on the way to it, in the modules' present mode.
 
         Args:
             batch: As `training_step` gets it.
             replace: Number of a call -> what it returns instead.
-            modules: Which modules are watched; None: those with trainable weights now.
+            among: As in `Watch`.
         """
-        with self._silenced(), Watch(self._module, replace=replace, modules=modules) as watch:
+        with self._silenced(), Watch(self._module, replace=replace, among=among) as watch:
             return self._loss_fn(self._module, batch), watch
 
     def _final_calls(self, batch: Any) -> frozenset[int]:

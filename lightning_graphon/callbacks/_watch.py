@@ -19,11 +19,9 @@ class Watch:
         cooled: Numbers of calls, from 0.
         ones: If set, inputs that are data (no result of weights) are replaced by ones times this.
         replace: Number of a call -> what it returns instead.
-        modules: Which modules; None: those with trainable weights now. Under `functional_call` the weights are plain
-            tensors and say nothing, so that the modules found before are given.
+        among: The modules to watch, where their weights do not tell now which are trainable.
 
     Attributes:
-        modules: Those that are watched.
         outputs: What each outermost call returned.
         calls: Module, arguments and keyword arguments of each outermost call.
     """
@@ -35,19 +33,19 @@ class Watch:
         cooled: frozenset[int] = frozenset(),
         ones: float | None = None,
         replace: Mapping[int, Tensor] | None = None,
-        modules: Sequence[nn.Module] | None = None,
+        among: Sequence[nn.Module] | None = None,
     ) -> None:
         self.outputs: list[Any] = []
         self.calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
-        self.modules = _trainable(root) if modules is None else modules
-        self._temperature, self._cooled, self._ones = temperature, cooled, ones
-        self._replace = replace or {}
+        self._root, self._temperature, self._cooled, self._ones = root, temperature, cooled, ones
+        self._replace, self._among = replace or {}, among
         self._depth = 0
 
     def __enter__(self) -> "Watch":
+        modules = trainable_modules(self._root) if self._among is None else self._among
         self._handles = [
             handle
-            for module in self.modules
+            for module in modules
             for handle in (
                 module.register_forward_pre_hook(self._before, with_kwargs=True),
                 module.register_forward_hook(self._after, always_call=True),
@@ -90,7 +88,8 @@ class Watch:
         return output
 
 
-def _trainable(root: nn.Module) -> list[nn.Module]:
+def trainable_modules(root: nn.Module) -> list[nn.Module]:
+    """`root` and the modules inside it that have a trainable weight."""
     return [m for m in root.modules() if any(p.requires_grad for p in m.parameters())]
 
 

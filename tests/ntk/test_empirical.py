@@ -262,7 +262,9 @@ def cpu_allocator():
         return error
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError(), cpu_allocator()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), MemoryError(), cpu_allocator()], ids=["gpu", "python", "cpu"]
+)
 def test_out_of_memory_halves_the_chunk_and_says_so_once(error, monkeypatch):
     model, x = build("mlp")
     truth, seen = empirical_ntk(model, x), []
