@@ -2,8 +2,10 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from lightning_graphon.presets import preset_path, presets
 
@@ -16,7 +18,7 @@ lightning-graphon fit --help shows it.
                   (several add up; the same as --config with the path that `lightning-graphon presets NAME` prints)
 """
 _NO_MODEL = (
-    "fit: no model given. Name your LightningModule, on the command line (--model my_module.MyModel) or in a "
+    "no model given. Name your LightningModule, on the command line (--model my_module.MyModel) or in a "
     "configuration file:\n  model:\n    class_path: my_module.MyModel"
 )
 
@@ -33,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: Wrong arguments, or a run that is not there, with status 2 and one sentence on standard error.
 
-    >>> main(["presets", "snip"])  # doctest: +ELLIPSIS
-    ...snip.yaml
+    >>> status = main(["presets"])  # doctest: +ELLIPSIS
+    full        Everything in one file: ...
+    >>> status
     0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -82,7 +85,7 @@ def _fit(arguments: list[str]) -> int:
         print(_FIT_HELP.format(presets=", ".join(presets())))
         return 0
     try:
-        from jsonargparse import ArgumentParser  # noqa: F401
+        from jsonargparse import ArgumentError
         from lightning.pytorch.cli import LightningCLI
     except ImportError as error:
         raise SystemExit(
@@ -90,10 +93,20 @@ def _fit(arguments: list[str]) -> int:
         ) from None
     # A module of the current folder can be named, as with `python main.py`.
     sys.path.insert(0, str(Path.cwd()))
-    made = LightningCLI(args=["fit", *_with_presets(arguments)])
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")  # they are those of sys.argv
+    kwargs = {"prog": "lightning-graphon", "exit_on_error": False}
+    try:
+        made = LightningCLI(args=["fit", *_with_presets(arguments)], parser_kwargs=kwargs)
+    except ArgumentError as error:
+        _fail(_NO_MODEL if "fit.model" in str(error) else str(error))
     if made.trainer.log_dir and made.trainer.is_global_zero:
         print(f"What it found, in one page: lightning-graphon report {made.trainer.log_dir}")
     return 0
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"lightning-graphon fit: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _with_presets(arguments: Sequence[str]) -> list[str]:
@@ -110,7 +123,7 @@ def _with_presets(arguments: Sequence[str]) -> list[str]:
             try:
                 result += ["--config", str(preset_path(name))]
             except ValueError as error:
-                raise SystemExit(f"lightning-graphon fit: {error}") from None
+                _fail(str(error))
         else:
             result.append(argument)
     return result

@@ -8,6 +8,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from toys import METHODS, Classifier, loader, pruned_max
 
+from lightning_graphon import callbacks
 from lightning_graphon.callbacks import PruneAtInit
 from lightning_graphon.presets import preset_path, presets
 from lightning_graphon.pruning.methods import get_method
@@ -83,6 +84,19 @@ def test_writes_out_every_default(name):
             assert given[key] == {k: p.default for k, p in options.items() if p.kind is p.KEYWORD_ONLY}
         elif key != "method":
             assert given[key] in allowed.get(key, (parameter.default,)), key
+
+
+def test_full_is_pruning_and_both_monitors_with_every_default(cli):
+    entries = yaml.safe_load(preset_path("full").read_text())["trainer"]["callbacks+"]
+    parts = [yaml.safe_load(preset_path(name).read_text()) for name in ("snip", "monitor", "loss_decay")]
+    assert entries == [entry for part in parts for entry in part["trainer"]["callbacks+"]]
+    for entry in entries[1:]:
+        kind = getattr(callbacks, entry["class_path"].rsplit(".", 1)[1])
+        defaults = {k: p.default for k, p in inspect.signature(kind.__init__).parameters.items() if k != "self"}
+        assert entry["init_args"] == defaults
+    made = cli(preset_path("full"))
+    own = [c for c in made.trainer.callbacks if type(c).__module__.startswith("lightning_graphon")]
+    assert [type(c).__name__ for c in own] == ["PruneAtInit", "GraphonMonitor", "LossDecayMonitor"]
 
 
 def test_several_presets_compose(cli, tmp_path):
