@@ -69,12 +69,12 @@ def time_synflow(repeats: int) -> None:
 class Training:
     """One network, one optimizer, one step at a time."""
 
-    def __init__(self, optimizer: str, batch_size: int, masked: bool) -> None:
+    def __init__(self, optimizer: str, batch_size: int, masked: bool, **options: bool) -> None:
         torch.manual_seed(0)
         self.net = mlp()
         self.batch = (torch.randn(batch_size, 784), torch.randint(10, (batch_size,)))
         # Standing still: on one batch both networks would soon have no gradient left, and not at the same time.
-        self.optimizer = getattr(torch.optim, optimizer)(self.net.parameters(), lr=1e-12)
+        self.optimizer = getattr(torch.optim, optimizer)(self.net.parameters(), lr=1e-12, **options)
         if masked:
             # Uniform, so that signals reach every layer: gradients of a network that is cut off underflow, and
             # Adam's square roots of subnormal numbers would be counted as upkeep.
@@ -87,12 +87,13 @@ class Training:
 
 
 def time_upkeep(repeats: int) -> None:
-    for optimizer, batch_size in product(("SGD", "Adam"), (256, 512)):
+    optimizers = (("SGD", False), ("Adam", False), ("Adam", True))
+    for (optimizer, fused), batch_size in product(optimizers, (256, 1024)):
         candidates = {
-            "dense": Training(optimizer, batch_size, masked=False),
-            "masked, 90 %": Training(optimizer, batch_size, masked=True),
+            "dense": Training(optimizer, batch_size, masked=False, fused=fused),
+            "masked, 90 %": Training(optimizer, batch_size, masked=True, fused=fused),
         }
-        title = f"One training step with {optimizer}, batch {batch_size}"
+        title = f"One training step with {optimizer}{' (fused)' * fused}, batch {batch_size}"
         report(title, interleaved(candidates, repeats, warmup=5), "dense")
 
 

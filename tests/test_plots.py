@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from lightning_graphon.graphon import homogeneity_test, layer_graphons
-from lightning_graphon.plots import plot_graphon_grid, plot_graphons, plot_masks, sort_by_degree
+from lightning_graphon.plots import (
+    plot_graphon_grid,
+    plot_graphons,
+    plot_input_density,
+    plot_masks,
+    sort_by_degree,
+)
 from lightning_graphon.pruning import Masks
 
 
@@ -61,7 +67,39 @@ def test_rows_of_unequal_length_are_fine(masks):
     assert np.asarray(figure.canvas.buffer_rgba()).std() > 0
 
 
+def test_input_density_is_drawn_over_the_image_and_cut_off_pixels_are_marked():
+    mask = torch.rand(50, 12) < 0.5
+    mask[:, 5] = False
+    figure = plot_input_density({"90 %": {"snip": mask}}, (3, 4), mean_image=torch.arange(12.0), title="title")
+    front, picture = figure.axes[:2]
+    assert picture.get_title() == "snip"
+    assert "1 of 12 pixels cut off" in picture.get_xlabel()
+    (drawn,) = picture.get_images()
+    assert drawn.get_clim() == (0, 1)
+    values = drawn.get_array()
+    np.testing.assert_allclose(values.filled(0), mask.float().mean(0).reshape(3, 4))
+    assert values.mask.ravel().nonzero()[0].tolist() == [5]
+    assert front.get_images()[0].get_array().ravel().tolist() == list(range(12))
+    assert "hidden units" in figure.axes[-1].get_ylabel()
+
+
+def test_channels_of_the_input_are_averaged_and_rows_may_be_short():
+    mask = torch.tensor([[True, False, True, True, False, False, True, False]])  # two channels of 2 x 2
+    figure = plot_input_density({"a": {"x": mask, "y": mask}, "b": {"x": mask}}, (2, 2, 2))
+    assert figure.axes[0].get_images()[0].get_array().filled(0).tolist() == [[0.5, 0.0], [1.0, 0.5]]
+    figure.canvas.draw()
+
+
+def test_a_mask_that_is_no_image_is_refused():
+    with pytest.raises(ValueError, match="mask of 'snip' has 10 inputs, which is no image of shape \\(3, 4\\)"):
+        plot_input_density({"a": {"snip": torch.ones(5, 10)}}, (3, 4))
+    with pytest.raises(ValueError, match="mean_image has 3 inputs"):
+        plot_input_density({"a": {"snip": torch.ones(5, 12)}}, (3, 4), mean_image=torch.ones(3))
+
+
 def test_nothing_to_draw():
+    with pytest.raises(ValueError, match="no masks to draw"):
+        plot_input_density({}, (2, 2))
     with pytest.raises(ValueError, match="no masks to draw"):
         plot_masks({})
     with pytest.raises(ValueError, match="no graphons to draw"):

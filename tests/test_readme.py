@@ -41,6 +41,15 @@ def test_methods_of_the_page_prune(tmp_path):
         assert prune(net, method, sparsity=0.5, batches=[batch]).sparsity == 0.5
 
 
+def test_numbers_of_the_page_of_limits_are_what_its_code_gives():
+    names: dict[str, object] = {}
+    for code in blocks("docs/limits.md"):
+        exec(compile(code, "docs/limits.md", "exec"), names)  # noqa: S102
+    assert repr(names["fit"]) == "FactorisedSaliency(256x200, explained=0.611, noise_ks=0.022)"
+    assert names["joined_units"](names["mask"], names["best"]) == 12
+    assert names["joined_units"](names["limit"], names["best"], units=256) == pytest.approx(14.5, abs=0.05)
+
+
 def test_quick_start_is_short():
     lines = [line for line in blocks("README.md")[0].splitlines() if line.strip()]
     assert len(lines) <= 10

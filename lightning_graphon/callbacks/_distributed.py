@@ -20,7 +20,7 @@ def refuse_flattened(trainer: pl.Trainer) -> None:
     Raises:
         RuntimeError: The strategy does so; the message says what to use.
     """
-    if flattens_parameters(trainer):
+    if _is_one_of(trainer, _FLATTENING):
         raise RuntimeError(
             f"PruneAtInit does not support {type(trainer.strategy).__name__}: it flattens the parameters and cuts "
             "them into shards, where masks of weights would silently do nothing. Use ModelParallelStrategy with "
@@ -28,9 +28,13 @@ def refuse_flattened(trainer: pl.Trainer) -> None:
         )
 
 
-def flattens_parameters(trainer: pl.Trainer) -> bool:
-    """Whether the strategy hides the parameters in flat buffers."""
-    return any(kind.__name__ in _FLATTENING for kind in type(trainer.strategy).__mro__)
+def shards_parameters(trainer: pl.Trainer) -> bool:
+    """Whether the strategy cuts parameters into shards."""
+    return _is_one_of(trainer, (*_FLATTENING, "ModelParallelStrategy"))
+
+
+def _is_one_of(trainer: pl.Trainer, names: tuple[str, ...]) -> bool:
+    return any(kind.__name__ in names for kind in type(trainer.strategy).__mro__)
 
 
 def average(tensor: Tensor) -> Tensor:

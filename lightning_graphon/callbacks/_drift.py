@@ -66,4 +66,6 @@ class KernelDrift:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
         self.clusters = tuple(map(tuple, state["clusters"]))
-        self.reference = state["reference"]
+        reference = state["reference"]
+        device = next(iter(self._optimized.network.root.parameters())).device
+        self.reference = None if reference is None else reference.to(device)

@@ -1,7 +1,7 @@
 """One prediction of the loss: a kernel, the outputs measured with it, and every optimizer step since."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,12 @@ def clusters_of(optimizer: Optimizer) -> Clusters:
     """
     keys = [tuple(float(group.get(name, -1.0)) for name in _RATES) for group in optimizer.param_groups]
     return tuple(tuple(i for i, key in enumerate(keys) if key == value) for value in dict.fromkeys(keys))
+
+
+def relative(rates: Sequence[float]) -> list[float]:
+    """Learning rates relative to the largest; 1 where all are 0."""
+    largest = max(rates)
+    return [rate / largest if largest > 0 else 1.0 for rate in rates]
 
 
 class Forecast:
@@ -53,7 +59,7 @@ class Forecast:
         # Steps to follow when the loss is asked for: many in a row are faster than one between two training steps.
         self._pending: list[tuple[list[float], float]] = []
         rates = self._cluster_rates(descent)
-        self._ratios = [rate / max(rates) if max(rates) > 0 else 1.0 for rate in rates]
+        self._ratios = relative(rates)
         self._mixed = False
         self.predictor = self._predictor()
         self.largest_stable_rate = self.predictor.max_learning_rate(1e-2)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from lightning_graphon.callbacks._drift import KernelDrift
 from lightning_graphon.callbacks._forecast import Clusters, Forecast, clusters_of
 from lightning_graphon.callbacks._network import Network, NotReadableError
 from lightning_graphon.callbacks._optimized import OptimizedNetwork
+from lightning_graphon.callbacks._probe import doubled, samples
 from lightning_graphon.callbacks._traced_loss import traced_loss
 from lightning_graphon.metrics import loss_decay_errors
 from lightning_graphon.ntk import Descent, read_descent
@@ -36,6 +37,7 @@ class Options:
     start_step: int | None
     tolerance: float
     drift_tolerance: float
+    full_kernel: bool
 
 
 class LossWatch:
@@ -48,6 +50,7 @@ class LossWatch:
         masks: By the names in the LightningModule.
         dataset_size: Number of training points that the probe stands for.
         step: Optimizer step now.
+        batch_size: Samples in a training batch; None where nobody knows.
 
     Attributes:
         initial: The prediction made at the start; None until then.
@@ -60,7 +63,7 @@ class LossWatch:
 
     def __init__(
         self, options: Options, network: Network, optimizer: Optimizer, masks: Mapping[str, Tensor],
-        dataset_size: int, step: int,
+        dataset_size: int, step: int, batch_size: int | None,
     ) -> None:  # fmt: skip
         self.options, self.network, self.dataset_size = options, network, dataset_size
         self.initial: Forecast | None = None
@@ -68,14 +71,16 @@ class LossWatch:
         self.void: tuple[int, str] | None = None
         self._optimized = OptimizedNetwork(network, optimizer, masks)
         self._optimizer = optimizer
-        self._descent = _descent(optimizer)
+        self._scale = _scale(network, batch_size)
+        self._descent = _descent(optimizer, self._scale)
+        self._read: list[Any] = []
         self._next_drift = 0
-        self._largest = 0.0  # loss seen
+        self._largest, self._exploded = 0.0, False  # loss seen; the first prediction
         # Step at which the optimizer was new: that of the checkpoint's run, or now where a fit begins without one.
         self._new_at = 0 if optimizer.state else step
         with network.evaluated(), torch.no_grad():
             outputs = network.outputs().detach()
-        self._mixing = _mixing(outputs)
+        self._mixing = _mixing(outputs, options.full_kernel)
         self.loss = traced_loss(network, outputs)
         self._drift = KernelDrift(network, optimizer, masks, outputs)
 
@@ -91,7 +96,9 @@ class LossWatch:
         Raises:
             NotReadableError: The optimizer has changed what it does.
         """
-        self._descent = _descent(self._optimizer)
+        now = [(float(g["lr"]), g.get("momentum"), g.get("betas")) for g in self._optimizer.param_groups]
+        if now != self._read:  # every training step comes by here: read again only what has changed
+            self._read, self._descent = now, _descent(self._optimizer, self._scale)
         for forecast in (self.initial, self.refreshed):
             if forecast is not None:
                 forecast.advance(self._descent)
@@ -135,6 +142,8 @@ class LossWatch:
         """A void prediction far above every loss seen so far would only hide the other curves of a chart."""
         self._largest = max(self._largest, abs(values["observed"]))
         if self.void is not None and not abs(values["predicted"]) <= _EXPLODED * self._largest:
+            self._exploded = True
+        if self._exploded:
             del values["predicted"], values["relative_error"]
 
     def _measure(self) -> tuple[Tensor, float]:
@@ -219,6 +228,7 @@ class LossWatch:
             "drift": self._drift.state_dict(),
             "next_drift": self._next_drift,
             "largest": self._largest,
+            "exploded": self._exploded,
             "new_at": self._new_at,
         }
 
@@ -235,7 +245,8 @@ class LossWatch:
         )
         self.void = None if state["void"] is None else (int(state["void"][0]), str(state["void"][1]))
         self._drift.load_state_dict(state["drift"])
-        self._next_drift, self._largest = int(state["next_drift"]), float(state["largest"])
+        self._next_drift = int(state["next_drift"])
+        self._largest, self._exploded = float(state["largest"]), bool(state["exploded"])
         self._new_at = int(state["new_at"])
 
 
@@ -244,20 +255,40 @@ def passed(every: int, step: int, before: int) -> bool:
     return step // every > before // every
 
 
-def _descent(optimizer: Optimizer) -> Descent:
+def _descent(optimizer: Optimizer, scale: float) -> Descent:
     try:
-        return read_descent(optimizer)
+        descent = read_descent(optimizer)
     except ValueError as error:
         raise NotReadableError(str(error)) from error
+    return replace(descent, rates=tuple(scale * rate for rate in descent.rates))
 
 
-def _mixing(outputs: Tensor) -> bool:
-    """Whether the kernel has to tell outputs apart: it does where they have structure, such as tokens or pixels.
+def _scale(network: Network, batch_size: int | None) -> float:
+    """Gradient of a training batch over that of the probe: 1 for mean losses, the ratio of their sizes for sums.
+
+    Raises:
+        NotReadableError: The loss is a sum, and the size of training batches is not known.
+    """
+    with network.evaluated(), torch.no_grad():
+        once = float(network.objective.loss(network.batch))
+        try:
+            twice = float(network.objective.loss(doubled(network.batch)))
+        except (ValueError, TypeError, RuntimeError, IndexError):
+            return 1.0  # a batch that cannot be doubled; most losses are means
+    if not math.isclose(twice, 2 * once, rel_tol=1e-3, abs_tol=1e-12) or once == 0:
+        return 1.0
+    if batch_size is None:
+        raise NotReadableError("the loss in training_step is a sum over the batch, whose size is not known: use a mean")
+    return batch_size / samples(network.batch)
+
+
+def _mixing(outputs: Tensor, wanted: bool) -> bool:
+    """Whether the kernel tells outputs apart: where it is wanted, or they have structure, such as tokens or pixels.
 
     Raises:
         NotReadableError: There are too many.
     """
-    mixing = outputs.ndim > 2
+    mixing = wanted or outputs.ndim > 2
     if mixing and outputs.numel() > _LARGEST_MIXING:
         raise NotReadableError(
             f"outputs of shape {tuple(outputs.shape)} need a kernel between all {outputs.numel()} numbers, more than "

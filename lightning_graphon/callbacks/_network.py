@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_graphon.callbacks._probe import draw_probe, labels_of, per_sample, samples, with_samples
 from lightning_graphon.callbacks._training_step import TrainingStepObjective
-from lightning_graphon.callbacks._watch import Watch
+from lightning_graphon.callbacks._watch import Watch, trainable_modules
 from lightning_graphon.pruning.objective import is_float
 from lightning_graphon.pruning.untouched import untouched
 
@@ -79,11 +79,12 @@ class StepNetwork(nn.Module):
     def __init__(self, pl_module: nn.Module, objective: TrainingStepObjective, batch: Any, final: int) -> None:
         super().__init__()
         self.pl_module = pl_module
-        self._of = (objective, batch, final)
+        # Which weights are trainable is to be asked now: a kernel puts other tensors in their place.
+        self._of = (objective, batch, final, trainable_modules(pl_module))
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        objective, batch, final = self._of
-        output: Tensor = objective.watched(with_samples(batch, tensors))[1].outputs[final]
+        objective, batch, final, modules = self._of
+        output: Tensor = objective.watched(with_samples(batch, tensors), among=modules)[1].outputs[final]
         return output
 
 

@@ -24,12 +24,19 @@ def send_figure(trainer: pl.Trainer, tag: str, figure: "Figure", arrays: Mapping
     pixels = _pixels(figure)
     shown = [_show(logger, tag, pixels, trainer.global_step) for logger in trainer.loggers]
     if not any(shown):
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / tag
+        folder = _folder(trainer) / tag
         folder.mkdir(parents=True, exist_ok=True)
         name = f"step_{trainer.global_step:08d}"
         figure.savefig(folder / f"{name}.png", dpi=150)
         contents: dict[str, Any] = dict(arrays)
         np.savez_compressed(folder / f"{name}.npz", **contents)
+
+
+def _folder(trainer: pl.Trainer) -> Path:
+    """Log directory of the first logger; unlike `trainer.log_dir` it waits for no other process."""
+    logger: Any = trainer.logger
+    own = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None)
+    return Path(own or trainer.default_root_dir)
 
 
 def _show(logger: Any, tag: str, pixels: np.ndarray, step: int) -> bool:

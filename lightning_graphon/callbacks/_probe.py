@@ -19,9 +19,14 @@ def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, se
     Raises:
         ValueError: There is no training data.
     """
-    batches = train_batches(trainer, pl_module, size, seed=seed, enough=lambda seen: _count(seen) >= size)
+    batches = train_batches(
+        trainer, pl_module, size, required=False, seed=seed, enough=lambda seen: _count(seen) >= size
+    )
+    if not batches:
+        raise ValueError("there is no training data to draw a probe batch from: the train dataloader yields no batch")
     try:
-        batch = tree_map(_joined, batches[0], *batches[1:], is_leaf=_is_leaf)
+        counts = [samples(batch) for batch in batches]
+        batch = tree_map(lambda *parts: _joined(parts, counts), batches[0], *batches[1:], is_leaf=_is_leaf)
     except (ValueError, TypeError, RuntimeError):
         batch = batches[0]
     return take(batch, size)
@@ -38,6 +43,16 @@ def take(batch: Any, size: int) -> Any:
     if count <= size:
         return batch
     return tree_map(lambda x: x[:size] if _per_sample(x, count) else x, batch, is_leaf=_is_leaf)
+
+
+def doubled(batch: Any) -> Any:
+    """The batch with every sample twice.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: It holds what cannot be joined.
+    """
+    counts = [samples(batch)] * 2
+    return tree_map(lambda x: _joined((x, x), counts), batch, is_leaf=_is_leaf)
 
 
 def per_sample(batch: Any) -> list[Tensor]:
@@ -74,7 +89,8 @@ def _per_sample(x: Any, count: int) -> bool:
     return (isinstance(x, Tensor) and x.ndim > 0 and len(x) == count) or (_is_leaf(x) and len(x) == count)
 
 
-def _joined(*parts: Any) -> Any:
-    if isinstance(parts[0], Tensor) and parts[0].ndim:
-        return torch.cat(parts)
-    return [value for part in parts for value in part] if _is_leaf(parts[0]) else parts[0]
+def _joined(parts: tuple[Any, ...], counts: list[int]) -> Any:
+    """What has an entry a sample in every batch, one after the other; of anything else the first."""
+    if not all(_per_sample(part, count) for part, count in zip(parts, counts, strict=True)):
+        return parts[0]
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else [value for part in parts for value in part]

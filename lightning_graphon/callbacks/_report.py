@@ -1,9 +1,13 @@
 """What a user reads: the table of sparsities on the console, the same numbers in every logger."""
 
+from collections.abc import Mapping
+
 import lightning.pytorch as pl
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
+from lightning_graphon.graphon.limits import limit_distances
 from lightning_graphon.pruning.masks import Masks
 
 
@@ -19,14 +23,22 @@ def log_scalars(trainer: pl.Trainer, scalars: dict[str, float]) -> None:
         logger.log_metrics(scalars, step=trainer.global_step)
 
 
-def print_masks(masks: Masks, title: str) -> None:
-    """One table: layer, shape, kept weights, sparsity, units without a connection."""
+def limit_scalars(scores: Mapping[str, Tensor], masks: Masks) -> dict[str, float]:
+    """`graphon/<layer>/limit_distance`, of layers that were scored."""
+    scored = {name: mask for name, mask in masks.items() if name in scores}
+    return {f"graphon/{name}/limit_distance": d for name, d in limit_distances(scores, scored).items()}
+
+
+def print_masks(masks: Masks, title: str, limits: Mapping[str, float] | None = None) -> None:
+    """One table: layer, shape, kept weights, sparsity, units without a connection, distance from the limit."""
     table = Table(title=title, title_justify="left")
-    for column in ("layer", "shape", "kept", "of", "sparsity", "dead out", "dead in"):
+    for column in ("layer", "shape", "kept", "of", "sparsity", "dead out", "dead in", *(["limit"] if limits else [])):
         table.add_column(column, justify="left" if column in ("layer", "shape") else "right", overflow="fold")
     for row in masks.table():
         shape = "x".join(map(str, row["shape"]))
-        cells = (row["kept"], row["total"], f"{row['sparsity']:.4f}", row["dead_out"], row["dead_in"])
+        cells = [row["kept"], row["total"], f"{row['sparsity']:.4f}", row["dead_out"], row["dead_in"]]
+        if limits:
+            cells.append(f"{limits['graphon/' + row['layer'] + '/limit_distance']:.4f}")
         table.add_row(row["layer"], shape, *map(str, cells))
     table.add_section()
     table.add_row("total", "", str(masks.kept), str(masks.total), f"{masks.sparsity:.4f}", "", "")

@@ -4,13 +4,13 @@ A prediction needs the gradient of the loss at every step. Running `training_ste
 the recording holds only what lies between the outputs and the loss.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lightning_graphon.callbacks._network import Network, NotReadableError
@@ -93,20 +93,46 @@ def _recorded(loss: Loss, outputs: Tensor, dtype: torch.dtype, reads_values: boo
     except Exception:  # whatever user code does that cannot be recorded
         return None
     recording = RecordedLoss(program, slope, dtype, reads_values)
+    places = _places(recording, outputs.double(), _MORE_PLACES if reads_values else _PLACES)
+    return recording if all(_agree(recording, loss, place.to(dtype)) for place in places) else None
+
+
+def _places(recording: RecordedLoss, outputs: Tensor, scales: tuple[float, ...]) -> Iterator[Tensor]:
+    """Outputs in random directions, and downhill, where training goes."""
     generator = torch.Generator().manual_seed(0)
-    for scale in _MORE_PLACES if reads_values else _PLACES:
+    gradient = recording.value_and_gradient(outputs)[1]
+    downhill = -gradient * outputs.numel() ** 0.5 / gradient.norm().clamp_min(1e-300)
+    for scale in scales:
         noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs.device)
-        if not _agree(recording, loss, (outputs.double() + scale * noise).to(dtype)):
-            return None
-    return recording
+        yield outputs + scale * noise
+        yield outputs + scale * downhill
 
 
 def _program(fn: Callable[[Tensor], Any], at: Tensor, reads_values: bool) -> Callable[[Tensor], Any]:
     """What `fn` does with tensors."""
     program: GraphModule = make_fx(fn, _error_on_data_dependent_ops=not reads_values)(at)
-    program.graph.eliminate_dead_code()
+    program.graph.eliminate_dead_code(_has_effect)
     program.recompile()
     return program.forward
+
+
+def _has_effect(node: Node) -> bool:
+    """Whether an operation without users matters: one that writes into a value of the recording.
+
+    Not one that writes into a tensor of the module (a counter, a metric's state), nor one that draws random numbers.
+    """
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return node.op in ("placeholder", "output")
+    random = torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
+    return bool(schema.is_mutable) and not random and _base(node).op != "get_attr"
+
+
+def _base(node: Node) -> Node:
+    """Where the tensor that an operation works on comes from."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
 
 
 def _value_and_gradient(fn: Loss, outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ network inside it is found by watching which modules `training_step` calls.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_graphon.callbacks._watch import Watch
@@ -62,14 +62,17 @@ class TrainingStepObjective:
         with self._silenced():
             return total(call_network(self._module, inputs))
 
-    def watched(self, batch: Any, replace: Mapping[int, Tensor] | None = None) -> tuple[Tensor, Watch]:
+    def watched(
+        self, batch: Any, replace: Mapping[int, Tensor] | None = None, among: Sequence[nn.Module] | None = None
+    ) -> tuple[Tensor, Watch]:
         """The loss of a batch, and the outermost calls of modules on the way to it, in the modules' present mode.
 
         Args:
             batch: As `training_step` gets it.
             replace: Number of a call -> what it returns instead.
+            among: As in `Watch`.
         """
-        with self._silenced(), Watch(self._module, replace=replace) as watch:
+        with self._silenced(), Watch(self._module, replace=replace, among=among) as watch:
             return self._loss_fn(self._module, batch), watch
 
     def _final_calls(self, batch: Any) -> frozenset[int]:

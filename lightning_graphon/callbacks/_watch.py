@@ -1,6 +1,6 @@
 """Watches which modules a `training_step` calls: where the network's inputs and outputs are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ class Watch:
         cooled: Numbers of calls, from 0.
         ones: If set, inputs that are data (no result of weights) are replaced by ones times this.
         replace: Number of a call -> what it returns instead.
+        among: The modules to watch, where their weights do not tell now which are trainable.
 
     Attributes:
         outputs: What each outermost call returned.
@@ -32,15 +33,16 @@ class Watch:
         cooled: frozenset[int] = frozenset(),
         ones: float | None = None,
         replace: Mapping[int, Tensor] | None = None,
+        among: Sequence[nn.Module] | None = None,
     ) -> None:
         self.outputs: list[Any] = []
         self.calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
         self._root, self._temperature, self._cooled, self._ones = root, temperature, cooled, ones
-        self._replace = replace or {}
+        self._replace, self._among = replace or {}, among
         self._depth = 0
 
     def __enter__(self) -> "Watch":
-        modules = [m for m in self._root.modules() if any(p.requires_grad for p in m.parameters())]
+        modules = trainable_modules(self._root) if self._among is None else self._among
         self._handles = [
             handle
             for module in modules
@@ -84,6 +86,11 @@ class Watch:
             output = cool(output, self._temperature)
         self.outputs.append(output)
         return output
+
+
+def trainable_modules(root: nn.Module) -> list[nn.Module]:
+    """`root` and the modules inside it that have a trainable weight."""
+    return [m for m in root.modules() if any(p.requires_grad for p in m.parameters())]
 
 
 def _reached(starts: list[Any], targets: dict[Any, int]) -> set[int]:

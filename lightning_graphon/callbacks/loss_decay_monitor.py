@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_graphon._checks import check_choice
-from lightning_graphon.callbacks._distributed import flattens_parameters
+from lightning_graphon.callbacks._distributed import shards_parameters
 from lightning_graphon.callbacks._loss_watch import LossWatch, Options, passed
 from lightning_graphon.callbacks._masks_of import masks_of
 from lightning_graphon.callbacks._network import NotReadableError, read_network
@@ -78,6 +78,8 @@ class LossDecayMonitor(Callback):
         start_step: Optimizer step of the prediction; None: 0 for SGD, 10 for adaptive optimizers.
         tolerance: Largest relative error of a prediction that holds.
         drift_tolerance: Largest kernel drift of a prediction that holds.
+        full_kernel: Use the kernel between all pairs of outputs, [N·C, N·C], instead of the mean of the outputs' own,
+            [N, N]: better for SNIP's masks, and a few milliseconds a step.
         loss_fn: `loss_fn(pl_module, batch)` -> scalar in place of `training_step`.
         figure: Draw the figure at the end of training.
         verbose: Print what was found.
@@ -103,6 +105,7 @@ class LossDecayMonitor(Callback):
         start_step: int | None = None,
         tolerance: float = 0.1,
         drift_tolerance: float = 0.5,
+        full_kernel: bool = False,
         loss_fn: ModuleLoss | None = None,
         figure: bool = True,
         verbose: bool = True,
@@ -121,11 +124,11 @@ class LossDecayMonitor(Callback):
             raise ValueError(f"start_step must be 0 or more, or None, got {start_step!r}")
         self.options = Options(
             kernel, propagate, every_n_steps, drift_every_n_steps, refresh, start_step, tolerance,
-            drift_tolerance,
+            drift_tolerance, full_kernel,
         )  # fmt: skip
         self.probe_size, self.probe_seed, self.loss_fn = probe_size, probe_seed, loss_fn
         self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
-        self.metric = LossDecay(tolerance)
+        # Updated by the first process alone; a sync would wait for the others forever.
         self._reset()
 
     def _reset(self) -> None:
@@ -136,13 +139,20 @@ class LossDecayMonitor(Callback):
         self._active = False
         self._void_from: int | None = None
         self._gave_up: str | None = None
-        self.metric.reset()
 
     @property
     def curves(self) -> dict[str, Tensor]:
         """`step`, `observed`, `predicted` and `refreshed`, [K] each, float64; NaN where there is no value."""
         rows = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, len(_CURVES))
         return dict(zip(_CURVES, rows.T, strict=True))
+
+    @property
+    def metric(self) -> LossDecay:
+        """Agreement of prediction and observation so far, of this process."""
+        metric = LossDecay(self.options.tolerance, sync_on_compute=False)
+        step, observed, predicted, _ = (values[self.curves["predicted"].isfinite()] for values in self.curves.values())
+        metric.update(predicted, observed, step)
+        return metric
 
     @property
     def void_from(self) -> int | None:
@@ -191,7 +201,7 @@ class LossDecayMonitor(Callback):
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         restored, self._restored = self._restored, None
-        if flattens_parameters(trainer) or any(map(is_sharded, pl_module.parameters())):
+        if shards_parameters(trainer) or any(map(is_sharded, pl_module.parameters())):
             self._active = False
             log.warning(_SHARDED, type(trainer.strategy).__name__)
             return
@@ -207,7 +217,9 @@ class LossDecayMonitor(Callback):
             raise NotReadableError(self._gave_up)
         network = read_network(objective, pl_module, batch)
         size = max(_training_points(trainer), samples(batch))
-        what = (self.options, network, trainer.optimizers[0], masks_of(trainer, pl_module), size, trainer.global_step)
+        loader, masks = trainer.train_dataloader, masks_of(trainer, pl_module)
+        batch_size = getattr(loader, "batch_size", None)
+        what = (self.options, network, trainer.optimizers[0], masks, size, trainer.global_step, batch_size)
         self._watch = LossWatch(*what)
         if restored and not self._resume(restored, trainer):
             self._watch = LossWatch(*what)
@@ -226,14 +238,13 @@ class LossDecayMonitor(Callback):
                 trainer.global_step, error,
             )  # fmt: skip
             self._rows, self._void_from = [], None
-            self.metric.reset()
             return False
         self._void_from = None if self._watch.void is None else self._watch.void[0]
         return True
 
     def _settings(self) -> dict[str, Any]:
         """What two runs must have in common for one to go on with the other's prediction."""
-        names = ("kernel", "propagate")
+        names = ("kernel", "propagate", "full_kernel")
         chosen = {name: getattr(self.options, name) for name in names}
         return {**chosen, "probe_size": self.probe_size, "probe_seed": self.probe_seed}
 
@@ -253,8 +264,6 @@ class LossDecayMonitor(Callback):
         step = trainer.global_step
         log_scalars(trainer, {f"loss_decay/{name}": value for name, value in values.items()})
         self._rows.append([float(step), *(values.get(name, torch.nan) for name in _CURVES[1:])])
-        if "predicted" in values:
-            self.metric.update(values["predicted"], values["observed"], step)
 
     def _tell_void(self) -> None:
         if self._watch is None or self._watch.void is None or self._void_from is not None:
@@ -328,7 +337,6 @@ class LossDecayMonitor(Callback):
             "gave_up": self._gave_up,
             "settings": self._settings(),
             "rows": torch.tensor(self._rows, dtype=torch.float64),
-            "metric": self.metric.state_dict(),
         }
 
     @override
@@ -338,7 +346,6 @@ class LossDecayMonitor(Callback):
             self._restored = state_dict
             self._gave_up = state_dict["gave_up"]
             self._rows = state_dict["rows"].tolist()
-            self.metric.load_state_dict(state_dict["metric"])
 
     def __getstate__(self) -> dict[str, Any]:
         return state_without_module(self, "_watch", "_observe_only")

@@ -3,6 +3,7 @@
 Rows (axis u) are outputs and columns (axis v) are inputs everywhere, as in a weight `[out, in]`.
 """
 
+from lightning_graphon.graphon.at_density import values_at_density
 from lightning_graphon.graphon.cut_norm import CutNorm, cut_norm
 from lightning_graphon.graphon.distances import (
     CutDistance,
@@ -12,10 +13,23 @@ from lightning_graphon.graphon.distances import (
     transport_distance,
 )
 from lightning_graphon.graphon.estimate import estimate_graphon
+from lightning_graphon.graphon.expressivity import (
+    CoveredOrder,
+    active_inputs,
+    covered_order,
+    dead_units,
+    effective_inputs,
+    expressivity_table,
+    joined_units,
+    mean_joined_units,
+)
 from lightning_graphon.graphon.families import FAMILIES, as_graphon, block, constant, power_law, product
 from lightning_graphon.graphon.homogeneity import HomogeneityTest, homogeneity_test
+from lightning_graphon.graphon.inputs import coordinate_relevance, input_path_density, rank_correlation
 from lightning_graphon.graphon.layers import layer_graphons
+from lightning_graphon.graphon.limits import FactorisedSaliency, fit_factorised_saliency, predicted_graphons
 from lightning_graphon.graphon.motifs import MotifDensities, motif_densities, path_density
+from lightning_graphon.graphon.saliency import ScaledSaliency
 from lightning_graphon.graphon.step_graphon import StepGraphon, common_refinement
 
 __all__ = [  # noqa: RUF022  grouped by what they are for
@@ -32,6 +46,25 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "constant",
     "power_law",
     "product",
+    "values_at_density",
+    # which inputs a mask listens to
+    "coordinate_relevance",
+    "input_path_density",
+    "rank_correlation",
+    # predicted limits
+    "FactorisedSaliency",
+    "ScaledSaliency",
+    "fit_factorised_saliency",
+    "predicted_graphons",
+    # what a first layer can listen to
+    "CoveredOrder",
+    "active_inputs",
+    "covered_order",
+    "dead_units",
+    "effective_inputs",
+    "expressivity_table",
+    "joined_units",
+    "mean_joined_units",
     # distances
     "CutDistance",
     "CutNorm",

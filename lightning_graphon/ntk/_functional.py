@@ -9,6 +9,7 @@ import torch.nn.attention
 from torch import Tensor, nn
 
 from lightning_graphon._checks import nearest
+from lightning_graphon.ntk._zeros import trainable_weights, warn_of_zeros
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -128,6 +129,7 @@ def functional_model(
     trainable = tuple(n for n, p in named.items() if p.requires_grad and p.is_floating_point())
     if not trainable:
         raise ValueError("no parameter of the model has requires_grad=True; its tangent kernel is zero")
+    warn_of_zeros(trainable_weights(model), masks)
     names = _aliases(model)
     given = [_resolve(m, names, named, what) for m, what in ((masks, "mask"), (preconditioner, "preconditioner"))]
     values, weights = {}, {}

@@ -75,7 +75,8 @@ def optimizer_preconditioner(optimizer: Optimizer, model: nn.Module) -> dict[str
     r"""The diagonal P of Adam, AdamW or RMSprop as its state has it now.
 
     :math:`P = 1/(\sqrt{\hat v} + ε)` with Adam's bias-corrected (or AMSGrad's largest) second moment, or RMSprop's
-    (centred) mean square. Parameters that the optimizer does not move, or that never had a gradient, get zeros.
+    (centred) mean square. Entries that never had a gradient, and parameters that the optimizer does not move, get 0:
+    1/ε would let the first gradient, which is divided by itself, move them without bound.
 
     Args:
         optimizer: after at least one step.
@@ -118,4 +119,4 @@ def _diagonal(optimizer: Optimizer, parameter: Tensor, group: dict[str, Any]) ->
     else:
         second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
         square = second / (1 - float(group["betas"][1]) ** float(state["step"]))
-    return 1 / (square.clamp_min(0).sqrt() + float(group["eps"]))
+    return torch.where(square > 0, 1 / (square.clamp_min(0).sqrt() + float(group["eps"])), 0.0)

@@ -28,8 +28,8 @@ class LossDecayPredictor(ClosedFormPredictions):
     The loss is taken as the model computes it: its own mean, its own factors. So the kernel is the plain
     Σ ∂f ∂f' over parameters (`empirical_ntk(..., parameterization="standard")` for a module), not divided by
     samples or outputs. Everything is float64, on the device of `outputs` (on the CPU for mps). Weight decay
-    and adaptive optimizers are not predicted; groups with their own learning rates are, through the kernel's
-    `preconditioner`.
+    is not predicted; groups with their own learning rates and adaptive optimizers are, through the kernel's
+    `preconditioner` (`optimizer_preconditioner`).
 
     Args:
         kernel: Θ between the N samples: [N, N] the same for every output, [C, N, N] one an output, the full

@@ -10,6 +10,7 @@ from lightning_graphon._checks import check_choice, nearest
 from lightning_graphon.graphon import layer_graphons
 from lightning_graphon.ntk._build import build_layers
 from lightning_graphon.ntk._layers import Layer
+from lightning_graphon.ntk._zeros import warn_of_zeros
 from lightning_graphon.ntk.chain import Affine, read_chain
 from lightning_graphon.ntk.dual import DualActivation
 from lightning_graphon.ntk.infinite import layers_kernel
@@ -64,6 +65,9 @@ def graphon_ntk_from_model(
     Returns:
         float64 [N, N], [N, M] with `x2`, with a leading C for `reduce=None`; on the device of `x`.
 
+    Warns:
+        UserWarning: no masks are given, and many weights are exactly zero.
+
     Raises:
         ValueError: the module is not such a chain, the message names the layer and points to `empirical_ntk`;
             or options.
@@ -78,6 +82,7 @@ def graphon_ntk_from_model(
     check_choice("kernel", kernel, ("ntk", "nngp"))
     check_choice("parameter_term", parameter_term, ("kept", "all"))
     chain = read_chain(model, x)
+    warn_of_zeros({layer.weight_name: layer.module.weight.detach() for layer in chain}, masks)
     full = _all_masks(chain, masks)
     flat = x.detach().flatten(1).to(torch.float64)
     other = None if x2 is None else x2.detach().flatten(1).to(torch.float64)

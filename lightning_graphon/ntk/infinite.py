@@ -78,8 +78,9 @@ def graphon_ntk(
             gathered; the same `x` and `graphons` on all.
 
     Returns:
-        [N, N], [N, M] with `x2`; with `reduce=None` a leading dimension C. Differentiable in `x` (in one
-        piece then).
+        [N, N], [N, M] with `x2`; with `reduce=None` a leading dimension C. Differentiable in `x` and in the
+        values and energies of the graphons (in one piece then: `max_memory` and `group` have no effect, and
+        positions with equal rows are not merged).
 
     Raises:
         ValueError: shapes, options or missing widths, energies or drifts; the message names the layer.
@@ -120,8 +121,15 @@ def layers_kernel(
         )
     if reduce == "mean":
         layers = [*layers[:-1], layers[-1].averaged()]
-    result = _centred_kernel(x, x2, merge_positions(layers), duals, kernel, max_memory, Share.of(group))
+    # Merged positions share one row: the gradient of each would be lost in that of the first.
+    layers = layers if _tracked(layers) else merge_positions(layers)
+    result = _centred_kernel(x, x2, layers, duals, kernel, max_memory, Share.of(group))
     return result[0] if reduce == "mean" else result
+
+
+def _tracked(layers: Sequence[Layer]) -> bool:
+    """Whether autograd follows the graphons."""
+    return torch.is_grad_enabled() and any(la.propagate.requires_grad or la.parameter.requires_grad for la in layers)
 
 
 def _centred_kernel(
@@ -131,7 +139,7 @@ def _centred_kernel(
     y = x if x2 is None else x2
     dx = diagonals(x, layers, duals)
     dy = dx if x2 is None else diagonals(y, layers, duals)
-    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
+    if _tracked(layers) or (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)):
         everything = slice(None)
         whole = tile_kernel(weighted_rows(x, layers[0]), dx, dy, everything, everything, layers, duals, kernel)
         return whole if x2 is not None else 0.5 * (whole + whole.mT)

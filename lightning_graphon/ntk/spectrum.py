@@ -85,12 +85,15 @@ def spectral_summary(kernel: Tensor | KernelOperator, labels: Tensor | None = No
     return _summarise(values, float(values.sum()), lowest, alignment)
 
 
-def kernel_target_alignment(kernel: Tensor, labels: Tensor) -> float:
+def kernel_target_alignment(kernel: Tensor, labels: Tensor, *, centred: bool = False) -> float:
     """⟨K, YYᵀ⟩ / (‖K‖ ‖YYᵀ‖), 0 for a zero kernel or zero targets.
 
     Args:
         kernel: [N, N].
         labels: class numbers [N] (integers) or targets [N, C] (floating point).
+        centred: subtract the mean feature and the mean target first, K → HKH with H = I - 11ᵀ/N (Cortes, Mohri
+            & Rostamizadeh 2012): what is left does not count the constant function, which every kernel of
+            positive inputs learns first.
 
     Returns:
         A number in [-1, 1]; at least 0 for positive semi-definite kernels.
@@ -101,6 +104,11 @@ def kernel_target_alignment(kernel: Tensor, labels: Tensor) -> float:
     >>> round(kernel_target_alignment(torch.eye(2), torch.tensor([0, 1])), 6)
     1.0
     """
+    return float(alignment(kernel.detach(), labels, centred=centred))
+
+
+def alignment(kernel: Tensor, labels: Tensor, *, centred: bool = False) -> Tensor:
+    """`kernel_target_alignment` as a float64 tensor that autograd follows."""
     if len(labels) != len(kernel):
         raise ValueError(f"{len(labels)} labels for a kernel of {len(kernel)} samples; give one a sample")
     targets = labels if labels.ndim == 2 else labels[:, None]
@@ -108,8 +116,17 @@ def kernel_target_alignment(kernel: Tensor, labels: Tensor) -> float:
         targets = torch.nn.functional.one_hot(labels.unique(return_inverse=True)[1])
     Y = targets.to(dtype=torch.float64, device=kernel.device)
     K = kernel.to(torch.float64)
-    scale = float(K.norm() * (Y.T @ Y).norm())
-    return float((Y * (K @ Y)).sum()) / scale if scale > 0 else 0.0
+    if centred:
+        Y = Y - Y.mean(0)
+        K = K - K.mean(0) - K.mean(1, keepdim=True) + K.mean()
+    scale = K.norm() * (Y.T @ Y).norm()
+    return (Y * (K @ Y)).sum() / scale if float(scale.detach()) > 0 else torch.zeros_like(scale)
+
+
+def energy_share(kernel: Tensor, count: int = 5) -> Tensor:
+    """Share of the `count` largest eigenvalues of a symmetric [N, N] in its trace, as a tensor autograd follows."""
+    K = kernel.to(torch.float64)
+    return torch.linalg.eigvalsh(K)[-count:].sum() / K.trace()
 
 
 def _as_matrix(kernel: Tensor) -> Tensor:

@@ -120,6 +120,7 @@ def compute_masks(
     *,
     average: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     on_round: Callable[[int, int], None] = lambda step, steps: None,
+    on_scores: Callable[[int, Mapping[str, Tensor]], None] = lambda step, scores: None,
 ) -> Masks:
     """The rounds behind `prune`, for any objective.
 
@@ -130,6 +131,7 @@ def compute_masks(
         batches: What `objective` understands.
         average: Averages a tensor over the processes of a distributed run.
         on_round: Called with (round, rounds) after each one, for progress bars.
+        on_scores: Called with (round, scores by name) before the selection.
     """
     method, weights = plan.resolved, select_weights(model, plan.include, plan.exclude)
     if method.needs == "loss" and not len(batches):
@@ -145,6 +147,7 @@ def compute_masks(
             scores = checked_scores(method, method.score(problem, **plan.options), shapes)
             if step == 1 and method.needs == "loss":
                 check_any(method, scores)
+            on_scores(step, scores)
             with torch.no_grad():
                 chosen = _select_among(masks, scores, partial(budget.select, step=step, plan=plan))
                 if step < plan.rounds:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 Restore: TypeAlias = Callable[[], object]
+_OPAQUE = (bool, int, float, str, type(None), nn.Parameter)
 _STRUCTURE = ("_parameters", "_buffers", "_modules")
 
 
@@ -102,8 +103,10 @@ def _attributes(module: nn.Module) -> dict[str, tuple[Any, Restore]]:
 
 def _content(value: Any, seen: set[int]) -> Restore:
     """Function that restores what a tensor, an array or a container holds, to any depth; other objects are opaque."""
-    if isinstance(value, nn.Parameter) or id(value) in seen:
+    if isinstance(value, _OPAQUE) or id(value) in seen:
         return _nothing
+    if isinstance(value, dict) and not value:
+        return value.clear  # most of what a module holds: its hooks
     seen.add(id(value))
     if isinstance(value, Tensor):
         return partial(_refill_tensor, value, value.detach().clone())

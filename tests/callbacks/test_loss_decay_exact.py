@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
+from torch.utils.data import DataLoader, TensorDataset
 from toys import Classifier, digits, loader, make_trainer
 
 from lightning_graphon.callbacks import LossDecayMonitor
@@ -100,6 +101,28 @@ def mse(outputs, y):
 
 def bce(outputs, y):
     return F.binary_cross_entropy_with_logits(outputs, F.one_hot(y, 10).to(outputs), reduction="sum") / len(y)
+
+
+def summed(outputs, y):
+    return F.cross_entropy(outputs, y, reduction="sum")
+
+
+@pytest.mark.parametrize("optimizer", [one_group(lr=0.005), one_group(lr=0.002, momentum=0.9)])
+def test_losses_summed_over_the_batch(optimizer):
+    """With minibatches that are the same 24 samples four times over, a sum's gradient is a quarter of the probe's."""
+    x, y = digits(24)
+    data = DataLoader(TensorDataset(x.repeat(4, 1), y.repeat(4)), batch_size=24)
+    watch = monitor()
+    trainer = make_trainer(watch, max_epochs=-1, max_steps=STEPS, limit_train_batches=1.0)
+    trainer.fit(Scheduled(optimizer, loss=summed), data)
+    check(watch)
+
+
+def test_the_full_kernel():
+    watch = monitor(full_kernel=True)
+    fit(Scheduled(one_group()), watch)
+    check(watch)
+    assert watch._watch.initial.kernels.shape[1:] == (96, 10, 96, 10)
 
 
 @pytest.mark.parametrize("loss", [mse, bce])

@@ -8,8 +8,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from toys import METHODS, Classifier, loader, pruned_max
 
-from lightning_graphon import callbacks
-from lightning_graphon.callbacks import PruneAtInit
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
 from lightning_graphon.presets import preset_path, presets
 from lightning_graphon.pruning.methods import get_method
 
@@ -86,17 +85,37 @@ def test_writes_out_every_default(name):
             assert given[key] in allowed.get(key, (parameter.default,)), key
 
 
-def test_full_is_pruning_and_both_monitors_with_every_default(cli):
+def test_full_is_pruning_and_both_monitors(cli):
     entries = yaml.safe_load(preset_path("full").read_text())["trainer"]["callbacks+"]
     parts = [yaml.safe_load(preset_path(name).read_text()) for name in ("snip", "monitor", "loss_decay")]
     assert entries == [entry for part in parts for entry in part["trainer"]["callbacks+"]]
-    for entry in entries[1:]:
-        kind = getattr(callbacks, entry["class_path"].rsplit(".", 1)[1])
-        defaults = {k: p.default for k, p in inspect.signature(kind.__init__).parameters.items() if k != "self"}
-        assert entry["init_args"] == defaults
     made = cli(preset_path("full"))
     own = [c for c in made.trainer.callbacks if type(c).__module__.startswith("lightning_graphon")]
     assert [type(c).__name__ for c in own] == ["PruneAtInit", "GraphonMonitor", "LossDecayMonitor"]
+
+
+def test_monitor_writes_out_every_default():
+    (entry,) = yaml.safe_load(preset_path("monitor").read_text())["trainer"]["callbacks+"]
+    defaults = {k: p.default for k, p in inspect.signature(GraphonMonitor.__init__).parameters.items() if k != "self"}
+    assert entry["init_args"] == defaults
+
+
+def test_loss_decay_writes_out_every_default():
+    (entry,) = yaml.safe_load(preset_path("loss_decay").read_text())["trainer"]["callbacks+"]
+    assert entry["class_path"] == "lightning_graphon.callbacks.LossDecayMonitor"
+    parameters = dict(inspect.signature(LossDecayMonitor.__init__).parameters)
+    del parameters["self"]
+    assert entry["init_args"] == {name: parameter.default for name, parameter in parameters.items()}
+    assert list(entry["init_args"]) == list(parameters)
+
+
+def test_loss_decay_trains_beside_pruning(cli, tmp_path):
+    made = cli(preset_path("snip"), preset_path("loss_decay"))
+    made.trainer.fit_loop.epoch_loop.max_steps = 2
+    (watch,) = [c for c in made.trainer.callbacks if isinstance(c, LossDecayMonitor)]
+    watch.figure = watch.verbose = False
+    made.trainer.fit(made.model)
+    assert watch.curves["predicted"].tolist() == pytest.approx(watch.curves["observed"].tolist())
 
 
 def test_several_presets_compose(cli, tmp_path):

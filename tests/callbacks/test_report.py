@@ -135,3 +135,25 @@ def test_importing_the_package_imports_no_loggers_and_no_lightning():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_distances_from_the_predicted_limit_are_logged_and_printed_on_request(capsys):
+    logger, pruner = Plain(), PruneAtInit("snip", 0.8, report_limits=True)
+    make_trainer(pruner, logger=logger).fit(Classifier(), loader())
+    (logged,) = [metrics for metrics, _ in logger.calls if "sparsity/total" in metrics]
+    distances = {k: v for k, v in logged.items() if k.startswith("graphon/")}
+    assert set(distances) == {f"graphon/net.{i}.weight/limit_distance" for i in (0, 2, 4)}
+    assert all(0 < distance < 1 for distance in distances.values())
+    printed = capsys.readouterr().out
+    assert "limit" in printed
+    assert all(f"{distance:.4f}" in printed for distance in distances.values())
+
+
+def test_limits_do_not_change_masks_and_are_off_by_default(capsys):
+    masks = []
+    for asked in (False, True):
+        pruner = PruneAtInit("synflow", 0.8, steps=3, report_limits=asked)
+        make_trainer(pruner).fit(Classifier(), loader())
+        masks.append(pruner.masks)
+        assert ("limit" in capsys.readouterr().out.replace("limit_", "")) == asked
+    assert all(bool((masks[0][name] == mask).all()) for name, mask in masks[1].items())
