@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper test slow lint format bench clean
+.PHONY: help demo paper test slow lint format docs bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -41,8 +41,13 @@ format: $(READY)  ## let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(READY)  ## the pages and the modules as HTML, in build/docs; warnings are errors
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -c docs . build/docs
+	@echo "Open build/docs/docs/index.html"
+
 bench: $(READY)  ## side-by-side timings, printed as ratios
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove the environment and what the demo wrote
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build runs

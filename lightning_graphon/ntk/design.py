@@ -88,8 +88,7 @@ def design_graphons(
         progress: show a progress bar with the target. Ctrl-C ends the search and returns the best so far.
 
     Returns:
-        `DesignedGraphons`; its graphons go into `prune(model, "graphon", options={"graphons": dict(zip(names,
-        graphons))})`.
+        `DesignedGraphons`; its graphons go, by layer, into the option "graphons" of `prune(model, "graphon", ...)`.
 
     Raises:
         ValueError: an unknown choice, densities or positions that do not fit, no labels where the target needs

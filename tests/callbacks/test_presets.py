@@ -8,7 +8,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from toys import METHODS, Classifier, loader, pruned_max
 
-from lightning_graphon.callbacks import LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
 from lightning_graphon.presets import preset_path, presets
 from lightning_graphon.pruning.methods import get_method
 
@@ -83,6 +83,21 @@ def test_writes_out_every_default(name):
             assert given[key] == {k: p.default for k, p in options.items() if p.kind is p.KEYWORD_ONLY}
         elif key != "method":
             assert given[key] in allowed.get(key, (parameter.default,)), key
+
+
+def test_full_is_pruning_and_both_monitors(cli):
+    entries = yaml.safe_load(preset_path("full").read_text())["trainer"]["callbacks+"]
+    parts = [yaml.safe_load(preset_path(name).read_text()) for name in ("snip", "monitor", "loss_decay")]
+    assert entries == [entry for part in parts for entry in part["trainer"]["callbacks+"]]
+    made = cli(preset_path("full"))
+    own = [c for c in made.trainer.callbacks if type(c).__module__.startswith("lightning_graphon")]
+    assert [type(c).__name__ for c in own] == ["PruneAtInit", "GraphonMonitor", "LossDecayMonitor"]
+
+
+def test_monitor_writes_out_every_default():
+    (entry,) = yaml.safe_load(preset_path("monitor").read_text())["trainer"]["callbacks+"]
+    defaults = {k: p.default for k, p in inspect.signature(GraphonMonitor.__init__).parameters.items() if k != "self"}
+    assert entry["init_args"] == defaults
 
 
 def test_loss_decay_writes_out_every_default():

@@ -1,0 +1,139 @@
+"""What the callbacks left on disk: scalars and pictures of every run under a folder, by TensorBoard or as files."""
+
+import csv
+import difflib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Series: TypeAlias = dict[int, float]
+
+PICTURES = ("graphons", "ntk_spectrum", "loss_decay")
+_EVENTS = "events.out.tfevents.*"
+_CSV = "metrics.csv"
+_HINT = (
+    "Train with a TensorBoardLogger or a CSVLogger and a callback of lightning-graphon, "
+    "for example: lightning-graphon fit --preset full --config your.yaml"
+)
+
+
+@dataclass
+class Run:
+    """One training run.
+
+    Attributes:
+        name: Path below the folder that was asked for; "." for that folder itself.
+        scalars: Key -> step -> value.
+        pictures: Tag -> step -> bytes of a PNG file.
+    """
+
+    name: str
+    scalars: dict[str, Series] = field(default_factory=dict)
+    pictures: dict[str, dict[int, bytes]] = field(default_factory=dict)
+
+    @property
+    def last_step(self) -> int:
+        """The last step at which anything was logged."""
+        steps = {step for series in self.scalars.values() for step in series}
+        return max(steps | {step for shown in self.pictures.values() for step in shown}, default=0)
+
+
+def read_runs(folder: str | Path) -> list[Run]:
+    """Every run in `folder` and below, sorted by name with numbers as numbers.
+
+    A run is a folder with TensorBoard event files, with the `metrics.csv` of a CSVLogger, or with the PNG files that
+    the callbacks write where no logger takes pictures.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no run in it; the message says where the nearest runs are.
+    """
+    top = Path(folder)
+    if not top.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}.{_nearest_folder(top)}")
+    runs = [_read(path, top) for path in _run_folders(top)]
+    if not runs:
+        raise FileNotFoundError(
+            f"no runs under {str(folder)!r}: no TensorBoard events ({_EVENTS}), no {_CSV}, no pictures. "
+            f"{_nearest_runs(top)}"
+        )
+    return sorted(runs, key=lambda run: _natural(run.name))
+
+
+def _read(folder: Path, top: Path) -> Run:
+    run = Run(folder.relative_to(top).as_posix())
+    _add_csv(run, folder / _CSV)
+    _add_files(run, folder)
+    _add_events(run, folder)
+    return run
+
+
+def _add_events(run: Run, folder: Path) -> None:
+    """Scalars and pictures of all event files of the folder: a resumed run has several."""
+    if not any(folder.glob(_EVENTS)):
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events: Any = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})  # 0: keep all
+    events.Reload()
+    for tag in events.Tags()["scalars"]:
+        run.scalars[tag] = {event.step: event.value for event in events.Scalars(tag)}
+    for tag in set(PICTURES) & set(events.Tags()["images"]):
+        run.pictures[tag] = {event.step: event.encoded_image_string for event in events.Images(tag)}
+
+
+def _add_csv(run: Run, path: Path) -> None:
+    """Scalars of a CSVLogger: one row a step, empty cells where nothing was logged."""
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            step = int(float(row.pop("step", None) or 0))
+            for key, text in row.items():
+                if text:
+                    run.scalars.setdefault(key, {})[step] = float(text)
+
+
+def _add_files(run: Run, folder: Path) -> None:
+    for tag in PICTURES:
+        steps = {int(path.stem.removeprefix("step_")): path.read_bytes() for path in _pictures(folder / tag)}
+        if steps:
+            run.pictures[tag] = steps
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step_*.png") if path.stem.removeprefix("step_").isdigit())
+
+
+def _run_folders(top: Path) -> Iterator[Path]:
+    """Folders that hold a run, `top` included; hidden ones are skipped."""
+    for name, below, files in os.walk(top):
+        below[:] = sorted(part for part in below if not part.startswith("."))
+        folder = Path(name)
+        if _CSV in files or any(folder.glob(_EVENTS)) or any(_pictures(folder / tag) for tag in PICTURES):
+            yield folder
+
+
+def _nearest_folder(path: Path) -> str:
+    parent = next((part for part in path.parents if part.is_dir()), Path())
+    missing = path.relative_to(parent).parts[0] if path.is_relative_to(parent) else path.name
+    close = difflib.get_close_matches(missing, [part.name for part in parent.iterdir() if part.is_dir()], n=1)
+    return f" Did you mean {str(parent / close[0])!r}?" if close else f" {str(parent)!r} is there."
+
+
+def _nearest_runs(top: Path) -> str:
+    """Where runs are, one level up: people give a checkpoint's folder, or a sibling of the one they mean."""
+    above = top.resolve().parent
+    if any(above.glob(_EVENTS)) or (above / _CSV).is_file():
+        return f"There is one in {str(above)!r}."
+    beside = sorted(
+        path.name for path in above.iterdir() if path.is_dir() and (any(path.glob(_EVENTS)) or any(path.glob(_CSV)))
+    )
+    return f"There are runs in {str(above)!r}: {', '.join(beside[:5])}." if beside else _HINT
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts version_10 after version_9."""
+    digits = "".join(c if c.isdigit() else f"\0{c}\0" for c in name).split("\0")
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in digits if part]

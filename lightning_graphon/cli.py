@@ -1,0 +1,133 @@
+"""The command `lightning-graphon`: train with LightningCLI, write a report of runs, find the presets."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lightning_graphon.presets import preset_path, presets
+
+_FIT_HELP = """usage: lightning-graphon fit [--preset NAME ...] --config FILE [--model CLASS] [...]
+
+Trains any LightningModule that your configuration names. Everything but --preset is LightningCLI's own:
+lightning-graphon fit --help shows it.
+
+  --preset NAME   a preset of this library, one of: {presets}
+                  (several add up; the same as --config with the path that `lightning-graphon presets NAME` prints)
+"""
+_NO_MODEL = (
+    "no model given. Name your LightningModule, on the command line (--model my_module.MyModel) or in a "
+    "configuration file:\n  model:\n    class_path: my_module.MyModel"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments without the name of the program; None: those of the process.
+
+    Returns:
+        The exit status: 0.
+
+    Raises:
+        SystemExit: Wrong arguments, or a run that is not there, with status 2 and one sentence on standard error.
+
+    >>> status = main(["presets"])  # doctest: +ELLIPSIS
+    full        Everything in one file: ...
+    >>> status
+    0
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["fit"]:  # its other arguments are LightningCLI's
+        return _fit(arguments[1:])
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    try:
+        return _report(parsed.run_dir, parsed.output) if parsed.command == "report" else _presets(parsed.name)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lightning-graphon", description=__doc__.split(": ")[1].capitalize())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("fit", help="train with LightningCLI and presets of this library")
+    report = commands.add_parser("report", help="write one HTML page about finished runs")
+    report.add_argument("run_dir", type=Path, help="log directory of a run, or a folder with several")
+    report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in RUN_DIR")
+    names = commands.add_parser("presets", help="list the presets, or print the path of one")
+    names.add_argument("name", nargs="?", help="print the path of this preset")
+    return parser
+
+
+def _report(run_dir: Path, output: Path | None) -> int:
+    from lightning_graphon.report import write_report
+
+    print(f"Report: {write_report(run_dir, output)}")
+    return 0
+
+
+def _presets(name: str | None) -> int:
+    if name is not None:
+        print(preset_path(name))
+        return 0
+    width = max(map(len, presets()))
+    for preset in presets():
+        print(f"{preset:{width}}  {preset_path(preset).read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
+    return 0
+
+
+def _fit(arguments: list[str]) -> int:
+    if not arguments:
+        print(_FIT_HELP.format(presets=", ".join(presets())))
+        return 0
+    try:
+        from jsonargparse import ArgumentError
+        from lightning.pytorch.cli import LightningCLI
+    except ImportError as error:
+        raise SystemExit(
+            f"lightning-graphon fit needs LightningCLI: pip install 'lightning-graphon[cli]' ({error})"
+        ) from None
+    # A module of the current folder can be named, as with `python main.py`.
+    sys.path.insert(0, str(Path.cwd()))
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")  # they are those of sys.argv
+    kwargs = {"prog": "lightning-graphon", "exit_on_error": False}
+    try:
+        made = LightningCLI(args=["fit", *_with_presets(arguments)], parser_kwargs=kwargs)
+    except ArgumentError as error:
+        _fail(_NO_MODEL if "fit.model" in str(error) else str(error))
+    if made.trainer.log_dir and made.trainer.is_global_zero:
+        print(f"What it found, in one page: lightning-graphon report {made.trainer.log_dir}")
+    return 0
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"lightning-graphon fit: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _with_presets(arguments: Sequence[str]) -> list[str]:
+    """`--preset NAME` as `--config PATH`, where it stands.
+
+    >>> _with_presets(["--preset=snip", "--config", "mine.yaml"])[2:]
+    ['--config', 'mine.yaml']
+    """
+    result: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--preset" or argument.startswith("--preset="):
+            name = argument.removeprefix("--preset").removeprefix("=") or next(rest, "")
+            try:
+                result += ["--config", str(preset_path(name))]
+            except ValueError as error:
+                _fail(str(error))
+        else:
+            result.append(argument)
+    return result
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,102 @@
+"""What is written for a browser, seen in one: Chromium without a window, where it is on PATH."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from html import unescape
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from toys import Classifier, loader, make_trainer, quiet
+
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
+from lightning_graphon.report import write_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
+MEASURE = """<script>window.onload = () => { document.title = JSON.stringify({
+  width: document.documentElement.clientWidth, needed: document.documentElement.scrollWidth,
+  broken: [...document.images].filter(image => !image.naturalWidth).length, images: document.images.length,
+  hidden: [...document.querySelectorAll('.card')].filter(card => card.scrollWidth > card.clientWidth + 1).length,
+}) }</script>"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")]
+
+
+def chromium(profile, url, *options):
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *options, url]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("snip", "random"):
+        pl.seed_everything(0, verbose=False)
+        callbacks = [quiet(method), GraphonMonitor(verbose=False), LossDecayMonitor(every_n_steps=2, verbose=False)]
+        logger = TensorBoardLogger(folder, name=method, version="")
+        trainer = make_trainer(*callbacks, logger=logger, limit_train_batches=1.0, max_epochs=6, log_every_n_steps=1)
+        trainer.fit(Classifier(), loader())
+    return folder
+
+
+@pytest.mark.parametrize("width", [500, 1300])  # Chromium's own least width is 500
+def test_report_fits_the_window_and_shows_its_pictures(runs, tmp_path, width):
+    html = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    copy = tmp_path / "measured.html"
+    copy.write_text(html.replace("</head>", f"{MEASURE}</head>"), encoding="utf-8")
+    dom = chromium(tmp_path / "profile", copy.as_uri(), f"--window-size={width},2000", "--dump-dom")
+    seen = json.loads(unescape(re.search(r"<title>(.*?)</title>", dom).group(1)))
+    assert width - 30 <= seen["width"] <= width  # less a scroll bar
+    assert seen["needed"] <= seen["width"]
+    assert seen["images"] == 8
+    assert seen["broken"] == seen["hidden"] == 0
+
+
+def test_tensorboard_shows_both_losses_in_one_chart(runs, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs / "snip"), "--port", str(port)]
+    server = subprocess.Popen([*command, "--load_fast=false"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(f"http://localhost:{port}/data/plugin/custom_scalars/layout")
+        picture = tmp_path / "tensorboard.png"
+        options = ["--window-size=1300,1000", "--virtual-time-budget=20000", f"--screenshot={picture}"]
+        chromium(tmp_path / "profile", f"http://localhost:{port}/#custom_scalars", *options)
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+    from matplotlib.image import imread
+
+    pixels = np.round(imread(picture)[..., :3] * 255).astype(int)
+    # The first chart lies right of the sidebar and below the header; the curves have the colour of the first run.
+    curves = np.abs(pixels[150:360, 400:700] - (255, 112, 67)).max(axis=-1) < 12
+    assert curves.sum() > 300
+    assert (curves.any(axis=0).mean()) > 0.5  # they cross the chart
+
+
+def wait_for(url, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if b"predicted and observed loss" in answer(url):
+            return
+        time.sleep(0.5)
+    pytest.fail(f"TensorBoard does not answer at {url}")
+
+
+def answer(url):
+    try:
+        with urllib.request.urlopen(url) as reply:  # noqa: S310  (our own server)
+            return reply.read()
+    except urllib.error.URLError:
+        return b""
