@@ -58,8 +58,8 @@ class Forecast:
         self._history: list[tuple[float, float]] = []
         # Steps to follow when the loss is asked for: many in a row are faster than one between two training steps.
         self._pending: list[tuple[list[float], float]] = []
-        rates = self._cluster_rates(descent)
-        self._ratios = relative(rates)
+        self._seen, self._rates = descent, self._cluster_rates(descent)
+        self._ratios = relative(self._rates)
         self._mixed = False
         self.predictor = self._predictor()
         self.largest_stable_rate = self.predictor.max_learning_rate(1e-2)
@@ -93,7 +93,9 @@ class Forecast:
         Raises:
             NotReadableError: Groups that shared a learning rate no longer do, or there are new groups.
         """
-        self._pending.append((self._cluster_rates(descent), descent.momentum))
+        if descent is not self._seen:
+            self._seen, self._rates = descent, self._cluster_rates(descent)
+        self._pending.append((self._rates, descent.momentum))
 
     def _catch_up(self) -> None:
         for rates, momentum in self._pending:

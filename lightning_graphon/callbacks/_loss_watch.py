@@ -105,7 +105,9 @@ class LossWatch:
 
     def due(self, step: int, before: int) -> bool:
         """Whether the loss is to be measured at this step, when it was last measured at step `before`."""
-        return passed(self.options.every, step, before) or (self.initial is None and step >= self.start_step)
+        cadences = (self.options.every, self.options.refresh_every)
+        regular = any(passed(every, step, before) for every in cadences if every)
+        return regular or (self.initial is None and step >= self.start_step)
 
     def observe(self, step: int, before: int) -> dict[str, float]:
         """Measure the loss; start and refresh predictions.

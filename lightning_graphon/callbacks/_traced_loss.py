@@ -111,6 +111,8 @@ def _places(recording: RecordedLoss, outputs: Tensor, scales: tuple[float, ...])
 def _program(fn: Callable[[Tensor], Any], at: Tensor, reads_values: bool) -> Callable[[Tensor], Any]:
     """What `fn` does with tensors."""
     program: GraphModule = make_fx(fn, _error_on_data_dependent_ops=not reads_values)(at)
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
+        node.replace_all_uses_with(node.args[0])  # the same tensor again, a few microseconds each at every step
     program.graph.eliminate_dead_code(_has_effect)
     program.recompile()
     return program.forward

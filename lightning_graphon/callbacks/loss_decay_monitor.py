@@ -76,7 +76,8 @@ class LossDecayMonitor(Callback):
         probe_seed: Seed of the probe batch.
         every_n_steps: Measure the loss after every n-th optimizer step.
         drift_every_n_steps: Measure the kernel's drift at least so often; more often in the beginning.
-        refresh_every_n_steps: Compute the kernel anew after every n-th step and predict ahead from there; None: never.
+        refresh_every_n_steps: Compute the kernel anew after every n-th step, measure the loss there and predict ahead;
+            None: never.
         start_step: Optimizer step of the prediction; None: 0 for SGD, 10 for adaptive optimizers.
         tolerance: Largest relative error of a prediction that holds.
         drift_tolerance: Largest kernel drift of a prediction that holds.
@@ -101,8 +102,8 @@ class LossDecayMonitor(Callback):
         propagate: str = "energy",
         probe_size: int = 128,
         probe_seed: int = 0,
-        every_n_steps: int = 20,
-        drift_every_n_steps: int = 100,
+        every_n_steps: int = 50,
+        drift_every_n_steps: int = 200,
         refresh_every_n_steps: int | None = None,
         start_step: int | None = None,
         tolerance: float = 0.1,
@@ -118,10 +119,6 @@ class LossDecayMonitor(Callback):
         _check_positive(probe_size=probe_size, every_n_steps=every_n_steps, drift_every_n_steps=drift_every_n_steps)
         refresh = refresh_every_n_steps
         _check_positive(refresh_every_n_steps=refresh, tolerance=tolerance, drift_tolerance=drift_tolerance)
-        if refresh is not None and refresh % every_n_steps:
-            raise ValueError(
-                f"refresh_every_n_steps must be a multiple of every_n_steps, {every_n_steps}, got {refresh!r}"
-            )
         if start_step is not None and start_step < 0:
             raise ValueError(f"start_step must be 0 or more, or None, got {start_step!r}")
         self.options = Options(
