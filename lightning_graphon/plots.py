@@ -202,7 +202,7 @@ def plot_graphon_grid(
     figure, axes = new_figure(rows, columns, cell=(2.9, 2.9), layout=None)
     wide, high = 2.9 * columns, 2.9 * rows
     figure.subplots_adjust(
-        left=0.55 / wide, right=1 - 1.5 / wide, bottom=0.55 / high, top=1 - 0.85 / high, wspace=0.42, hspace=0.62
+        left=0.55 / wide, right=1 - 1.5 / wide, bottom=0.55 / high, top=1 - 1.0 / high, wspace=0.42, hspace=0.62
     )
     image: Any = None
     for row, (label, group) in enumerate(graphons.items()):
@@ -216,11 +216,11 @@ def plot_graphon_grid(
                 axis.set_ylabel(f"{label}\nu, outputs".lstrip(), fontsize=8)
         for axis in axes[row, len(group) :]:
             axis.set_axis_off()
-    beside = figure.add_axes((1 - 0.85 / wide, 0.55 / high, 0.12 / wide, 1 - 1.4 / high))
+    beside = figure.add_axes((1 - 0.85 / wide, 0.55 / high, 0.12 / wide, 1 - 1.55 / high))
     bar = figure.colorbar(image, cax=beside, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
     bar.ax.tick_params(labelsize=6)
     bar.set_label("W: probability that a weight is kept", fontsize=8 if rows > 1 else 6)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, y=1 - 0.1 / high, va="top")
     return figure
 
 
