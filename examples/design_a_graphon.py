@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from generalisation import network, normalise, save
 from graphon_convergence import images
-from resumable import compute_missing
+from resumable import Cell, compute_missing
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -112,19 +112,6 @@ def hubs(densities: list[float], positions: int) -> list[StepGraphon]:
 
 
 # ---- networks
-
-
-class Cell(NamedTuple):
-    """One network to prune and train."""
-
-    method: str
-    sparsity: float
-    seed: int
-
-    @property
-    def stem(self) -> str:
-        """Name of its file."""
-        return f"{self.method.replace(': ', '_')}_s{100 * self.sparsity:g}_t{self.seed}"
 
 
 Designs = dict[Design, dict[str, Any]]

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -30,7 +30,7 @@ from graphon_convergence import images, network
 from loss_decay_figures import MEASURES, NAMES, draw_correlations, draw_curves, draw_scatter
 from loss_decay_metrics import LABELS, Sample, kernel_metrics
 from rank_correlation import Correlation, correlate
-from resumable import compute_missing
+from resumable import Cell, compute_missing
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -54,19 +54,6 @@ DATA = {"digits": "digits", "mnist": "MNIST"}
 SGD_RATE = {"digits": 0.05, "mnist": 0.03}
 
 # ---- one network
-
-
-class Cell(NamedTuple):
-    """One network; `method` is "dense" with sparsity 0, or a pruning method."""
-
-    method: str
-    sparsity: float
-    seed: int
-
-    @property
-    def stem(self) -> str:
-        """Name of its file."""
-        return f"{self.method}_s{100 * self.sparsity:g}_t{self.seed}"
 
 
 class Classifier(pl.LightningModule):

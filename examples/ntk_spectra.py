@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from graphon_convergence import images, network
-from resumable import compute_missing
+from resumable import Cell, compute_missing
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -58,19 +58,6 @@ METRICS = {
 EXTRA = ("trace", "lambda_max", "lambda_min")
 
 # ---- one network
-
-
-class Cell(NamedTuple):
-    """One network; `method` is "dense" with sparsity 0, or a pruning method."""
-
-    method: str
-    sparsity: float
-    seed: int
-
-    @property
-    def stem(self) -> str:
-        """Name of its file."""
-        return f"{self.method}_s{100 * self.sparsity:g}_t{self.seed}"
 
 
 class Data(NamedTuple):

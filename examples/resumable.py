@@ -2,12 +2,25 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 CellT = TypeVar("CellT")
+
+
+class Cell(NamedTuple):
+    """One network; `method` is "dense" with sparsity 0, a pruning method, or the name of a design."""
+
+    method: str
+    sparsity: float
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """Name of its file."""
+        return f"{self.method.replace(': ', '_')}_s{100 * self.sparsity:g}_t{self.seed}"
 
 
 def compute_missing(
