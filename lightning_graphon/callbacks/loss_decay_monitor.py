@@ -250,12 +250,17 @@ class LossDecayMonitor(Callback):
         if self._watch is not None:
             self._watch.advance()
 
-    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, last: bool = False) -> None:
+        """Measure where it is time to, or at the last step."""
         step, before = trainer.global_step, int(self._rows[-1][0]) if self._rows else -1
-        if self._watch is not None and self._watch.due(step, before):
+        if self._watch is not None and (last or self._watch.due(step, before)):
             self._record(trainer, self._watch.observe(step, before))
             self._tell_void()
-        elif self._watch is None and self._observe_only is not None and passed(self.options.every, step, before):
+        elif (
+            self._watch is None
+            and self._observe_only is not None
+            and (last or passed(self.options.every, step, before))
+        ):
             self._record(trainer, {"observed": self._observe_only()})
 
     def _record(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
@@ -280,6 +285,8 @@ class LossDecayMonitor(Callback):
         self._guarded(self._look, trainer, pl_module)
 
     def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if len(self._rows) == 1 and trainer.global_step > self._rows[0][0]:
+            self._look(trainer, pl_module, last=True)  # of a short fit: a curve has two points
         if self._watch is None or self._watch.initial is None or len(self._rows) < 2:
             return
         values = {k: float(v) for k, v in self.metric.compute().items()}

@@ -29,6 +29,7 @@ torch.testing.assert_close(
 )
 torch.testing.assert_close(graphon_ntk(x, one, reduce=None, group="world"), graphon_ntk(x, one, reduce=None))
 assert world_share().size == size
+print("all equal", flush=True)
 dist.destroy_process_group()
 """
 
@@ -43,13 +44,14 @@ def test_equals_one_process(size, tmp_path):
         subprocess.Popen(
             [sys.executable, str(script), str(rank), str(size), str(tmp_path)], cwd=root,
             env={"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-            stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(size)
     ]  # fmt: skip
     for run in runs:
-        _, errors = run.communicate(timeout=120)
-        assert run.returncode == 0, errors
+        # Not the exit code: gloo's own threads now and then abort a process that has finished.
+        printed, errors = run.communicate(timeout=120)
+        assert "all equal" in printed, errors
 
 
 def test_parts_by_hand_add_up(monkeypatch):
