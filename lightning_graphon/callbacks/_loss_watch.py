@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_graphon.callbacks._drift import KernelDrift
-from lightning_graphon.callbacks._forecast import Clusters, Forecast, clusters_of
+from lightning_graphon.callbacks._forecast import Forecast, clusters_of
 from lightning_graphon.callbacks._network import Network, NotReadableError
 from lightning_graphon.callbacks._optimized import OptimizedNetwork
 from lightning_graphon.callbacks._probe import doubled, samples
@@ -161,7 +161,7 @@ class LossWatch:
         return outputs, observed
 
     def _forecast(self, outputs: Tensor, step: int) -> Forecast:
-        clusters: Clusters = clusters_of(self._optimizer)
+        clusters = clusters_of(self._optimizer)
         try:
             kernels = self._optimized.kernels(self.options.kernel, self.options.propagate, clusters, self._mixing)
             new = Forecast(kernels, clusters, outputs, self.loss, self._descent, self.dataset_size, step)

@@ -147,9 +147,9 @@ class LossDecayMonitor(Callback):
     @property
     def metric(self) -> LossDecay:
         """Agreement of prediction and observation so far, of this process."""
-        metric = LossDecay(self.options.tolerance, sync_on_compute=False)
-        step, observed, predicted, _ = (values[self.curves["predicted"].isfinite()] for values in self.curves.values())
-        metric.update(predicted, observed, step)
+        metric, curves = LossDecay(self.options.tolerance, sync_on_compute=False), self.curves
+        made = curves["predicted"].isfinite()
+        metric.update(curves["predicted"][made], curves["observed"][made], curves["step"][made])
         return metric
 
     @property
@@ -253,14 +253,11 @@ class LossDecayMonitor(Callback):
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, last: bool = False) -> None:
         """Measure where it is time to, or at the last step."""
         step, before = trainer.global_step, int(self._rows[-1][0]) if self._rows else -1
-        if self._watch is not None and (last or self._watch.due(step, before)):
-            self._record(trainer, self._watch.observe(step, before))
-            self._tell_void()
-        elif (
-            self._watch is None
-            and self._observe_only is not None
-            and (last or passed(self.options.every, step, before))
-        ):
+        if self._watch is not None:
+            if last or self._watch.due(step, before):
+                self._record(trainer, self._watch.observe(step, before))
+                self._tell_void()
+        elif self._observe_only is not None and (last or passed(self.options.every, step, before)):
             self._record(trainer, {"observed": self._observe_only()})
 
     def _record(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
