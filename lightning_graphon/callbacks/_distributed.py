@@ -28,6 +28,19 @@ def refuse_flattened(trainer: pl.Trainer) -> None:
         )
 
 
+def refuse_other_package(trainer: pl.Trainer) -> None:
+    """Raise where the trainer is that of `pytorch_lightning`, whose classes are others under the same names.
+
+    Raises:
+        TypeError: It is.
+    """
+    if not isinstance(trainer, pl.Trainer):
+        raise TypeError(
+            f"PruneAtInit works with lightning.pytorch, but the Trainer comes from {type(trainer).__module__}: "
+            "use `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl`"
+        )
+
+
 def shards_parameters(trainer: pl.Trainer) -> bool:
     """Whether the strategy cuts parameters into shards."""
     return _is_one_of(trainer, (*_FLATTENING, "ModelParallelStrategy"))
