@@ -86,28 +86,6 @@ def test_another_setting_does_not_reuse_networks(example, finished, monkeypatch,
     assert len(asked) == 2 * len(WIDTHS) * len(example.METHODS)
 
 
-def test_an_interrupted_run_keeps_what_is_done(example, monkeypatch, tmp_path):
-    argv = [*SETTING, "--methods", "random", "--out", str(tmp_path)]
-    compute, computed = example.compute, []
-
-    def stop_after_three(cell, args):
-        if len(computed) == 3:
-            raise KeyboardInterrupt
-        computed.append(cell)
-        return compute(cell, args)
-
-    monkeypatch.setattr(example, "compute", stop_after_three)
-    with pytest.raises(SystemExit):
-        example.main(argv)
-    assert len(list(tmp_path.glob("cells/*/*"))) == 3
-
-    rest = []
-    monkeypatch.setattr(example, "compute", lambda cell, args: rest.append(cell) or compute(cell, args))
-    example.main(argv)
-    assert len(rest) == 1
-    assert not set(rest) & set(computed)
-
-
 def test_the_widest_networks_are_compared_with_the_others_not_with_themselves(example):
     a, b, c = (constant(p) for p in (0.2, 0.4, 0.3))
     found = example.distances({10: [c, c], 20: [a, b]})

@@ -81,28 +81,6 @@ def test_another_setting_does_not_reuse_networks(example, finished, monkeypatch,
     assert len(asked) == NETWORKS
 
 
-def test_an_interrupted_run_keeps_what_is_done(example, monkeypatch, tmp_path):
-    argv = [*SETTING, "--methods", "random", "--out", str(tmp_path)]
-    compute, computed = example.compute, []
-
-    def stop_after_three(cell, args):
-        if len(computed) == 3:
-            raise KeyboardInterrupt
-        computed.append(cell)
-        return compute(cell, args)
-
-    monkeypatch.setattr(example, "compute", stop_after_three)
-    with pytest.raises(SystemExit):
-        example.main(argv)
-    assert len(list(tmp_path.glob("cells/*/*"))) == 3
-
-    rest = []
-    monkeypatch.setattr(example, "compute", lambda cell, args: rest.append(cell) or compute(cell, args))
-    example.main(argv)
-    assert len(rest) == 3  # dense and two sparsities, two seeds: six networks
-    assert not set(rest) & set(computed)
-
-
 def test_the_graphon_kernel_of_a_dense_network_has_the_spectrum_of_the_network(example):
     """Kernels of single networks scatter: each of four layers adds a relative variance of the order 1 / width.
 
