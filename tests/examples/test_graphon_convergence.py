@@ -1,11 +1,7 @@
 """The convergence example, run as a script is, at sizes of seconds."""
 
 import csv
-import importlib
 import shutil
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,15 +10,7 @@ from lightning_graphon.graphon import constant
 
 pytest.importorskip("sklearn")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 WIDTHS, SETTING = (32, 64), ["--widths", "32", "64", "--layers", "3", "--trials", "2", "--samples", "64", "--bins", "8"]
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # as Python does for a script
-        return importlib.import_module("graphon_convergence")
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,10 @@
 """The spectra example, run as a script is, at sizes of seconds."""
 
 import csv
-import importlib
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,16 +12,8 @@ import torch
 pytest.importorskip("sklearn")
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
 SETTING = ["--width", "32", "--samples", "24", "--batch", "64", "--sparsities", "0.5", "0.9", "--seeds", "2"]
 NETWORKS = 2 * (1 + 2 * 5)  # seeds, dense and two sparsities of five methods
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # as Python does for a script
-        return importlib.import_module("ntk_spectra")
 
 
 @pytest.fixture(scope="module")

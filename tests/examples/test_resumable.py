@@ -1,30 +1,16 @@
 """The tables of the examples: stopped, continued, and never half written."""
 
-import importlib
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 from rich.console import Console
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def resumable() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # as Python does for a script
-        return importlib.import_module("resumable")
-
 
 @pytest.fixture
-def finish(resumable, tmp_path):
+def finish(example, tmp_path):
     """Runs a table of the numbers 0 to 4; a cell is done by `work`."""
 
     def run(work, kind="json"):
-        return resumable.finish(
+        return example.finish(
             tmp_path / "cells", range(5), stem=str, work=work, describe=str, console=Console(quiet=True), kind=kind
         )
 
