@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_graphon.callbacks._forecast import Clusters
@@ -23,7 +23,11 @@ class OptimizedNetwork:
 
     def __init__(self, network: Network, optimizer: Optimizer, masks: Mapping[str, Tensor]) -> None:
         self.network, self.optimizer, self.masks = network, optimizer, masks
-        self._named = {n: p for n, p in network.root.named_parameters() if p.requires_grad}
+
+    @property
+    def _named(self) -> dict[str, nn.Parameter]:
+        """Parameters that are trained now: callbacks freeze and unfreeze them."""
+        return {n: p for n, p in self.network.root.named_parameters() if p.requires_grad}
 
     def kernels(self, kind: str, propagate: str, clusters: Clusters, mixing: bool) -> Tensor:
         """[G, ...]: the tangent kernel of each cluster of parameter groups at the current weights, float64.
@@ -68,12 +72,12 @@ class OptimizedNetwork:
         """
         with self.network.evaluated(), torch.enable_grad():
             outputs = self.network.outputs()
-            named = list(self._named.values())
-            slopes = torch.autograd.grad(outputs, named, gradient.to(outputs.dtype), allow_unused=True)
+            named = self._named
+            slopes = torch.autograd.grad(outputs, list(named.values()), gradient.to(outputs.dtype), allow_unused=True)
         diagonal = optimizer_preconditioner(self.optimizer, self.network.root)
         ratio_of = {p: ratios[i] for i, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
         total = 0.0
-        for (name, parameter), slope in zip(self._named.items(), slopes, strict=True):
+        for (name, parameter), slope in zip(named.items(), slopes, strict=True):
             if slope is not None and parameter in ratio_of:
                 factors = (diagonal.get(name), self.masks.get(name))
                 total += _sum_of_squares(slope, factors) * ratio_of[parameter]

@@ -374,8 +374,8 @@ def _training_points(trainer: pl.Trainer) -> int:
         count = len(loader.dataset)
     except (AttributeError, TypeError):
         return _UNKNOWN_SIZE
-    share = trainer.limit_train_batches
-    return int(count * share) if isinstance(share, float) else count
+    batch_size = getattr(loader, "batch_size", None) or count
+    return int(min(count, trainer.num_training_batches * batch_size * trainer.world_size))
 
 
 def _check_positive(**values: float | None) -> None:
