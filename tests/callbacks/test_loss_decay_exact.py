@@ -122,7 +122,7 @@ def test_the_full_kernel():
     watch = monitor(full_kernel=True)
     fit(Scheduled(one_group()), watch)
     check(watch)
-    assert watch._watch.initial.kernels.shape[1:] == (96, 10, 96, 10)
+    assert watch._run.watch.initial.kernels.shape[1:] == (96, 10, 96, 10)
 
 
 @pytest.mark.parametrize("loss", [mse, bce])
