@@ -17,6 +17,7 @@ from lightning_graphon.callbacks._distributed import flattens_parameters
 from lightning_graphon.callbacks._loss_options import Options
 from lightning_graphon.callbacks._loss_record import LossRecord
 from lightning_graphon.callbacks._loss_run import FOREIGN, LossRun
+from lightning_graphon.callbacks._masks_of import prune_first
 from lightning_graphon.callbacks._meetings import Meetings
 from lightning_graphon.callbacks._pickling import state_without_module
 from lightning_graphon.callbacks._pictures import send_figure
@@ -136,6 +137,7 @@ class LossDecayMonitor(Callback):
                 type(trainer.strategy).__name__,
             )
             return
+        prune_first(trainer, pl_module)
         self._meetings = Meetings(trainer, pl_module)
         self._meet(trainer, lambda: self._begin(trainer, pl_module, restored))
 
