@@ -181,6 +181,7 @@ class Forecast:
             "start": self.start,
             "loss": float(self._loss(self.outputs.double())),
             "ratios": self._ratios,
+            "ratios_now": self._ratios_now,
             "mixed": self._mixed,
             "history": torch.tensor(self._history, dtype=torch.float64).reshape(-1, 2),
             "predictor": self.predictor.state_dict(),
@@ -200,7 +201,7 @@ class Forecast:
         clusters = tuple(map(tuple, state["clusters"]))
         new = cls(kernels, clusters, outputs, loss, Descent(tuple(rates), *rest), state["dataset_size"], state["start"])
         new._history = [(rate, momentum) for rate, momentum in state["history"].tolist()]
-        new._mixed, new._ratios_now = state["mixed"], state["ratios"]
+        new._mixed, new._ratios_now = state["mixed"], state["ratios_now"]
         if new._ratios != state["ratios"]:
             new._ratios = state["ratios"]
             new.predictor = new._predictor()
