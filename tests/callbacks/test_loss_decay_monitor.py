@@ -565,7 +565,8 @@ def test_drift_and_refreshes_go_on_after_an_explosion(stop, monkeypatch, tmp_pat
     assert exploded.curves["refreshed"][5:].isfinite().all()
     watch = exploded._run.watch
     again = Forecast.from_state(watch.initial.state_dict(), watch.loss, torch.device("cpu"))
-    assert again.ratios == watch.initial.ratios == {0: 1.0, 1: 1.0}
+    assert again.ratios == watch.initial.ratios
+    assert again.ratios[1] == pytest.approx(1.0), "0.1 at the start"
     watch.refreshed, outputs = None, watch.initial.outputs
     buffer = watch._buffer(outputs, 12)
     gradient = watch.loss.value_and_gradient(outputs.double())[1]

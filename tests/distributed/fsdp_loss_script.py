@@ -197,9 +197,7 @@ def watched(name, folder):
     graphons = GraphonMonitor(verbose=False, figure=False, kernel="none", include="Linear", raise_errors=True)
     watch = monitor(kernel="graphon" if name == "graphon" else "empirical")
     sizes = (1, 2) if name == "tensor parallel" else (2, 1)
-    found = fit_cut(model, watch, graphons, *others, sizes=sizes, name=folder / name)
-    first = next(iter(graphons.graphons.values()))
-    return {**found, "density": first.density}
+    return fit_cut(model, watch, graphons, *others, sizes=sizes, name=folder / name)
 
 
 def main(folder):
