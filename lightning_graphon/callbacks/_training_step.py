@@ -7,6 +7,7 @@ network inside it is found by watching which modules `training_step` calls.
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,6 +26,12 @@ from lightning_graphon.pruning.untouched import untouched
 
 ModuleLoss = Callable[[pl.LightningModule, Any], Tensor]
 
+_EARLY = (
+    "lightning-graphon ran training_step by itself, before the first epoch: make what it needs in __init__, setup or "
+    "configure_model, or give loss_fn(pl_module, batch)"
+)
+_CALLED = "lightning-graphon calls it as loss_fn(pl_module, batch), for a scalar tensor"
+
 
 class TrainingStepObjective:
     """Objective (`lightning_graphon.pruning.objective.Objective`) of a LightningModule inside a Trainer.
@@ -38,7 +45,7 @@ class TrainingStepObjective:
     def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss_fn: ModuleLoss | None = None) -> None:
         self._trainer = trainer
         self._module = pl_module
-        self._loss_fn = loss_fn or self._run_training_step
+        self._loss_fn = self._run_training_step if loss_fn is None else partial(_noted, _CALLED, loss_fn)
         self._final: dict[int, tuple[Any, frozenset[int]]] = {}
 
     def loss(self, batch: Any, temperature: float = 1.0) -> Tensor:
@@ -92,7 +99,7 @@ class TrainingStepObjective:
     def _run_training_step(self, module: pl.LightningModule, batch: Any) -> Tensor:
         losses = self._captured
         losses.clear()
-        output = module.training_step(*_step_arguments(module.training_step, batch))
+        output = _noted(_EARLY, module.training_step, *_step_arguments(module.training_step, batch))
         if not module.automatic_optimization:
             if not losses:
                 raise ValueError(
@@ -115,6 +122,15 @@ class TrainingStepObjective:
                 if isinstance(module, pl.LightningModule):
                     stack.enter_context(_muted(module, self._captured))
             yield
+
+
+def _noted(note: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the user's function returns; from Python 3.11 on its error says who called it and how."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        getattr(error, "add_note", str)(note)
+        raise
 
 
 def _step_arguments(step: Callable[..., Any], batch: Any) -> list[Any]:
