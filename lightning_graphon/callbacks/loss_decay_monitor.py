@@ -282,9 +282,9 @@ class LossDecayMonitor(Callback):
         self._guarded(self._look, trainer, pl_module)
 
     def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if len(self._rows) == 1 and trainer.global_step > self._rows[0][0]:
+        if self._rows and 1 in (len(self._rows), self._predicted()) and trainer.global_step > self._rows[-1][0]:
             self._look(trainer, pl_module, last=True)  # of a short fit: a curve has two points
-        if self._watch is None or self._watch.initial is None or len(self._rows) < 2:
+        if self._watch is None or self._watch.initial is None or self._predicted() < 2:
             return
         values = {k: float(v) for k, v in self.metric.compute().items()}
         kept = {k: values[k] for k in ("rate_ratio", "log_correlation", "valid_until")}
@@ -293,6 +293,10 @@ class LossDecayMonitor(Callback):
             Console().print(self._summary(values))
         if self.figure and not getattr(trainer, "fast_dev_run", False):
             send_figure(trainer, "loss_decay", self.plot(), {k: v.numpy() for k, v in self.curves.items()})
+
+    def _predicted(self) -> int:
+        """Number of points with a prediction; the first is where it was made."""
+        return int(self.curves["predicted"].isfinite().sum())
 
     def _summary(self, values: dict[str, float]) -> str:
         until = f"until step {self.void_from}" if self.void_from is not None else "to the end"

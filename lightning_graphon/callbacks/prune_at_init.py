@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import Progress
 from torch import Tensor
 from typing_extensions import override
@@ -213,6 +214,8 @@ class PruneAtInit(Callback):
             )
         self._detach()
         self._masks, self._module = masks, None
+        if self.verbose:
+            rank_zero_info(f"PruneAtInit goes on with the checkpoint's {masks}")
 
     def _check_same_plan(self, state_dict: Mapping[str, Any]) -> None:
         for name, mine in self._identity().items():
