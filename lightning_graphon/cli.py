@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the name of the program; None: those of the process.
 
     Returns:
-        The exit status: 0.
+        The exit status, 0.
 
     Raises:
         SystemExit: Wrong arguments, or a run that is not there, with status 2 and one sentence on standard error.
