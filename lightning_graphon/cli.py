@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lightning-graphon", description="Train sparse networks, write a report of runs, find the presets.")
+    parser = argparse.ArgumentParser(
+        "lightning-graphon", description="Train sparse networks, write a report of runs, find the presets."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("fit", help="train with LightningCLI and presets of this library")
     report = commands.add_parser("report", help="write one HTML page about finished runs")

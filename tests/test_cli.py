@@ -68,7 +68,17 @@ def test_presets_stand_where_they_were_given():
 
 def test_configurations_come_before_presets_wherever_they_stand():
     """Most configurations have `callbacks:`, which would replace what a preset has added."""
-    given = ["--data", "d", "--preset", "snip", "--trainer.callbacks.sparsity", "0.95", "--config", "a.yaml", "-c=b.yaml"]
+    given = [
+        "--data",
+        "d",
+        "--preset",
+        "snip",
+        "--trainer.callbacks.sparsity",
+        "0.95",
+        "--config",
+        "a.yaml",
+        "-c=b.yaml",
+    ]
     made = ["--data", "d", "--config", "a.yaml", "-c=b.yaml", "--config", str(preset_path("snip"))]
     assert _with_presets(given) == [*made, "--trainer.callbacks.sparsity", "0.95"]
 

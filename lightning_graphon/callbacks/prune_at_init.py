@@ -43,7 +43,7 @@ class PruneAtInit(Callback):
     `report_limits` also `graphon/<layer>/limit_distance`.
 
     Args:
-        method: "random", "magnitude", "snip", "grasp", "synflow", or a name given to `register_method`.
+        method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", or your own (`register_method`).
         sparsity: Fraction of the selected weights to remove, in [0, 1).
         allocation: "global", "uniform", "er", "erk", or a dict from names or patterns to sparsities.
         schedule: "exponential" or "linear" fall of the kept number over the rounds.
