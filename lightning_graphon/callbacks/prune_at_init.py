@@ -66,7 +66,8 @@ class PruneAtInit(Callback):
 
     Raises:
         FileNotFoundError: There is no file of masks there.
-        TypeError: An argument has the wrong type, is missing, or has no meaning beside `masks`.
+        TypeError: An argument has the wrong type, is missing, or has no meaning beside `masks`; or (on fit) the Trainer
+            is that of `pytorch_lightning`.
         ValueError: An argument has a value that is not allowed, the file holds no masks, or (on fit) the masks were
             made for another model.
         RuntimeError: (on fit) the strategy flattens parameters (FSDPStrategy, DeepSpeed), or processes disagree on the
@@ -127,6 +128,7 @@ class PruneAtInit(Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        _distributed.refuse_other_package(trainer)
         if stage == "fit":
             _distributed.refuse_flattened(trainer)
 
