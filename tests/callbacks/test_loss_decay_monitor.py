@@ -441,7 +441,7 @@ def test_no_data(fatal, caplog):
 
 
 def test_a_probe_larger_than_the_data():
-    watch = monitor(probe_size=500, figure=True)
+    watch = monitor(probe_size=500)
     fit(watch)
     assert "96 training samples" in watch.plot()._suptitle.get_text()
 
@@ -493,6 +493,17 @@ def test_loss_fn():
     x, _ = digits(24)
     expected = F.mse_loss(Classifier()(x), torch.ones(24, 10))
     assert float(watch.curves["observed"][0]) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_layers_frozen_in_the_middle(caplog):
+    class Freezes(Classifier):
+        def on_train_epoch_start(self):
+            self.net[0].requires_grad_(self.current_epoch == 0)
+
+    watch = monitor(every_n_steps=1, tolerance=10.0, drift_tolerance=0.2)
+    fit(watch, model=Freezes(optimizer=sgd), max_epochs=2)
+    assert len(watch.curves["step"]) == 13
+    assert any("kernel has moved" in text for text in warned(caplog))
 
 
 def test_several_networks_in_a_row():
