@@ -28,6 +28,11 @@ def refuse_flattened(trainer: pl.Trainer) -> None:
         )
 
 
+def flattens_parameters(trainer: pl.Trainer) -> bool:
+    """Whether the strategy hides parameters in flat buffers and cuts these into shards."""
+    return _is_one_of(trainer, _FLATTENING)
+
+
 def refuse_other_package(trainer: pl.Trainer) -> None:
     """Raise where the trainer is that of `pytorch_lightning`, whose classes are others under the same names.
 
@@ -39,11 +44,6 @@ def refuse_other_package(trainer: pl.Trainer) -> None:
             f"PruneAtInit works with lightning.pytorch, but the Trainer comes from {type(trainer).__module__}: "
             "use `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl`"
         )
-
-
-def flattens_parameters(trainer: pl.Trainer) -> bool:
-    """Whether the strategy hides parameters in flat buffers and cuts these into shards."""
-    return _is_one_of(trainer, _FLATTENING)
 
 
 def _is_one_of(trainer: pl.Trainer, names: tuple[str, ...]) -> bool:

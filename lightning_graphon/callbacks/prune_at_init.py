@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import Progress
 from torch import Tensor
 from typing_extensions import override
@@ -42,7 +43,7 @@ class PruneAtInit(Callback):
     `report_limits` also `graphon/<layer>/limit_distance`.
 
     Args:
-        method: "random", "magnitude", "snip", "grasp", "synflow", or a name given to `register_method`.
+        method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", or your own (`register_method`).
         sparsity: Fraction of the selected weights to remove, in [0, 1).
         allocation: "global", "uniform", "er", "erk", or a dict from names or patterns to sparsities.
         schedule: "exponential" or "linear" fall of the kept number over the rounds.
@@ -215,6 +216,8 @@ class PruneAtInit(Callback):
             )
         self._detach()
         self._masks, self._module = masks, None
+        if self.verbose:
+            rank_zero_info(f"PruneAtInit goes on with the checkpoint's {masks}")
 
     def _check_same_plan(self, state_dict: Mapping[str, Any]) -> None:
         for name, mine in self._identity().items():

@@ -145,8 +145,10 @@ def test_scorer_is_called_when_training_starts_and_never_again(tmp_path):
     pruner = quiet("counted-snip")
     path = train(tmp_path, pruner)
     assert len(calls) == 1
-    again = quiet("counted-snip")
-    make_trainer(again, max_epochs=3).fit(Classifier(), loader(), ckpt_path=path)
+    again = quiet("counted-snip", verbose=True)
+    with patch("lightning_graphon.callbacks.prune_at_init.rank_zero_info") as said:
+        make_trainer(again, max_epochs=3).fit(Classifier(), loader(), ckpt_path=path)
+    said.assert_called_once_with(f"PruneAtInit goes on with the checkpoint's {pruner.masks}")
     assert len(calls) == 1
     assert again.masks == pruner.masks
 
