@@ -15,7 +15,7 @@ from lightning_graphon.presets import presets
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "examples/README.md", "benchmarks/README.md")]
 PAGES += sorted((ROOT / "docs").glob("**/*.md"))
-HELPERS = {"resumable", "rank_correlation", "loss_decay_figures", "loss_decay_metrics"}
+HELPERS = {"image_data", "resumable", "rank_correlation", "loss_decay_figures", "loss_decay_metrics"}
 
 
 def text(name):
