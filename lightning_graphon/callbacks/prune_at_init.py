@@ -3,6 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -269,7 +270,8 @@ class PruneAtInit(Callback):
         objective = TrainingStepObjective(trainer, pl_module, self.loss_fn, batches)
         hidden = plan.rounds == 1 or not (self.verbose and trainer.is_global_zero)
         first: dict[str, Tensor] = {}
-        with gathered(pl_module), untouched(pl_module), Progress(transient=True, disable=hidden) as progress:
+        progress = Progress(transient=True)  # shows nothing unless it is entered
+        with gathered(pl_module), untouched(pl_module), nullcontext() if hidden else progress:
             if self.eval_mode:
                 pl_module.eval()
             task = progress.add_task(f"pruning by {plan.resolved.name}", total=plan.rounds)

@@ -100,10 +100,11 @@ class LossDecay(Metric):
             raise ValueError(f"max_points must be at least 2, got {max_points!r}")
         self.tolerance, self.max_points, self.prefix, self.key = tolerance, max_points, prefix, key
         zero = torch.zeros((), dtype=torch.float64)
+        # Metrics that differ in their tolerance must not share states in a MetricCollection, which compares states,
+        # and torchmetrics 1.6.0 only the first of them.
+        self.add_state("bound", zero + tolerance, dist_reduce_fx="max")
         for name in ("points", "finite", "errors"):
             self.add_state(name, zero.clone(), dist_reduce_fx="sum", persistent=True)
-        # Metrics that differ in their tolerance must not share states in a MetricCollection, which compares states.
-        self.add_state("bound", zero + tolerance, dist_reduce_fx="max")
         self.add_state("void", zero + torch.inf, dist_reduce_fx="min", persistent=True)
         self.add_state("moments", zero.repeat(MOMENTS), dist_reduce_fx=merge_moments, persistent=True)
         # Last step, sum of its errors, number of its points.
