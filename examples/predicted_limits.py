@@ -15,6 +15,7 @@ import csv
 import time
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ from lightning_graphon.graphon import (
     l2_distance,
     predicted_graphons,
 )
+from lightning_graphon.graphon.saliency import common_threshold
 from lightning_graphon.plots import new_figure, plot_graphon_grid
 from lightning_graphon.pruning import Masks, Problem, prune
 from lightning_graphon.pruning.methods import get_method
@@ -56,6 +58,7 @@ SMALL: dict[str, Any] = {"sides": [8, 16, 24], "trials": 2}
 PAPER: dict[str, Any] = {"sides": [8, 16, 32, 64], "trials": 3}
 FIRST, LAST = "0.weight", "2.weight"
 ALPHA = 0.01
+DRAWS = 4  # masks of chance for each network: their mean distance is certain to about 5 %
 
 # ---- one network
 
@@ -120,28 +123,52 @@ class Recorder:
         return self.scores
 
 
-def known_limit(recorder: Recorder, net: nn.Sequential, masks: Masks, args: argparse.Namespace) -> StepGraphon:
-    """The limit from what is known of the scores, without looking at the mask (SynFlow's rounds: at its threshold)."""
+def known_probabilities(recorder: Recorder, net: nn.Sequential, masks: Masks, args: argparse.Namespace) -> Tensor:
+    """P(kept) of each weight from what is known of the scores, not of the mask (SynFlow's rounds: at its threshold)."""
     method, weights = recorder.__name__, {name: p.detach().abs() for name, p in net.named_parameters()}
     if method in ("random", "magnitude"):
-        return StepGraphon([[1 - args.sparsity]])
+        return torch.full(net[0].weight.shape, 1 - args.sparsity, dtype=torch.float64)
     if method == "synflow-100":
         # The threshold on |w| of a unit only rises from round to round, so the last round decides.
         # Up to a factor of the whole layer these are the scores of the last round.
         model = FactorisedSaliency(recorder.returned, torch.ones(net[0].in_features), weights[FIRST])
         threshold = float((weights[FIRST] * recorder.returned[:, None])[masks[FIRST]].min())
-        return model.graphon(threshold=threshold, bins=args.bins)
-    models: dict[str, Tensor | ScaledSaliency] = {
+        return model.probabilities(threshold)
+    models = {
         name: ScaledSaliency((recorder.scores[name].double() / w).nan_to_num(0.0, 0.0), w)
         for name, w in weights.items()
     }
-    return predicted_graphons(models, args.sparsity, bins=args.bins)[FIRST]
+    return models[FIRST].probabilities(common_threshold(list(models.values()), 1 - args.sparsity))
 
 
 def fitted_limit(recorder: Recorder, args: argparse.Namespace) -> tuple[StepGraphon, FactorisedSaliency]:
     """The limit from factors fitted to the scores of the one round."""
     models = {name: fit_factorised_saliency(score) for name, score in recorder.scores.items()}
     return predicted_graphons(dict(models), args.sparsity, bins=args.bins)[FIRST], models[FIRST]
+
+
+def graphons(mask: Tensor, probabilities: Tensor, seed: int, bins: int) -> dict[str, Tensor]:
+    """Cells of the mask, of its limit, and of masks that chance alone gives, each sorted for itself and as expected.
+
+    Chance draws every weight from its own probability. The limit's cells would not do: inside a cell units differ, and
+    by their own degrees they are sorted a little wrong.
+    """
+    source = torch.Generator().manual_seed(seed)
+    shape = probabilities.shape
+    drawn = [torch.rand(shape, generator=source, dtype=probabilities.dtype) < probabilities for _ in range(DRAWS)]
+    rows, cols = (probabilities.sum(axis).argsort(descending=True, stable=True) for axis in (1, 0))
+
+    def sorted_alike(matrix: Tensor) -> Tensor:
+        return estimate_graphon(matrix[rows][:, cols], bins, order="none").values
+
+    return {
+        "found": estimate_graphon(mask, bins).values,
+        "known": estimate_graphon(probabilities, bins).values,
+        "drawn": torch.stack([estimate_graphon(one, bins).values for one in drawn]),
+        "found_placed": sorted_alike(mask),
+        "known_placed": sorted_alike(probabilities),
+        "drawn_placed": torch.stack([sorted_alike(one) for one in drawn]),
+    }
 
 
 def compute(cell: Cell, args: argparse.Namespace) -> dict[str, np.ndarray]:
@@ -152,10 +179,9 @@ def compute(cell: Cell, args: argparse.Namespace) -> dict[str, np.ndarray]:
     # Another seed than the weights': random scores from the same one would be the weights in disguise.
     options: dict[str, Any] = {"sparsity": args.sparsity, "steps": recorder.rounds, "seed": 10_000 + cell.trial}
     masks = prune(net, recorder, batches=[batch(cell, args)], **options)
-    found = estimate_graphon(masks[FIRST], args.bins)
     test = homogeneity_test(masks[FIRST], alpha=ALPHA)
-    arrays = {"found": found.values, "known": known_limit(recorder, net, masks, args).values}
-    numbers = {"p_value": test.p_value, "c4_ratio": test.c4_ratio, "density": found.density}
+    numbers = {"p_value": test.p_value, "c4_ratio": test.c4_ratio, "density": float(masks[FIRST].double().mean())}
+    arrays = graphons(masks[FIRST], known_probabilities(recorder, net, masks, args), 1000 + cell.trial, args.bins)
     if recorder.rounds == 1:
         limit, model = fitted_limit(recorder, args)
         arrays["fitted"] = limit.values
@@ -196,14 +222,16 @@ DISTANCES = {
     "known": "from its own limit, the two sides known",
     "fitted": "from its own limit, factors fitted to the scores",
     "other": "from the limit of the largest other networks",
-    "chance": "chance alone: masks drawn from the known limit",
+    "chance": "chance alone: masks drawn by the known probabilities",
+    "placed": "from its own limit, both in the order of expected degrees",
+    "placed_chance": "chance alone, in that order",
 }
 
 
 def distances(results: Results, cell: Cell, args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Of one network's mask: name -> (L2, lower bound of the cut norm), where there is such a prediction."""
     result = results[cell]
-    found, known = _graphon(result["found"]), _graphon(result["known"])
+    found = _graphon(result["found"])
     targets = {name: _graphon(result[name]) for name in ("known", "fitted") if name in result}
     others = [c for c in results if c.method == cell.method and c.side == args.sides[-1] and c.trial != cell.trial]
     if others:
@@ -211,8 +239,11 @@ def distances(results: Results, cell: Cell, args: argparse.Namespace) -> dict[st
         limits = [_graphon(results[c]["known"]) for c in others]
         targets["other"] = mean(limit.rebin(grid.row_measure, grid.col_measure) for limit in limits)
     measured = {name: _distance(found, target) for name, target in targets.items()}
-    drawn = known.sample((cell.size, cell.size), seed=1000 + cell.trial)
-    return measured | {"chance": _distance(estimate_graphon(drawn, args.bins), known)}
+    measured["placed"] = _distance(_graphon(result["found_placed"]), _graphon(result["known_placed"]))
+    for name, drawn, limit in (("chance", "drawn", "known"), ("placed_chance", "drawn_placed", "known_placed")):
+        pairs = [_distance(_graphon(one), _graphon(result[limit])) for one in result[drawn]]
+        measured[name] = (fmean(l2 for l2, _ in pairs), fmean(cut for _, cut in pairs))
+    return measured
 
 
 def _graphon(values: np.ndarray) -> StepGraphon:
