@@ -30,7 +30,7 @@ from lightning_graphon.graphon.motifs import from_counts
 
 METHODS = ("auto", "monte-carlo", "asymptotic")
 _SMALL = 20_000  # entries of a mask; masks drawn from its null are counted together
-_AT_ONCE = 50  # of them: 4 MB at most
+_AT_ONCE = 25  # of them: 2 MB at most
 
 
 @dataclass(frozen=True)

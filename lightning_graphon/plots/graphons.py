@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from lightning_graphon.graphon import HomogeneityTest, StepGraphon
 
+COLOUR_TICKS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
+
 
 def plot_graphons(
     graphons: "Mapping[str, StepGraphon]",
@@ -66,14 +68,14 @@ def plot_graphon_grid(
             axis = axes[row, column]
             image = _draw_graphon(axis, graphon)
             test = (tests or {}).get(label, {}).get(layer)
-            verdict = f"{test.verdict}, p {_p_value(test.p_value)}" if test else ""
+            verdict = f"{test.verdict}, p {p_value_text(test.p_value)}" if test else ""
             axis.set_xlabel(f"v, inputs of {layer}\ndensity {graphon.density:.1%}  {verdict}", fontsize=7)
             if column == 0:
                 axis.set_ylabel(f"{label}\nu, outputs".lstrip(), fontsize=8)
         for axis in axes[row, len(group) :]:
             axis.set_axis_off()
     beside = figure.add_axes((1 - 0.85 / wide, 0.55 / high, 0.12 / wide, 1 - 1.55 / high))
-    bar = figure.colorbar(image, cax=beside, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
+    bar = figure.colorbar(image, cax=beside, ticks=COLOUR_TICKS)
     bar.ax.tick_params(labelsize=6)
     bar.set_label("W: probability that a weight is kept", fontsize=8 if rows > 1 else 6)
     figure.suptitle(title, fontsize=11, y=1 - 0.1 / high, va="top")
@@ -84,7 +86,7 @@ def _draw_graphon(axis: Any, graphon: "StepGraphon") -> Any:
     """The cells, and the two degree functions above and to the right, all on [0, 1]."""
     from matplotlib.colors import PowerNorm
 
-    x, y = (_edges(measure).numpy() for measure in (graphon.col_measure, graphon.row_measure))
+    x, y = (edges(measure).numpy() for measure in (graphon.col_measure, graphon.row_measure))
     values = graphon.values.detach().float().cpu().numpy()
     image = axis.pcolormesh(x, y, values, cmap="magma_r", norm=PowerNorm(0.5, 0, 1), rasterized=True)
     axis.set(xlim=(0, 1), ylim=(1, 0), xticks=[0, 1], yticks=[0, 1])
@@ -101,10 +103,12 @@ def _draw_graphon(axis: Any, graphon: "StepGraphon") -> Any:
     return image
 
 
-def _p_value(p: float) -> str:
+def p_value_text(p: float) -> str:
+    """How a p-value reads after the letter p."""
     return f"= {p:.1g}" if p >= 1e-16 else "< 1e-16"
 
 
-def _edges(measure: Tensor) -> Tensor:
+def edges(measure: Tensor) -> Tensor:
+    """Ends [k + 1] of the intervals of a measure [k], on the CPU."""
     ends = torch.cat([measure.new_zeros(1), measure.detach().cumsum(0)]).cpu()
     return ends / ends[-1]
