@@ -13,7 +13,6 @@ a stopped run goes on where it was.
 
 import argparse
 import csv
-import json
 import time
 import warnings
 from itertools import product
@@ -22,9 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from generalisation import network, normalise, save
-from graphon_convergence import images
-from resumable import Cell, compute_missing
+from generalisation import network, normalise
+from image_data import add_data_arguments, images
+from resumable import Cell, finish
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -186,30 +185,22 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Designs, Results]:
     common = f"{args.data}_w{args.width}_{len(data.y)}"
     designs = finish(
         args.out / "designs" / f"{common}_{args.probe}probe_{args.positions}positions_{args.steps}steps",
-        {c: f"{c.target}_s{100 * c.sparsity:g}" for c in (Design(*p) for p in product(TARGETS, args.sparsities))},
-        lambda cell: design(cell, args, data),
-        lambda cell: f"design for {cell.target}, {cell.sparsity:.0%} pruned",
-        console,
+        [Design(*pair) for pair in product(TARGETS, args.sparsities)],
+        stem=lambda d: f"{d.target}_s{100 * d.sparsity:g}",
+        work=lambda d: design(d, args, data),
+        describe=lambda d: f"design for {d.target}, {d.sparsity:.0%} pruned",
+        console=console,
     )
     grid = product(range(args.seeds), args.sparsities, METHODS)
     results = finish(
         args.out / "cells" / f"{common}_{args.init}_lr{args.lr:g}_{args.epochs}epochs_{args.steps}steps",
-        {c: c.stem for c in (Cell(method, sparsity, seed) for seed, sparsity, method in grid)},
-        lambda cell: compute(cell, args, data, designs),
-        lambda cell: f"{cell.method}, {cell.sparsity:.0%} pruned, seed {cell.seed}",
-        console,
+        [Cell(method, sparsity, seed) for seed, sparsity, method in grid],
+        stem=lambda c: c.stem,
+        work=lambda c: compute(c, args, data, designs),
+        describe=lambda c: f"{c.method}, {c.sparsity:.0%} pruned, seed {c.seed}",
+        console=console,
     )
     return designs, results
-
-
-def finish(folder: Path, stems: dict[Any, str], work: Any, describe: Any, console: Console) -> dict[Any, Any]:
-    """One JSON file a cell; missing ones are computed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {cell: folder / f"{stem}.json" for cell, stem in stems.items()}
-    compute_missing(
-        paths, lambda cell, path: save(path, work(cell)), describe=describe, cost=lambda cell: 1.0, console=console
-    )
-    return {cell: json.loads(path.read_text()) for cell, path in paths.items()}
 
 
 # ---- what is written
@@ -374,9 +365,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--probe", type=int, default=200, help="training images that the design looks at")
     parser.add_argument("--positions", type=int, default=16, help="of each hidden layer in the designed graphons")
     parser.add_argument("--steps", type=int, default=60, help="of each design")
-    parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where torchvision keeps MNIST")
-    parser.add_argument("--out", type=Path, default=Path("runs/design_a_graphon"))
+    add_data_arguments(parser, "design_a_graphon")
     args = parser.parse_args(argv)
     if args.probe > 1000:
         parser.error("--probe above 1000 takes gigabytes: the gradient keeps tensors of positions * probe * probe")

@@ -11,16 +11,15 @@ one small file for every network, so that a stopped run goes on where it was.
 
 import argparse
 import csv
-import json
-import os
 import warnings
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from graphon_convergence import images, network
-from resumable import compute_missing
+from graphon_convergence import network
+from image_data import add_data_arguments, images
+from resumable import finish
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -80,25 +79,17 @@ def run(args: argparse.Namespace, console: Console) -> Results:
     """Compute what is not there yet, then read everything."""
     setting = f"{args.data}_w{args.width}_l{args.layers}_{args.samples}samples_{args.bins}bins"
     folder = args.out / "cells" / setting
-    folder.mkdir(parents=True, exist_ok=True)
     grid = product(range(args.trials), args.sparsities, args.methods)
     cells = [Cell(method, sparsity, trial) for trial, sparsity, method in grid]
-    paths = {cell: folder / f"{cell.stem}.json" for cell in cells}
-    compute_missing(
-        paths,
-        work=lambda cell, path: _save(path, compute(cell, args)),
+    return finish(
+        folder,
+        cells,
+        stem=lambda c: c.stem,
+        work=lambda c: compute(c, args),
         describe=lambda c: f"{c.method}, {c.sparsity:.0%} pruned",
-        cost=lambda c: 20 if c.method == "synflow" else 1,  # measured
         console=console,
+        cost=lambda c: 20 if c.method == "synflow" else 1,  # measured
     )
-    return {cell: json.loads(path.read_text()) for cell, path in paths.items()}
-
-
-def _save(path: Path, result: dict[str, Any]) -> None:
-    """All or nothing: a file is there only when it is complete."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result))
-    os.replace(part, path)
 
 
 # ---- what is written
@@ -180,9 +171,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=2, help="networks (seeds) for each setting")
     parser.add_argument("--samples", type=int, default=512, help="images that snip and grasp see")
     parser.add_argument("--bins", type=int, default=64, help="of the hidden units, for the expected numbers")
-    parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where torchvision keeps MNIST")
-    parser.add_argument("--out", type=Path, default=Path("runs/expressivity"))
+    add_data_arguments(parser, "expressivity")
     return parser.parse_args(argv)
 
 

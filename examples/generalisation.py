@@ -13,11 +13,9 @@ every network, so that a stopped run goes on where it was.
 
 import argparse
 import csv
-import json
-import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -25,8 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from graphon_convergence import images
-from resumable import compute_missing
+from image_data import add_data_arguments, images
+from resumable import finish
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -198,23 +196,14 @@ def run(args: argparse.Namespace, console: Console) -> Results:
     """Compute what is not there yet, then read everything."""
     setting = f"{args.data}_{args.task}_w{args.width}_{args.samples}of{args.test_samples}_{args.epochs}epochs"
     folder = args.out / "cells" / setting
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {cell: folder / f"{cell.stem}.json" for cell in cells(args)}
-    compute_missing(
-        paths,
-        work=lambda cell, path: save(path, compute(cell, args)),
+    return finish(
+        folder,
+        cells(args),
+        stem=lambda c: c.stem,
+        work=lambda c: compute(c, args),
         describe=lambda c: f"{c.method}, {c.density:.0%} kept, seed {c.seed}",
-        cost=lambda cell: 1.0,
         console=console,
     )
-    return {cell: json.loads(path.read_text()) for cell, path in paths.items()}
-
-
-def save(path: Path, result: Mapping[str, Any]) -> None:
-    """All or nothing: a file is there only when it is complete."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(result))
-    os.replace(part, path)
 
 
 # ---- what is written
@@ -368,9 +357,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="networks and training sets for each point")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--epochs", type=int, default=150, help="of the trained networks")
-    parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where torchvision keeps MNIST")
-    parser.add_argument("--out", type=Path, default=Path("runs/generalisation"))
+    add_data_arguments(parser, "generalisation")
     args = parser.parse_args(argv)
     if not all(0 < density < 1 for density in args.densities):
         parser.error("densities are fractions of weights kept, between 0 and 1; the dense network is always there")

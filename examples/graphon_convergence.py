@@ -11,19 +11,17 @@ give. Writes pictures, `distances.csv` and one small file for every network, so 
 
 import argparse
 import csv
-import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping
-from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from quickstart import load_data
-from resumable import compute_missing
+from image_data import add_data_arguments, images
+from resumable import finish
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import binom
@@ -85,13 +83,6 @@ def network(inputs: int, width: int, layers: int, init: str) -> nn.Sequential:
     return net
 
 
-@cache
-def images(data: str, root: Path) -> tuple[Tensor, Tensor]:
-    """All images, one row each, and their labels."""
-    inputs, labels = load_data(data, root)[0].tensors
-    return inputs.flatten(1), labels
-
-
 def compute(cell: Cell, args: argparse.Namespace) -> dict[str, np.ndarray]:
     """Prune one network; graphon and homogeneity test of every square mask, as arrays."""
     start = time.perf_counter()
@@ -128,29 +119,21 @@ def cells(args: argparse.Namespace) -> list[Cell]:
 def run(args: argparse.Namespace, console: Console) -> dict[Cell, dict[str, np.ndarray]]:
     """Compute what is not there yet, then read everything."""
     folder = args.out / "cells" / f"{args.data}_{args.init}_{args.bins}bins_{args.samples}samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {cell: folder / f"{cell.stem}.npz" for cell in cells(args)}
-    compute_missing(
-        paths,
-        work=lambda cell, path: _save(path, compute(cell, args)),
+    return finish(
+        folder,
+        cells(args),
+        stem=lambda c: c.stem,
+        work=lambda c: compute(c, args),
         describe=lambda c: f"{c.method}, width {c.width}, {c.sparsity:.0%} pruned",
-        cost=_cost,
         console=console,
+        cost=_cost,
+        kind="npz",
     )
-    return {cell: dict(np.load(path)) for cell, path in paths.items()}
 
 
 def _cost(cell: Cell) -> int:
     """Relative time, for the time left: weights times rounds, measured."""
     return cell.layers * cell.width**2 * (20 if cell.method == "synflow" else 1)
-
-
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """All or nothing: a file is there only when it is complete."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(part, path)
 
 
 # ---- distances
@@ -457,9 +440,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--init", choices=["ntk", "he", "default"], default="ntk", help="see docs/graphons.md")
     parser.add_argument("--samples", type=int, default=512, help="images that snip and grasp see")
     parser.add_argument("--bins", type=int, help="of a graphon; default: the largest up to 32 that divides all widths")
-    parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where torchvision keeps MNIST")
-    parser.add_argument("--out", type=Path, default=Path("runs/graphon_convergence"))
+    add_data_arguments(parser, "graphon_convergence")
     parser.set_defaults(**(PAPER if parser.parse_args(argv).paper else SMALL))
     args = parser.parse_args(argv)
     if args.trials < 2 or min(args.layers) < 2 or len(set(args.widths)) < 2:

@@ -13,9 +13,7 @@ network, so that a stopped run goes on where it was.
 import argparse
 import copy
 import csv
-import json
 import logging
-import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -26,11 +24,12 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from graphon_convergence import images, network
+from graphon_convergence import network
+from image_data import add_data_arguments, images
 from loss_decay_figures import MEASURES, NAMES, draw_correlations, draw_curves, draw_scatter
 from loss_decay_metrics import LABELS, Sample, kernel_metrics
 from rank_correlation import Correlation, correlate
-from resumable import Cell, compute_missing
+from resumable import Cell, finish
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -146,23 +145,14 @@ def run(args: argparse.Namespace, console: Console) -> Results:
     rates = f"{rate('sgd', args):g}sgd_{rate('adam', args):g}adam"
     setting = f"{args.data}_w{args.width}_{args.batch}batch_{args.probe}probe_{args.steps}steps_{rates}"
     folder = args.out / "cells" / setting
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {cell: folder / f"{cell.stem}.json" for cell in cells(args)}
-    compute_missing(
-        paths,
-        work=lambda cell, path: _save(path, compute(cell, args)),
+    return finish(
+        folder,
+        cells(args),
+        stem=lambda c: c.stem,
+        work=lambda c: compute(c, args),
         describe=lambda c: f"{c.method}, {c.sparsity:.0%} pruned, seed {c.seed}",
-        cost=lambda c: 1.0,
         console=console,
     )
-    return {cell: json.loads(path.read_text()) for cell, path in paths.items()}
-
-
-def _save(path: Path, result: Mapping[str, Any]) -> None:
-    """All or nothing: a file is there only when it is complete."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(result))
-    os.replace(part, path)
 
 
 # ---- which number says how fast the loss falls
@@ -289,9 +279,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--probe", type=int, default=128, help="samples of the kernel")
     parser.add_argument("--sgd-rate", type=float, help="learning rate; 0.05 on digits, 0.03 on MNIST")
     parser.add_argument("--adam-rate", type=float, default=0.001, help="learning rate; the paper's")
-    parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where torchvision keeps MNIST")
-    parser.add_argument("--out", type=Path, default=Path("runs/loss_decay"))
+    add_data_arguments(parser, "loss_decay")
     parser.set_defaults(**(PAPER if parser.parse_args(argv).paper else SMALL))
     args = parser.parse_args(argv)
     if args.seeds < 1 or args.probe < 5:

@@ -12,11 +12,9 @@ stopped run goes on where it was.
 
 import argparse
 import csv
-import json
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,8 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from graphon_convergence import images, network
-from resumable import Cell, compute_missing
+from graphon_convergence import network
+from image_data import add_data_arguments, images
+from resumable import Cell, finish
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -131,28 +130,20 @@ def cells(args: argparse.Namespace) -> list[Cell]:
 def run(args: argparse.Namespace, console: Console) -> Results:
     """Compute what is not there yet, then read everything."""
     folder = args.out / "cells" / f"{args.data}_w{args.width}_{args.samples}samples_{args.batch}batch"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {cell: folder / f"{cell.stem}.json" for cell in cells(args)}
-    compute_missing(
-        paths,
-        work=lambda cell, path: _save(path, compute(cell, args)),
+    return finish(
+        folder,
+        cells(args),
+        stem=lambda c: c.stem,
+        work=lambda c: compute(c, args),
         describe=lambda c: f"{c.method}, {c.sparsity:.0%} pruned, seed {c.seed}",
-        cost=_cost,
         console=console,
+        cost=_cost,
     )
-    return {cell: json.loads(path.read_text()) for cell, path in paths.items()}
 
 
 def _cost(cell: Cell) -> float:
     """Relative time, for the time left: SynFlow prunes in a hundred rounds."""
     return 1.5 if cell.method == "synflow" else 1.0
-
-
-def _save(path: Path, result: Mapping[str, Any]) -> None:
-    """All or nothing: a file is there only when it is complete."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(result))
-    os.replace(part, path)
 
 
 # ---- what is written
@@ -287,9 +278,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="networks for each point")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--batch", type=int, default=512, help="images that snip and grasp see")
-    parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where torchvision keeps MNIST")
-    parser.add_argument("--out", type=Path, default=Path("runs/ntk_spectra"))
+    add_data_arguments(parser, "ntk_spectra")
     parser.set_defaults(**(PAPER if parser.parse_args(argv).paper else SMALL))
     args = parser.parse_args(argv)
     if args.samples < 5 or args.seeds < 1:

@@ -12,17 +12,16 @@ one small file for every network, so that a stopped run goes on where it was.
 
 import argparse
 import csv
-import os
 import time
-from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from graphon_convergence import ScaledLinear, images, mean
-from resumable import compute_missing
+from graphon_convergence import ScaledLinear, mean
+from image_data import add_data_arguments, images
+from resumable import finish
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -179,24 +178,16 @@ def cells(args: argparse.Namespace) -> list[Cell]:
 def run(args: argparse.Namespace, console: Console) -> Results:
     """Compute what is not there yet, then read everything."""
     folder = args.out / "cells" / f"{args.data}_s{100 * args.sparsity:g}_{args.bins}bins_{args.samples}samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {cell: folder / f"{cell.stem}.npz" for cell in cells(args)}
-    compute_missing(
-        paths,
-        work=lambda cell, path: _save(path, compute(cell, args)),
+    return finish(
+        folder,
+        cells(args),
+        stem=lambda c: c.stem,
+        work=lambda c: compute(c, args),
         describe=lambda c: f"{c.method}, {c.size} inputs and units",
-        cost=lambda c: c.size**2 * (10 if METHODS[c.method][1] > 1 else 1),  # measured
         console=console,
+        cost=lambda c: c.size**2 * (10 if METHODS[c.method][1] > 1 else 1),  # measured
+        kind="npz",
     )
-    return {cell: dict(np.load(path)) for cell, path in paths.items()}
-
-
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """All or nothing: a file is there only when it is complete."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(part, path)
 
 
 # ---- distances
@@ -359,9 +350,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sparsity", type=float, default=0.9, help="fraction of weights removed, one global threshold")
     parser.add_argument("--samples", type=int, default=256, help="images that snip and grasp see")
     parser.add_argument("--bins", type=int, default=32, help="of a graphon")
-    parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where torchvision keeps MNIST")
-    parser.add_argument("--out", type=Path, default=Path("runs/predicted_limits"))
+    add_data_arguments(parser, "predicted_limits")
     parser.set_defaults(**(PAPER if parser.parse_args(argv).paper else SMALL))
     args = parser.parse_args(argv)
     args.sides = sorted(set(args.sides))

@@ -1,6 +1,7 @@
 """Batches from the trainer's own train dataloader, without moving its place in the data or any generator."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -30,7 +31,7 @@ def train_batches(
     Args:
         trainer: Its train dataloader is read.
         pl_module: Its transfer hooks are applied.
-        count: Number of batches, at most.
+        count: Number of batches, at most; with `overfit_batches` no more than those.
         required: Whether an empty dataloader is an error.
         seed: Seed of a shuffling sampler; None shuffles as the training will.
         enough: Stops before `count` when it says so of the batches so far.
@@ -42,6 +43,8 @@ def train_batches(
     if trainer.train_dataloader is None:
         trainer.fit_loop.setup_data()
     loaders = trainer.train_dataloader
+    if getattr(trainer, "overfit_batches", 0) and math.isfinite(trainer.num_training_batches):
+        count = min(count, int(trainer.num_training_batches))
     with random_state_kept(seed), _generators_kept(loaders):
         copies = tree_map(_fresh, [] if loaders is None else loaders, is_leaf=_is_loader)
         stream = iter(copies) if _is_loader(copies) else (b for b, _, _ in CombinedLoader(copies, "max_size_cycle"))

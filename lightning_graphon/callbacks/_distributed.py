@@ -20,7 +20,7 @@ def refuse_flattened(trainer: pl.Trainer) -> None:
     Raises:
         RuntimeError: The strategy does so; the message says what to use.
     """
-    if _is_one_of(trainer, _FLATTENING):
+    if flattens_parameters(trainer):
         raise RuntimeError(
             f"PruneAtInit does not support {type(trainer.strategy).__name__}: it flattens the parameters and cuts "
             "them into shards, where masks of weights would silently do nothing. Use ModelParallelStrategy with "
@@ -28,9 +28,9 @@ def refuse_flattened(trainer: pl.Trainer) -> None:
         )
 
 
-def shards_parameters(trainer: pl.Trainer) -> bool:
-    """Whether the strategy cuts parameters into shards."""
-    return _is_one_of(trainer, (*_FLATTENING, "ModelParallelStrategy"))
+def flattens_parameters(trainer: pl.Trainer) -> bool:
+    """Whether the strategy hides parameters in flat buffers and cuts these into shards."""
+    return _is_one_of(trainer, _FLATTENING)
 
 
 def _is_one_of(trainer: pl.Trainer, names: tuple[str, ...]) -> bool:

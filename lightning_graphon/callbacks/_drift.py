@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_graphon.callbacks._forecast import Clusters
+from lightning_graphon.callbacks._named_optimizer import NamedOptimizer
 from lightning_graphon.callbacks._network import Network, read_network
 from lightning_graphon.callbacks._optimized import OptimizedNetwork
 from lightning_graphon.callbacks._probe import take
@@ -32,7 +32,9 @@ class KernelDrift:
         reference: Their kernels at the start, [G, n·C, n·C].
     """
 
-    def __init__(self, network: Network, optimizer: Optimizer, masks: Mapping[str, Tensor], outputs: Tensor) -> None:
+    def __init__(
+        self, network: Network, optimizer: NamedOptimizer, masks: Mapping[str, Tensor], outputs: Tensor
+    ) -> None:
         per_sample = outputs[0].numel()
         self._count = min(len(outputs), _SAMPLES, max(1, _ROWS // per_sample))
         few = read_network(network.objective, network.root, take(network.batch, self._count))

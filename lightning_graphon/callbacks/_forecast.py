@@ -59,8 +59,8 @@ class Forecast:
         # Steps to follow when the loss is asked for: many in a row are faster than one between two training steps.
         self._pending: list[tuple[list[float], float]] = []
         self._seen, self._rates = descent, self._cluster_rates(descent)
-        self._ratios = relative(self._rates)
-        self._mixed = False
+        self._ratios = self._ratios_now = relative(self._rates)
+        self._mixed = self._stopped = False
         self.predictor = self._predictor()
         self.largest_stable_rate = self.predictor.max_learning_rate(1e-2)
 
@@ -73,8 +73,7 @@ class Forecast:
     @property
     def ratios(self) -> dict[int, float]:
         """Parameter group -> its learning rate relative to the largest."""
-        self._catch_up()
-        return {i: ratio for cluster, ratio in zip(self.clusters, self._ratios, strict=True) for i in cluster}
+        return {i: ratio for cluster, ratio in zip(self.clusters, self._ratios_now, strict=True) for i in cluster}
 
     @property
     def buffer(self) -> Tensor | None:
@@ -95,12 +94,19 @@ class Forecast:
         """
         if descent is not self._seen:
             self._seen, self._rates = descent, self._cluster_rates(descent)
-        self._pending.append((self._rates, descent.momentum))
+            self._ratios_now = relative(self._rates) if max(self._rates) > 0 else self._ratios_now
+        if not self._stopped:
+            self._pending.append((self._rates, descent.momentum))
+
+    def stop(self) -> None:
+        """Follow the learning rates alone from here on: nobody will ask for the loss again."""
+        self._catch_up()
+        self._stopped = True
 
     def _catch_up(self) -> None:
         for rates, momentum in self._pending:
             rate = max(rates)
-            self._mix([r / rate for r in rates] if rate > 0 else self._ratios)
+            self._mix(relative(rates) if rate > 0 else self._ratios)
             if math.isfinite(self.predictor.loss):
                 self.predictor.step(rate, momentum=momentum)
             self._history.append((rate, momentum))
@@ -175,6 +181,7 @@ class Forecast:
             "start": self.start,
             "loss": float(self._loss(self.outputs.double())),
             "ratios": self._ratios,
+            "ratios_now": self._ratios_now,
             "mixed": self._mixed,
             "history": torch.tensor(self._history, dtype=torch.float64).reshape(-1, 2),
             "predictor": self.predictor.state_dict(),
@@ -194,7 +201,7 @@ class Forecast:
         clusters = tuple(map(tuple, state["clusters"]))
         new = cls(kernels, clusters, outputs, loss, Descent(tuple(rates), *rest), state["dataset_size"], state["start"])
         new._history = [(rate, momentum) for rate, momentum in state["history"].tolist()]
-        new._mixed = state["mixed"]
+        new._mixed, new._ratios_now = state["mixed"], state["ratios_now"]
         if new._ratios != state["ratios"]:
             new._ratios = state["ratios"]
             new.predictor = new._predictor()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from lightning_graphon.callbacks._drift import KernelDrift
 from lightning_graphon.callbacks._forecast import Forecast, clusters_of
+from lightning_graphon.callbacks._loss_options import Options
+from lightning_graphon.callbacks._named_optimizer import NamedOptimizer
 from lightning_graphon.callbacks._network import Network, NotReadableError
 from lightning_graphon.callbacks._optimized import OptimizedNetwork
 from lightning_graphon.callbacks._probe import doubled, samples
@@ -25,23 +27,10 @@ _SAME_LOSS = 1e-3  # recorded and real one, in single precision
 _EXPLODED = 10.0  # times the largest loss seen
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the user chose; see `LossDecayMonitor`."""
-
-    kernel: str
-    propagate: str
-    every: int
-    drift_every: int
-    refresh_every: int | None
-    start_step: int | None
-    tolerance: float
-    drift_tolerance: float
-    full_kernel: bool
-
-
 class LossWatch:
     """Predicts the loss of the probe step by step, measures it now and then, and says when the prediction is void.
+
+    Made, and asked to observe, while the weights are whole and the optimizer is read; nothing else needs that.
 
     Args:
         options: What the user chose.
@@ -62,7 +51,7 @@ class LossWatch:
     """
 
     def __init__(
-        self, options: Options, network: Network, optimizer: Optimizer, masks: Mapping[str, Tensor],
+        self, options: Options, network: Network, optimizer: NamedOptimizer, masks: Mapping[str, Tensor],
         dataset_size: int, step: int, batch_size: int | None,
     ) -> None:  # fmt: skip
         self.options, self.network, self.dataset_size = options, network, dataset_size
@@ -70,14 +59,14 @@ class LossWatch:
         self.refreshed: Forecast | None = None
         self.void: tuple[int, str] | None = None
         self._optimized = OptimizedNetwork(network, optimizer, masks)
-        self._optimizer = optimizer
+        self._optimizer = optimizer.optimizer
         self._scale = _scale(network, batch_size)
-        self._descent = _descent(optimizer, self._scale)
+        self._descent = _descent(self._optimizer, self._scale)
         self._read: list[Any] = []
         self._next_drift = 0
         self._largest, self._exploded = 0.0, False  # loss seen; the first prediction
         # Step at which the optimizer was new: that of the checkpoint's run, or now where a fit begins without one.
-        self._new_at = 0 if optimizer.state else step
+        self._new_at = 0 if self._optimizer.state else step
         with network.evaluated(), torch.no_grad():
             outputs = network.outputs().detach()
         self._mixing = _mixing(outputs, options.full_kernel)
@@ -103,11 +92,11 @@ class LossWatch:
             if forecast is not None:
                 forecast.advance(self._descent)
 
-    def due(self, step: int, before: int) -> bool:
-        """Whether the loss is to be measured at this step, when it was last measured at step `before`."""
-        cadences = (self.options.every, self.options.refresh_every)
-        regular = any(passed(every, step, before) for every in cadences if every)
-        return regular or (self.initial is None and step >= self.start_step)
+    def next_look(self, before: int) -> int:
+        """Step at which the loss is to be measured, when it was last measured at step `before`; -1 for never."""
+        cadences = (self.options.every_n_steps, self.options.refresh_every_n_steps)
+        regular = min(following(every, before) for every in cadences if every)
+        return min(regular, self.start_step) if self.initial is None else regular
 
     def observe(self, step: int, before: int) -> dict[str, float]:
         """Measure the loss; start and refresh predictions.
@@ -128,15 +117,15 @@ class LossWatch:
         if self.initial is None and step >= self.start_step:
             self.initial = self._forecast(outputs, step)
             self._drift.start(self.initial.clusters)
-            self._next_drift = step + self.options.every
+            self._next_drift = step + self.options.every_n_steps
         values.update(self._compared("predicted", "relative_error", self.initial, values["observed"]))
         values.update(self._compared("refreshed", "refreshed_error", self.refreshed, values["observed"]))
         if self.initial is not None and step >= self._next_drift:
             values.update(self._measured_drift(outputs, step))
         self._judge(values, step)
         self._drop_exploded(values)
-        every = self.options.refresh_every
-        if every and passed(every, step, max(before, 0)) and math.isfinite(observed):
+        every = self.options.refresh_every_n_steps
+        if every and step >= following(every, max(before, 0)) and math.isfinite(observed):
             self._refresh(outputs, step)
         return values
 
@@ -144,9 +133,14 @@ class LossWatch:
         """A void prediction far above every loss seen so far would only hide the other curves of a chart."""
         self._largest = max(self._largest, abs(values["observed"]))
         if self.void is not None and not abs(values["predicted"]) <= _EXPLODED * self._largest:
-            self._exploded = True
+            self._explode()
         if self._exploded:
             del values["predicted"], values["relative_error"]
+
+    def _explode(self) -> None:
+        assert self.initial is not None  # noqa: S101
+        self._exploded = True
+        self.initial.stop()
 
     def _measure(self) -> tuple[Tensor, float]:
         """Outputs and loss of the probe now."""
@@ -172,7 +166,7 @@ class LossWatch:
 
     def _buffer(self, outputs: Tensor, step: int) -> Tensor | None:
         """Momentum buffer that the optimizer has by now: of the last prediction, or of a steady gradient."""
-        last = self.refreshed or self.initial
+        last = self.refreshed or (None if self._exploded else self.initial)
         if last is not None:
             return last.buffer
         mu, steps = self._descent.momentum, step - self._new_at
@@ -192,7 +186,8 @@ class LossWatch:
     def _measured_drift(self, outputs: Tensor, step: int) -> dict[str, float]:
         """`kernel_drift`; nothing where the loss has no slope. The next at most twice as far from the start."""
         assert self.initial is not None  # noqa: S101
-        self._next_drift = step + min(self.options.drift_every, max(self.options.every, step - self.initial.start))
+        o = self.options
+        self._next_drift = step + min(o.drift_every_n_steps, max(o.every_n_steps, step - self.initial.start))
         gradient = self.loss.value_and_gradient(outputs.double())[1]
         drift = self._drift.since_start(gradient, self.initial.ratios)
         return {"kernel_drift": drift} if math.isfinite(drift) else {}
@@ -248,13 +243,15 @@ class LossWatch:
         self.void = None if state["void"] is None else (int(state["void"][0]), str(state["void"][1]))
         self._drift.load_state_dict(state["drift"])
         self._next_drift = int(state["next_drift"])
-        self._largest, self._exploded = float(state["largest"]), bool(state["exploded"])
+        self._largest = float(state["largest"])
+        if state["exploded"]:
+            self._explode()
         self._new_at = int(state["new_at"])
 
 
-def passed(every: int, step: int, before: int) -> bool:
-    """Whether a multiple of `every` lies after `before`, up to `step`: a batch may take several steps."""
-    return step // every > before // every
+def following(every: int, before: int) -> int:
+    """The first multiple of `every` after `before`; a batch may take several steps and come to a later one."""
+    return (before // every + 1) * every
 
 
 def _descent(optimizer: Optimizer, scale: float) -> Descent:

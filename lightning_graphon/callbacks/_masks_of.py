@@ -8,6 +8,16 @@ from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.read import read_masks
 
 
+def prune_first(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Let every PruneAtInit prune that has not yet; every process must call it.
+
+    Strategies that restore checkpoints late make it wait until training starts, perhaps behind who asks for the masks.
+    """
+    for callback in getattr(trainer, "callbacks", []):
+        if isinstance(callback, PruneAtInit):
+            callback._install(trainer, pl_module)
+
+
 def masks_of(
     trainer: pl.Trainer,
     pl_module: pl.LightningModule,

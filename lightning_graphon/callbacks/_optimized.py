@@ -3,17 +3,16 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from lightning_graphon.callbacks._forecast import Clusters
 from lightning_graphon.callbacks._kernels import empirical_kernel, graphon_kernel, working_dtype
+from lightning_graphon.callbacks._named_optimizer import NamedOptimizer
 from lightning_graphon.callbacks._network import Network
-from lightning_graphon.ntk import optimizer_preconditioner, read_descent
 
 
 class OptimizedNetwork:
-    """The network together with what trains it.
+    """The network together with what trains it, while the weights are whole and the optimizer is read.
 
     Args:
         network: As `find_network` found it.
@@ -21,9 +20,8 @@ class OptimizedNetwork:
         masks: By the names in the LightningModule.
     """
 
-    def __init__(self, network: Network, optimizer: Optimizer, masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, network: Network, optimizer: NamedOptimizer, masks: Mapping[str, Tensor]) -> None:
         self.network, self.optimizer, self.masks = network, optimizer, masks
-        self._named = {n: p for n, p in network.root.named_parameters() if p.requires_grad}
 
     def kernels(self, kind: str, propagate: str, clusters: Clusters, mixing: bool) -> Tensor:
         """[G, ...]: the tangent kernel of each cluster of parameter groups at the current weights, float64.
@@ -48,16 +46,19 @@ class OptimizedNetwork:
         return empirical_kernel(self.network, own(self.masks), dtype, reduce=reduce, preconditioner=own(weights))
 
     def _graphon(self, propagate: str, clusters: Clusters) -> Tensor:
-        if len(clusters) > 1 or read_descent(self.optimizer).adaptive:
+        if len(clusters) > 1 or self.optimizer.adaptive:
             raise ValueError("the Graphon NTK knows one learning rate and no preconditioner: use kernel='empirical'")
         return graphon_kernel(self.network, self.network.own(self.masks), propagate)
 
     def _weights(self, cluster: tuple[int, ...]) -> dict[str, Tensor]:
         """The preconditioner; 0 for parameters that no group of the cluster moves; nothing where it is 1."""
-        diagonal = optimizer_preconditioner(self.optimizer, self.network.root)
-        moved = {p for i in cluster for p in self.optimizer.param_groups[i]["params"]}
-        still = {n: torch.zeros_like(p.detach()) for n, p in self._named.items() if p not in moved}
-        return {**diagonal, **still}
+        moved = set().union(*map(self.optimizer.names, cluster))
+        still = {n: torch.zeros_like(p.detach()) for n, p in self._trained().items() if n not in moved}
+        return {**self.optimizer.diagonal(), **still}
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        # Asked for anew each time: gathered weights are other tensors every time.
+        return {n: p for n, p in self.network.root.named_parameters() if p.requires_grad}
 
     def speed(self, gradient: Tensor, ratios: Mapping[int, float]) -> float:
         """gᵀΘg at the current weights, Σ P M (Jᵀg)², per unit of the largest learning rate.
@@ -66,17 +67,17 @@ class OptimizedNetwork:
             gradient: g, of the outputs' shape.
             ratios: Parameter group -> its learning rate relative to the largest.
         """
+        trained = self._trained()
         with self.network.evaluated(), torch.enable_grad():
             outputs = self.network.outputs()
-            named = list(self._named.values())
-            slopes = torch.autograd.grad(outputs, named, gradient.to(outputs.dtype), allow_unused=True)
-        diagonal = optimizer_preconditioner(self.optimizer, self.network.root)
-        ratio_of = {p: ratios[i] for i, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
+            slopes = torch.autograd.grad(outputs, list(trained.values()), gradient.to(outputs.dtype), allow_unused=True)
+        diagonal = self.optimizer.diagonal()
+        ratio_of = {name: ratio for group, ratio in ratios.items() for name in self.optimizer.names(group)}
         total = 0.0
-        for (name, parameter), slope in zip(self._named.items(), slopes, strict=True):
-            if slope is not None and parameter in ratio_of:
+        for name, slope in zip(trained, slopes, strict=True):
+            if slope is not None and name in ratio_of:
                 factors = (diagonal.get(name), self.masks.get(name))
-                total += _sum_of_squares(slope, factors) * ratio_of[parameter]
+                total += _sum_of_squares(slope, factors) * ratio_of[name]
         return total
 
 

@@ -1,17 +1,23 @@
 """A fixed batch of training data, joined from the loader's batches and cut to size."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import SequentialSampler
 
 from lightning_graphon.callbacks._batches import train_batches
 
+_UNKNOWN_SIZE = 10**9
 
-def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int) -> Any:
+
+def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int, most: float = math.inf) -> Any:
     """The first `size` training samples in the order of `seed`, as one batch on the module's device.
+
+    They come from the first `most` batches at most.
 
     Batches that cannot be joined (ragged shapes, objects that are not tensors) give the first of them, cut to size
     where that can be done.
@@ -20,7 +26,7 @@ def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, se
         ValueError: There is no training data.
     """
     batches = train_batches(
-        trainer, pl_module, size, required=False, seed=seed, enough=lambda seen: _count(seen) >= size
+        trainer, pl_module, int(min(size, most)), required=False, seed=seed, enough=lambda seen: _count(seen) >= size
     )
     if not batches:
         raise ValueError("there is no training data to draw a probe batch from: the train dataloader yields no batch")
@@ -30,6 +36,26 @@ def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, se
     except (ValueError, TypeError, RuntimeError):
         batch = batches[0]
     return take(batch, size)
+
+
+def batches_seen(trainer: pl.Trainer) -> float:
+    """Batches that training ever takes from this process's loader; infinity where nothing but the data limits them.
+
+    `limit_train_batches` leaves data out for good where the order is the same in every epoch.
+    """
+    sampler = getattr(trainer.train_dataloader, "sampler", None)
+    in_order = isinstance(sampler, SequentialSampler) or getattr(sampler, "shuffle", None) is False
+    return trainer.num_training_batches if in_order else math.inf
+
+
+def training_points(trainer: pl.Trainer) -> int:
+    """Samples that training ever sees, over all processes; a very large number where the loader has no length."""
+    loader: Any = trainer.train_dataloader
+    try:
+        count, batches = len(loader.dataset), len(loader)
+    except (AttributeError, TypeError):
+        return _UNKNOWN_SIZE
+    return math.ceil(count * min(1.0, batches_seen(trainer) / max(batches, 1)))
 
 
 def samples(batch: Any) -> int:

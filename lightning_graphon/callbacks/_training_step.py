@@ -24,6 +24,8 @@ from lightning_graphon.pruning.objective import guess_inputs, is_float, ones_lik
 from lightning_graphon.pruning.untouched import untouched
 
 ModuleLoss = Callable[[pl.LightningModule, Any], Tensor]
+# Where modules make what their training_step uses; Lightning calls these hooks only after the callbacks' own.
+_START_HOOKS = ("on_fit_start", "on_train_start", "on_train_epoch_start")
 
 
 class TrainingStepObjective:
@@ -33,12 +35,21 @@ class TrainingStepObjective:
         trainer: The trainer that will fit the module.
         pl_module: The module, attached to the trainer.
         loss_fn: `loss_fn(pl_module, batch)` -> scalar in place of `training_step`.
+        batches: Training batches in their order: each is run under its own `batch_idx` (any other under 0), and one for
+            which `training_step` returns None is skipped as Lightning does: its loss is 0.
     """
 
-    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss_fn: ModuleLoss | None = None) -> None:
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        loss_fn: ModuleLoss | None = None,
+        batches: Sequence[Any] = (),
+    ) -> None:
         self._trainer = trainer
         self._module = pl_module
         self._loss_fn = loss_fn or self._run_training_step
+        self._batches = batches
         self._final: dict[int, tuple[Any, frozenset[int]]] = {}
 
     def loss(self, batch: Any, temperature: float = 1.0) -> Tensor:
@@ -47,16 +58,14 @@ class TrainingStepObjective:
         if temperature != 1.0 and id(batch) not in self._final:
             self._final[id(batch)] = (batch, self._final_calls(batch))
         cooled = self._final[id(batch)][1] if temperature != 1.0 else frozenset()
-        with self._silenced(), Watch(self._module, temperature, cooled):
-            return self._loss_fn(self._module, batch)
+        return self._run(batch, temperature=temperature, cooled=cooled)[0]
 
     def flow(self, batch: Any, scale: float = 1.0) -> Tensor:
         """Sum of the network's outputs when `training_step` runs with ones times `scale` in place of the data."""
         dtype = next(p.dtype for p in self._module.parameters())
         batch = tree_map(lambda x: x.to(dtype) if is_float(x) else x, batch)
         if batch is not None and self._module.example_input_array is None:
-            with self._silenced(), Watch(self._module, ones=scale) as watch:
-                self._loss_fn(self._module, batch)
+            watch = self._run(batch, ones=scale)[1]
             if watch.outputs:
                 return total([watch.outputs[call] for call in watch.final_calls()])
         inputs = ones_like_sample(guess_inputs(self._module), self._module, scale)
@@ -73,14 +82,26 @@ class TrainingStepObjective:
             replace: Number of a call -> what it returns instead.
             among: As in `Watch`.
         """
-        with self._silenced(), Watch(self._module, replace=replace, among=among) as watch:
-            return self._loss_fn(self._module, batch), watch
+        return self._run(batch, replace=replace, among=among)
+
+    def _run(self, batch: Any, **watch: Any) -> tuple[Tensor, Watch]:
+        """The loss of a batch, and what a `Watch` of these arguments saw."""
+        with self._silenced():
+            try:
+                return self._run_once(batch, watch)
+            except AttributeError:
+                for hook in _START_HOOKS:
+                    getattr(self._module, hook)()
+                return self._run_once(batch, watch)
+
+    def _run_once(self, batch: Any, watch: Mapping[str, Any]) -> tuple[Tensor, Watch]:
+        with Watch(self._module, **watch) as seen:
+            return self._loss_fn(self._module, batch), seen
 
     def _final_calls(self, batch: Any) -> frozenset[int]:
         """Which calls of modules in `training_step` give the network's outputs."""
-        with untouched(self._module), self._silenced(), Watch(self._module) as watch:
-            self._loss_fn(self._module, batch)
-            calls = watch.final_calls()
+        with untouched(self._module):
+            calls = self._run(batch)[1].final_calls()
         if not calls:
             warnings.warn(
                 f"{type(self._module).__name__}.training_step calls none of its modules: the network's outputs cannot "
@@ -92,7 +113,8 @@ class TrainingStepObjective:
     def _run_training_step(self, module: pl.LightningModule, batch: Any) -> Tensor:
         losses = self._captured
         losses.clear()
-        output = module.training_step(*_step_arguments(module.training_step, batch))
+        number = next((i for i, known in enumerate(self._batches) if known is batch), None)
+        output = module.training_step(*_step_arguments(module.training_step, batch, number or 0))
         if not module.automatic_optimization:
             if not losses:
                 raise ValueError(
@@ -100,6 +122,12 @@ class TrainingStepObjective:
                     "loss: give a loss_fn(pl_module, batch), or a method that needs no data"
                 )
             return torch.stack(losses).sum()
+        if output is None and number is not None:
+            warnings.warn(
+                f"{type(module).__name__}.training_step returned None for scoring batch {number}: it is skipped",
+                stacklevel=2,
+            )
+            return torch.zeros((), device=module.device, requires_grad=True)
         return _loss_of(output, module)
 
     @contextmanager
@@ -117,7 +145,7 @@ class TrainingStepObjective:
             yield
 
 
-def _step_arguments(step: Callable[..., Any], batch: Any) -> list[Any]:
+def _step_arguments(step: Callable[..., Any], batch: Any, number: int) -> list[Any]:
     """What Lightning passes to `training_step`: the batch, and its index where there is a place for it.
 
     Raises:
@@ -128,7 +156,7 @@ def _step_arguments(step: Callable[..., Any], batch: Any) -> list[Any]:
             "training_step(dataloader_iter) draws its own batches and cannot be scored: "
             "give a loss_fn(pl_module, batch), or a method that needs no data"
         )
-    return [batch, 0] if is_param_in_hook_signature(step, "batch_idx", min_args=2) else [batch]
+    return [batch, number] if is_param_in_hook_signature(step, "batch_idx", min_args=2) else [batch]
 
 
 def _loss_of(output: Any, module: pl.LightningModule) -> Tensor:

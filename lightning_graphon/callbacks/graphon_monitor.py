@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._checks import check_choice
-from lightning_graphon.callbacks._masks_of import masks_of
+from lightning_graphon.callbacks._masks_of import masks_of, prune_first
 from lightning_graphon.callbacks._network import NotReadableError
 from lightning_graphon.callbacks._pickling import state_without_module
 from lightning_graphon.callbacks._pictures import send_picture
@@ -130,6 +130,7 @@ class GraphonMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        prune_first(trainer, pl_module)
         self._masks, self._refusal = None, ""
         self._spectra = KernelSpectrum(self.kernel, self.propagate, self.probe_size, self.probe_seed)
         self._look(trainer, pl_module)

@@ -261,7 +261,7 @@ class PruneAtInit(Callback):
 
     def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan) -> Masks:
         batches = self._batches(trainer, pl_module, plan)
-        objective = TrainingStepObjective(trainer, pl_module, self.loss_fn)
+        objective = TrainingStepObjective(trainer, pl_module, self.loss_fn, batches)
         hidden = plan.rounds == 1 or not (self.verbose and trainer.is_global_zero)
         first: dict[str, Tensor] = {}
         with gathered(pl_module), untouched(pl_module), Progress(transient=True, disable=hidden) as progress:

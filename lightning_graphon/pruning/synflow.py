@@ -1,5 +1,6 @@
 """SynFlow: iterative synaptic flow (Tanaka, Kunin, Yamins, Ganguli, NeurIPS 2020, arXiv:2006.05467, eq. 3)."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,11 +29,21 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             scores is the same in every layer and no layer collapses before the others.
         double: Score in float64, whatever the precision of the model: finite at any depth, and the same masks on
             every machine (in float32 near ties are decided by rounding, and later rounds amplify it). False scores in
-            the model's own precision, for models whose code insists on it or whose size does.
+            the model's own precision, for models whose size insists on it; those that do not run in float64 are
+            scored so with a warning.
     """
     batch = problem.batches[0] if len(problem.batches) else None
     dtype = torch.float64 if double else None
-    scores, flow = _flow_scores(problem, batch, dtype, 1.0, biases)
+    try:
+        scores, flow = _flow_scores(problem, batch, dtype, 1.0, biases)
+    except (
+        RuntimeError,
+        TypeError,
+    ) as error:  # tensors of the model's own that are no buffers; devices without float64
+        if not double:
+            raise
+        warnings.warn(f"synflow scores in the model's own precision, since it fails in float64: {error}", stacklevel=2)
+        return synflow(problem, biases=biases, double=False)
     if double and not _SMALL < flow < 1 / _SMALL:
         for scale in _UP if _all_finite(scores) else _DOWN:
             trial, _ = _flow_scores(problem, batch, dtype, scale, biases)

@@ -100,6 +100,7 @@ def select_weights(model: nn.Module, include: Patterns = None, exclude: Patterns
     ]
     if not wanted:
         _report_fused([c for c in candidates if not c.by_default and not any(c.matches(p) for p in unwanted)])
+        _report_computed(model)
     if not chosen:
         raise ValueError(_nothing_selected(model, include, exclude))
     _check_built(chosen)
@@ -210,6 +211,22 @@ def _report_fused(skipped: Sequence[_Candidate]) -> None:
     if skipped:
         names = ", ".join(c.name for c in skipped)
         warnings.warn(f"not pruned: fused weights {names}; name them in `include` to prune them", stacklevel=4)
+
+
+def _report_computed(model: nn.Module) -> None:
+    """Zeros in what such a weight is computed from would not be zeros of the weight."""
+    computed = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, _DEFAULT_TYPES) and "weight" not in module._parameters
+        if "weight_mask" not in module._buffers  # of torch.nn.utils.prune
+    ]
+    if computed:
+        names = ", ".join(computed)
+        warnings.warn(
+            f"not pruned: the weights of {names} are computed (weight_norm, spectral_norm, a parametrization)",
+            stacklevel=4,
+        )
 
 
 def _check_built(chosen: Sequence[_Candidate]) -> None:

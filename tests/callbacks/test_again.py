@@ -17,6 +17,8 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.tuner import Tuner
 from toys import METHODS, Classifier, Gan, Probe, cnn, loader, make_trainer, pruned_max, quiet, sgd
 
+from lightning_graphon.callbacks import LossDecayMonitor
+
 CLEAN = {"step": 0.0, "validation": 0.0, "gradient": 0.0, "batch": 0.0}
 
 
@@ -112,6 +114,17 @@ def test_barebones_and_overfit_batches():
         make_trainer(pruner, **kwargs, **extra).fit(model, loader())
         assert pruned_max(model, pruner.masks) == 0.0
         assert pruner.masks.sparsity == pytest.approx(0.9, abs=1e-3)
+
+
+def test_overfit_batches_are_the_only_data_that_is_looked_at():
+    pruner, same = quiet("snip"), quiet("snip", batches=list(loader())[:2])
+    monitor = LossDecayMonitor(probe_size=64, every_n_steps=1, figure=False, verbose=False, raise_errors=True)
+    trainer = make_trainer(pruner, monitor, overfit_batches=2, limit_train_batches=None, max_epochs=2)
+    trainer.fit(Classifier(), loader(shuffle=True))
+    make_trainer(same).fit(Classifier(), loader())
+    assert pruner.masks == same.masks
+    forecast = monitor._watch.initial
+    assert len(forecast.outputs) == forecast.dataset_size == 32
 
 
 @pytest.mark.parametrize("make", [Classifier, Gan])

@@ -149,7 +149,7 @@ def test_out_of_memory_in_the_kernel_takes_smaller_chunks_and_says_so(tmp_path, 
     with pytest.warns(UserWarning, match="ran out of memory with 4 samples at a time and went on with 1"):
         fit(MLP, prune, graphons, losses, default_root_dir=tmp_path)
     assert graphons.spectrum is not None
-    assert losses._watch.initial is not None
+    assert losses._run.watch.initial is not None
 
 
 def test_out_of_memory_for_good_loses_the_analysis_and_not_the_training(tmp_path, monkeypatch, caplog):

@@ -118,11 +118,35 @@ def test_losses_summed_over_the_batch(optimizer):
     check(watch)
 
 
+@pytest.mark.parametrize("limit", [1, 0.5], ids=["int", "float"])
+def test_samples_that_training_never_sees_are_no_part_of_the_probe_nor_of_its_data(limit):
+    """In order, the first batch of two is all there is: a probe of it is the whole training set again."""
+    watch = monitor()
+    trainer = make_trainer(watch, max_epochs=-1, max_steps=STEPS, limit_train_batches=limit)
+    trainer.fit(Scheduled(one_group()), loader(batch_size=48))
+    check(watch)
+    assert watch._run.watch.dataset_size == len(watch._run.watch.network.inputs) == 48
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"limit_train_batches": 1}, 96), ({"limit_train_batches": 0.5}, 96), ({"overfit_batches": 1}, 24)],
+    ids=str,
+)
+def test_shuffled_epochs_of_a_few_batches_see_all_the_data_in_time(options, expected):
+    """Unless they are overfitted: Lightning takes the same batches again then."""
+    watch = monitor(probe_size=48)
+    trainer = make_trainer(watch, max_epochs=1, **{"limit_train_batches": 1.0, **options})
+    trainer.fit(Scheduled(one_group()), loader(batch_size=24, shuffle=True))
+    assert watch._run.watch.dataset_size == expected
+    assert len(watch._run.watch.network.inputs) == min(48, expected)
+
+
 def test_the_full_kernel():
     watch = monitor(full_kernel=True)
     fit(Scheduled(one_group()), watch)
     check(watch)
-    assert watch._watch.initial.kernels.shape[1:] == (96, 10, 96, 10)
+    assert watch._run.watch.initial.kernels.shape[1:] == (96, 10, 96, 10)
 
 
 @pytest.mark.parametrize("loss", [mse, bce])

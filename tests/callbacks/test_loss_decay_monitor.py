@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from toys import Autoencoder, Classifier, Gan, Recorder, cnn, digits, loader, make_trainer, quiet
 
-from lightning_graphon.callbacks import LossDecayMonitor
+from lightning_graphon.callbacks import LossDecayMonitor, _loss_run, _loss_watch
 from lightning_graphon.callbacks._forecast import Forecast
 
 
@@ -441,7 +441,7 @@ def test_no_data(fatal, caplog):
 
 
 def test_a_probe_larger_than_the_data():
-    watch = monitor(probe_size=500, figure=True)
+    watch = monitor(probe_size=500)
     fit(watch)
     assert "96 training samples" in watch.plot()._suptitle.get_text()
 
@@ -495,6 +495,17 @@ def test_loss_fn():
     assert float(watch.curves["observed"][0]) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_layers_frozen_in_the_middle(caplog):
+    class Freezes(Classifier):
+        def on_train_epoch_start(self):
+            self.net[0].requires_grad_(self.current_epoch == 0)
+
+    watch = monitor(every_n_steps=1, tolerance=10.0, drift_tolerance=0.2)
+    fit(watch, model=Freezes(optimizer=sgd), max_epochs=2)
+    assert len(watch.curves["step"]) == 13
+    assert any("kernel has moved" in text for text in warned(caplog))
+
+
 def test_several_networks_in_a_row():
     watch = monitor(start_step=1)
     fit(watch, model=Autoencoder())
@@ -512,6 +523,54 @@ def test_exploded_predictions_are_not_drawn(monkeypatch):
     assert finite[:2] == [True, True]
     assert not any(finite[2:])
     assert watch.void_from == watch.curves["step"][2]
+    lower, _ = watch._run.watch.initial.band()
+    assert len(lower) == 1 + watch.void_from, "nothing is computed for them any more"
+
+
+def two_rates(parameters):
+    """One of them falls to a tenth in the middle."""
+    first, *rest = parameters
+    return torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": rest, "lr": 0.01}], lr=0.1, momentum=0.5)
+
+
+class Falling(Classifier):
+    def __init__(self):
+        super().__init__(optimizer=two_rates)
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda k: 1.0 if k < 8 else 0.1, lambda k: 1.0])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@pytest.mark.parametrize("stop", [None, 7])
+def test_drift_and_refreshes_go_on_after_an_explosion(stop, monkeypatch, tmp_path):
+    """Also in a run that was resumed: neither asks what the exploded prediction thinks of later steps."""
+
+    def run(**kwargs):
+        logged, watch = [], monitor(every_n_steps=1, drift_every_n_steps=1, refresh_every_n_steps=4, **kwargs)
+        monkeypatch.setattr(_loss_run, "log_scalars", lambda trainer, scalars: logged.append(scalars))
+        model, data, path = Falling(), loader(batch_size=96), tmp_path / "stop.ckpt"
+        if stop:
+            fit(watch, model=model, data=data, max_epochs=stop).save_checkpoint(path)
+        fit(watch, model=model, data=data, max_epochs=12, ckpt_path=path if stop else None)
+        return watch, [row["loss_decay/kernel_drift"] for row in logged if "loss_decay/kernel_drift" in row]
+
+    drifts = run()[1]
+    monkeypatch.setattr(_loss_watch, "_EXPLODED", 0.0)
+    exploded, others = run(drift_tolerance=1e-12)
+    assert exploded.curves["predicted"].isfinite().tolist() == [k < 1 for k in range(13)]
+    assert len(drifts) == 12
+    assert others == drifts
+    assert exploded.curves["refreshed"][5:].isfinite().all()
+    watch = exploded._run.watch
+    again = Forecast.from_state(watch.initial.state_dict(), watch.loss, torch.device("cpu"))
+    assert again.ratios == watch.initial.ratios
+    assert again.ratios[1] == pytest.approx(1.0), "0.1 at the start"
+    watch.refreshed, outputs = None, watch.initial.outputs
+    buffer = watch._buffer(outputs, 12)
+    gradient = watch.loss.value_and_gradient(outputs.double())[1]
+    torch.testing.assert_close(buffer, gradient * (0.5**11 + (1 - 0.5**11) / 0.5))
 
 
 # Pruned

@@ -4,6 +4,8 @@ import pytest
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from toys import Classifier, loader, make_trainer, quiet
 
+from lightning_graphon.callbacks import LossDecayMonitor
+
 KINDS = ["FSDPStrategy", "DeepSpeedStrategy"]
 
 
@@ -25,6 +27,16 @@ def test_refused_with_the_name_and_the_way_out(name, derived):
         trainer.fit(model, loader())
     assert trainer.global_step == 0
     assert all((p == before[n]).all() for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_loss_is_not_watched_and_a_sentence_says_so(name, caplog):
+    watch = LossDecayMonitor(raise_errors=True)
+    make_trainer(watch, strategy=fake(name)(device="cpu")).fit(Classifier(), loader())
+    assert [r.getMessage().split(":")[0] for r in caplog.records if r.name.startswith("lightning_graphon")] == [
+        f"LossDecayMonitor does nothing under {name}"
+    ]
+    assert watch.curves["step"].numel() == 0
 
 
 def test_others_are_not_refused():

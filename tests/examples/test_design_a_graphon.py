@@ -1,28 +1,16 @@
 """The design example, run as a script is, at sizes of seconds."""
 
 import csv
-import importlib
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 pytest.importorskip("sklearn")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SETTING = [
     *("--width", "24", "--epochs", "3", "--train", "200", "--probe", "24", "--positions", "3", "--steps", "5"),
     *("--sparsities", "0.5", "0.8", "--seeds", "2"),
 ]
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # as Python does for a script
-        return importlib.import_module("design_a_graphon")
 
 
 @pytest.fixture(scope="module")

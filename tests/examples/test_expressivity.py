@@ -1,24 +1,12 @@
 """The expressivity example, run as a script is, at sizes of seconds."""
 
 import csv
-import importlib
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 pytest.importorskip("sklearn")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SETTING = ["--width", "48", "--layers", "2", "--trials", "2", "--samples", "128", "--sparsities", "0.5", "0.9"]
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # as Python does for a script
-        return importlib.import_module("expressivity")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,9 @@
 """The generalisation example, run as a script is, at sizes of seconds."""
 
 import csv
-import importlib
 import math
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -14,18 +11,10 @@ import torch
 pytest.importorskip("sklearn")
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
 SETTING = [
     *("--width", "24", "--samples", "30", "--test-samples", "40", "--epochs", "2"),
     *("--densities", "0.5", "0.02", "--seeds", "2", "--methods", "random", "snip"),
 ]
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # as Python does for a script
-        return importlib.import_module("generalisation")
 
 
 @pytest.fixture(scope="module", params=["ten", "binary"])

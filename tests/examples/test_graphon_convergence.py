@@ -1,11 +1,7 @@
 """The convergence example, run as a script is, at sizes of seconds."""
 
 import csv
-import importlib
 import shutil
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,15 +10,7 @@ from lightning_graphon.graphon import constant
 
 pytest.importorskip("sklearn")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 WIDTHS, SETTING = (32, 64), ["--widths", "32", "64", "--layers", "3", "--trials", "2", "--samples", "64", "--bins", "8"]
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # as Python does for a script
-        return importlib.import_module("graphon_convergence")
 
 
 @pytest.fixture(scope="module")
@@ -84,28 +72,6 @@ def test_another_setting_does_not_reuse_networks(example, finished, monkeypatch,
     args = example.parse([*SETTING, "--out", str(out), "--init", "he"])
     example.run(args, example.Console(quiet=True))
     assert len(asked) == 2 * len(WIDTHS) * len(example.METHODS)
-
-
-def test_an_interrupted_run_keeps_what_is_done(example, monkeypatch, tmp_path):
-    argv = [*SETTING, "--methods", "random", "--out", str(tmp_path)]
-    compute, computed = example.compute, []
-
-    def stop_after_three(cell, args):
-        if len(computed) == 3:
-            raise KeyboardInterrupt
-        computed.append(cell)
-        return compute(cell, args)
-
-    monkeypatch.setattr(example, "compute", stop_after_three)
-    with pytest.raises(SystemExit):
-        example.main(argv)
-    assert len(list(tmp_path.glob("cells/*/*"))) == 3
-
-    rest = []
-    monkeypatch.setattr(example, "compute", lambda cell, args: rest.append(cell) or compute(cell, args))
-    example.main(argv)
-    assert len(rest) == 1
-    assert not set(rest) & set(computed)
 
 
 def test_the_widest_networks_are_compared_with_the_others_not_with_themselves(example):

@@ -35,11 +35,6 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def example() -> ModuleType:
-    return load("loss_decay")
-
-
-@pytest.fixture(scope="module")
 def finished(example, tmp_path_factory):
     """Folder and outcome of a run."""
     out = tmp_path_factory.mktemp("decay")

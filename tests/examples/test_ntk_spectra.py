@@ -1,13 +1,10 @@
 """The spectra example, run as a script is, at sizes of seconds."""
 
 import csv
-import importlib
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,16 +12,8 @@ import torch
 pytest.importorskip("sklearn")
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
 SETTING = ["--width", "32", "--samples", "24", "--batch", "64", "--sparsities", "0.5", "0.9", "--seeds", "2"]
 NETWORKS = 2 * (1 + 2 * 5)  # seeds, dense and two sparsities of five methods
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # as Python does for a script
-        return importlib.import_module("ntk_spectra")
 
 
 @pytest.fixture(scope="module")
@@ -79,28 +68,6 @@ def test_another_setting_does_not_reuse_networks(example, finished, monkeypatch,
     monkeypatch.setattr(example, "compute", lambda cell, args: asked.append(cell) or {})
     example.run(example.parse([*SETTING, "--out", str(out), "--batch", "65"]), example.Console(quiet=True))
     assert len(asked) == NETWORKS
-
-
-def test_an_interrupted_run_keeps_what_is_done(example, monkeypatch, tmp_path):
-    argv = [*SETTING, "--methods", "random", "--out", str(tmp_path)]
-    compute, computed = example.compute, []
-
-    def stop_after_three(cell, args):
-        if len(computed) == 3:
-            raise KeyboardInterrupt
-        computed.append(cell)
-        return compute(cell, args)
-
-    monkeypatch.setattr(example, "compute", stop_after_three)
-    with pytest.raises(SystemExit):
-        example.main(argv)
-    assert len(list(tmp_path.glob("cells/*/*"))) == 3
-
-    rest = []
-    monkeypatch.setattr(example, "compute", lambda cell, args: rest.append(cell) or compute(cell, args))
-    example.main(argv)
-    assert len(rest) == 3  # dense and two sparsities, two seeds: six networks
-    assert not set(rest) & set(computed)
 
 
 def test_the_graphon_kernel_of_a_dense_network_has_the_spectrum_of_the_network(example):

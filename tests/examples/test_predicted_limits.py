@@ -1,26 +1,14 @@
 """The example of predicted limits, run as a script is, at sizes of seconds."""
 
 import csv
-import importlib
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 pytest.importorskip("sklearn")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SETTING = ["--sides", "8", "16", "--trials", "2", "--samples", "128", "--bins", "16"]
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # as Python does for a script
-        return importlib.import_module("predicted_limits")
 
 
 @pytest.fixture(scope="module")

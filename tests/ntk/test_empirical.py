@@ -244,6 +244,14 @@ def test_a_module_that_torch_func_cannot_batch():
     assert relative(empirical_ntk(model, x, reduce=None).reshape(3 * N, -1), truth @ truth.T) < 1e-12
 
 
+@pytest.mark.parametrize("samples", [1, 2, 3, 4])
+def test_a_module_that_torch_func_batches_wrongly(samples):
+    """PReLU, where there are as many samples as outputs."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.PReLU(), nn.Linear(5, 3)).double()
+    x = torch.randn(samples, 4, dtype=torch.float64)
+    assert relative(empirical_ntk(model, x, reduce=None), jacobian_kernel(model, x)) < 1e-12
+
+
 def _loop_gradient(model, x, c):
     return torch.cat([g.flatten() for g in torch.autograd.grad(model(x)[0, c], list(model.parameters()))])
 

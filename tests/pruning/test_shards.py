@@ -101,6 +101,19 @@ def test_masks_are_applied_and_enforced_on_the_part_alone(rank):
     assert torch.equal(state["weight"], mask.float())
 
 
+def test_shards_are_enforced_also_after_a_forward_pass_that_left_the_weights_whole(rank):
+    """FSDP keeps the root's weights whole until the backward pass; the optimizer knows the shards."""
+    net = nn.Linear(3 + rank, 4)
+    fully_shard(net, mesh=init_device_mesh("cpu", (4,)))
+    weight, mask = net.weight, torch.arange(4 * (3 + rank)).reshape(4, 3 + rank) % 2 == 0
+    net(torch.ones(1, 3 + rank))
+    assert net.weight is not weight, "the weights must be whole for this test to say anything"
+    with Enforcer(net, Masks({"weight": mask})):
+        assert net.weight is weight
+        assert weight._post_accumulate_grad_hooks
+    assert torch.equal(local_part(weight) != 0, chunk(mask, 4, rank))
+
+
 def test_names_are_those_of_the_classes_before(rank):
     net = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 1))
     for module in (*net, net):

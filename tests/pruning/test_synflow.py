@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_graphon.pruning import prune
 from tests.cases import CASES, Residual, mlp, seeded
@@ -144,6 +145,17 @@ def test_any_precision_of_the_model(dtype: torch.dtype) -> None:
     masks = prune(net, "synflow", sparsity=0.8)
     assert masks.kept == round(0.2 * masks.total)
     assert all(p.dtype == dtype for p in net.parameters())
+
+
+def test_models_that_insist_on_their_precision_are_scored_in_it() -> None:
+    class Shifted(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(super().forward(x), torch.eye(4))  # no buffer: stays float32
+
+    net = Shifted(*seeded(mlp))
+    with pytest.warns(UserWarning, match="synflow scores in the model's own precision"):
+        masks = prune(net, "synflow", sparsity=0.8, steps=5)
+    assert masks == prune(net, "synflow", sparsity=0.8, steps=5, options={"double": False})
 
 
 def test_outputs_that_ignore_the_weights_are_an_error() -> None:

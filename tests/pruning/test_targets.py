@@ -1,6 +1,7 @@
 """Which weights are pruned: defaults, patterns, fused weights, ties."""
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -171,6 +172,16 @@ def test_excluding_fused_weights_silences_the_line() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert list(select_weights(CASES["lstm"].model(), exclude=nn.LSTM)) == ["head.weight"]
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_computed_weights_are_skipped_with_one_clear_line(norm: Callable[[nn.Module], nn.Module]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates the older weight_norm
+        net = nn.Sequential(norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    with pytest.warns(UserWarning, match="not pruned: the weights of 0 are computed") as caught:
+        assert list(select_weights(net)) == ["1.weight"]
+    assert len(caught) == 1
 
 
 def test_a_tied_weight_is_counted_once_and_found_under_both_names() -> None:

@@ -1,0 +1,88 @@
+"""Whole weights for the first process, at steps that every process knows beforehand."""
+
+import logging
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TypeVar
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_graphon.callbacks._named_optimizer import NamedOptimizer
+from lightning_graphon.ntk._memory import out_of_memory
+from lightning_graphon.pruning.shards import gathered, is_sharded
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Meetings:
+    """Steps at which the first process works on the whole network, and the others give it their shards.
+
+    Only the first process knows when it wants to look next. So at the end of each meeting it says when the next one is,
+    and no process ever waits for one that does not come. Where nothing is cut over processes, the first works alone.
+
+    Args:
+        trainer: Its strategy is used.
+        pl_module: The network.
+
+    Attributes:
+        optimizer: What trains the network; None where there are several.
+        next: Step of the next meeting; infinity for never.
+    """
+
+    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._strategy, self._module, self._first = trainer.strategy, pl_module, trainer.is_global_zero
+        self._together = any(map(is_sharded, (*pl_module.parameters(), *pl_module.buffers())))
+        self.next: float = 0 if self._first or self._together else math.inf
+        optimizers = trainer.optimizers
+        self.optimizer = NamedOptimizer(optimizers[0], pl_module, self._first) if len(optimizers) == 1 else None
+
+    def hold(self, work: Callable[[], float]) -> None:
+        """Every process must call it, not within a forward or backward pass, and not in `gathered`.
+
+        Args:
+            work: Run by the first process, with the optimizer read and the weights whole; must not need another
+                process. Returns the step of the next meeting.
+
+        Raises:
+            RuntimeError: On the others, where `work` raised on the first, which raises its error.
+        """
+        if self._together and not self._strategy.reduce_boolean_decision(self._has_room()):
+            log.warning("LossDecayMonitor stops: the whole weights do not fit into the memory of every process")
+            self.next = math.inf
+            return
+        failure: Exception | None = None
+        with ExitStack() as stack:
+            if self.optimizer is not None:
+                stack.enter_context(self.optimizer.read())
+            stack.enter_context(gathered(self._module))
+            if self._first:
+                try:
+                    self.next = work()
+                except Exception as error:
+                    self.next, failure = math.inf, error
+        self.next, said = self.agree((self.next, failure and repr(failure)))
+        if failure is not None:
+            raise failure
+        if said is not None:
+            raise RuntimeError(f"the analysis failed on the first process: {said}")
+
+    def agree(self, value: T) -> T:
+        """What the first process says, and every process must call it; the value itself where nothing is cut."""
+        return self._strategy.broadcast(value) if self._together else value
+
+    def _has_room(self) -> bool:
+        """Whether this process can hold the whole weights, and a preconditioner.
+
+        Tried before the others depend on it: where memory ran out in the middle of gathering, they would wait forever.
+        """
+        cut = [t for t in (*self._module.parameters(), *self._module.buffers()) if is_sharded(t)]
+        try:
+            trial = [torch.empty(t.shape, dtype=t.dtype, device=self._strategy.root_device) for t in (*cut, *cut)]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return False
+        return len(trial) > 0

@@ -1,0 +1,217 @@
+"""Predicted and observed loss under two processes (ModelParallelStrategy, gloo); every rank writes what it found.
+
+Not a test by itself: `test_fsdp_loss.py` starts it, and trains the same networks in one process.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).parent.parent / "callbacks"))
+sys.path.append(str(Path(__file__).parent))
+
+from ddp_script import OwnSeed, Unequal
+from fsdp_script import TensorParallel, Whole, two_layers, uneven, whole_weights
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.optim import AdamW, RMSprop
+from torch.optim.lr_scheduler import LambdaLR
+from toys import loader, make_trainer
+
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks import _kernels as kernels
+from lightning_graphon.callbacks._meetings import Meetings
+from lightning_graphon.pruning.shards import is_sharded
+
+DATA, STEPS = 96, 18
+
+
+def momentum(net):
+    """Two groups with their own learning rates."""
+    first, rest = list(net[0].parameters()), [p for layer in net[1:] for p in layer.parameters()]
+    return torch.optim.SGD([{"params": first, "lr": 0.2}, {"params": rest}], lr=0.05, momentum=0.9)
+
+
+def descent(net):
+    return torch.optim.SGD(net.parameters(), lr=0.05)
+
+
+def adam(net):
+    return AdamW(net.parameters(), lr=0.003)
+
+
+def centred(net):
+    return RMSprop(net.parameters(), lr=0.001, centered=True)
+
+
+class OneProcess(Whole):
+    """Trained on all data at once, so that two processes with half of it each do the same."""
+
+    def __init__(self, net=uneven, optimizer=momentum):
+        super().__init__(net)
+        self.optimizer_of = optimizer
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer_of(self.net)
+        schedule = LambdaLR(optimizer, lambda step: 1.0 if step < 6 else 0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Cut(OneProcess):
+    """Every layer of the network is cut over the processes."""
+
+    options = {}  # noqa: RUF012
+
+    def configure_model(self):
+        if any(is_sharded(p) for p in self.parameters()):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for layer in (*self.net[::2], self.net):
+            fully_shard(layer, mesh=mesh, **self.options)
+
+
+class Offloaded(Cut):
+    options = {"offload_policy": CPUOffloadPolicy(pin_memory=False)}  # noqa: RUF012
+
+
+class Compiled(Cut):
+    """Cut first and compiled then."""
+
+    def configure_model(self):
+        super().configure_model()
+        self.net = torch.compile(self.net, backend="aot_eager")
+
+
+class CutTensors(TensorParallel, OneProcess):
+    pass
+
+
+class TwoOptimizers(Cut):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(super().training_step(batch, batch_idx))
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.net[i].parameters(), lr=0.05) for i in (0, 2)]
+
+
+def monitor(**kwargs):
+    defaults = {"probe_size": 24, "every_n_steps": 2, "refresh_every_n_steps": 5, "figure": False, "verbose": False}
+    return LossDecayMonitor(**{"raise_errors": True, **defaults, **kwargs})
+
+
+def half(weight="net.0.weight", shape=(33, 64)):
+    """Every other weight of the first layer."""
+    return PruneAtInit(masks={weight: (torch.arange(shape[0] * shape[1]) % 2 == 0).reshape(shape)}, verbose=False)
+
+
+def fit(model, watch, *others, name=None, data=None, steps=STEPS, ckpt_path=None, save=None, **kwargs):
+    """Full batches; what was logged is in `name`, a folder."""
+    logger = CSVLogger(name.parent, name=name.name, version="") if name else False
+    settings = {"max_epochs": -1, "max_steps": steps, "limit_train_batches": 1.0, "limit_val_batches": 0}
+    trainer = make_trainer(watch, *others, logger=logger, log_every_n_steps=1, **{**settings, **kwargs})
+    trainer.fit(model, data or loader(DATA, batch_size=DATA), ckpt_path=ckpt_path)
+    if save:
+        trainer.save_checkpoint(save)
+    return trainer
+
+
+def fit_cut(model, watch, *others, full=True, sizes=(2, 1), **kwargs):
+    """On two processes, of which each has half of the data."""
+    strategy = ModelParallelStrategy(*sizes, save_distributed_checkpoint=not full)
+    data = loader(DATA, batch_size=DATA // sizes[0])
+    trainer = fit(model, watch, OwnSeed(), Unequal(), *others, data=data, strategy=strategy, devices=2, **kwargs)
+    sampler = trainer.train_dataloader.sampler
+    sampler.set_epoch(0)  # the order in which the probe was drawn
+    return {
+        "curves": getattr(watch, "curves", None),
+        "void_from": getattr(watch, "void_from", None),
+        "weights": whole_weights(model),
+        "steps": trainer.global_step,
+        "cut": all(is_sharded(p) for p in list(model.parameters())[:2]),
+        "indices": list(iter(sampler)),
+    }
+
+
+def fails(raise_errors):
+    """No kernel can be computed."""
+    kept, kernels.empirical_ntk = kernels.empirical_ntk, broken
+    try:
+        return fit_cut(Cut(), monitor(raise_errors=raise_errors, start_step=4))
+    except RuntimeError as error:
+        return {"said": str(error)}
+    finally:
+        kernels.empirical_ntk = kept
+
+
+def broken(*args, **kwargs):
+    raise RuntimeError("broken kernel")
+
+
+def without_room():
+    """The second process has no memory left from the second look on."""
+    looks, ask = [], Meetings._has_room
+
+    def has_room(meetings):
+        looks.append(meetings)
+        return ask(meetings) and (len(looks) == 1 or torch.distributed.get_rank() == 0)
+
+    Meetings._has_room = has_room
+    found = fit_cut(Cut(), monitor())
+    Meetings._has_room = ask
+    return found
+
+
+def resume(folder):
+    """Saved by two processes, whole and in shards, before and after the prediction has begun."""
+    found = {"unbroken": fit_cut(Cut(optimizer=adam), monitor())}
+    for stop, full in ((7, True), (13, True), (13, False)):
+        path = folder / f"{stop} {'whole' if full else 'shards'}.ckpt"
+        fit_cut(Cut(optimizer=adam), monitor(), full=full, steps=stop, save=path)
+        found[path.stem] = fit_cut(Cut(optimizer=adam), monitor(), ckpt_path=path)
+    return found
+
+
+# How the networks are cut, and what else is in the trainer; the monitor comes first.
+CASES = {
+    "groups": lambda: (Cut(), half()),
+    "adam": lambda: (Cut(optimizer=adam), half()),
+    "centred": lambda: (Cut(optimizer=centred), half()),
+    "graphon": lambda: (Cut(optimizer=descent), half()),
+    "offloaded": lambda: (Offloaded(optimizer=adam), half()),
+    "compiled": lambda: (Compiled(optimizer=adam),),
+    "tensor parallel": lambda: (CutTensors(two_layers, adam), half(shape=(34, 64))),
+}
+
+
+def watched(name, folder):
+    model, *others = CASES[name]()
+    graphons = GraphonMonitor(verbose=False, figure=False, kernel="none", include="Linear", raise_errors=True)
+    watch = monitor(kernel="graphon" if name == "graphon" else "empirical")
+    sizes = (1, 2) if name == "tensor parallel" else (2, 1)
+    return fit_cut(model, watch, graphons, *others, sizes=sizes, name=folder / name)
+
+
+def main(folder):
+    found = {name: watched(name, folder) for name in CASES}
+    found["alone"] = fit_cut(Cut(), half())
+    found["short"] = fit_cut(Cut(), monitor(every_n_steps=50, refresh_every_n_steps=None, figure=True), steps=3,
+                             default_root_dir=folder / "short")  # fmt: skip
+    found["two optimizers"] = fit_cut(TwoOptimizers(), monitor())
+    found["failed"] = fails(raise_errors=False)
+    found["failed aloud"] = fails(raise_errors=True)
+    found["no room"] = without_room()
+    found["resume"] = resume(folder)
+    torch.save(found, folder / f"rank{torch.distributed.get_rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
