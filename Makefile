@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper test slow lint format docs bench clean
+.PHONY: help demo paper test slow oldest lint format docs bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -18,7 +18,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 # The demo's and the tests' networks are small: one thread is faster than two that wait for each other.
-demo test slow: export OMP_NUM_THREADS ?= 1
+demo test slow oldest: export OMP_NUM_THREADS ?= 1
 
 demo: $(READY)  ## prune a network with every method, train it, draw the pictures (digits, offline)
 	$(BIN)/python examples/quickstart.py
@@ -31,6 +31,20 @@ test: $(READY)  ## the tests, doctests included
 
 slow: $(READY)  ## the slow science that `make test` leaves out
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# An environment of its own for the lower bounds in pyproject.toml, each written as `"name>=version"` on its line.
+OLDEST := .venv-oldest
+
+$(OLDEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(OLDEST)
+	sed -nE '/^dependencies/,$$s/.*"([A-Za-z0-9-]+)(\[[a-z]+\])?>=([0-9.]+)".*/\1==\3/p' $< > $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade "pip>=24"
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/oldest.txt --editable ".[dev]"
+	touch $@
+
+oldest: PYTHON = python3.10
+oldest: $(OLDEST)/.ready  ## the tests with the oldest declared versions, on Python 3.10
+	$(OLDEST)/bin/python -m pytest
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -50,4 +64,4 @@ bench: $(READY)  ## side-by-side timings, printed as ratios
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove the environment and what the demo wrote
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) $(OLDEST) build runs

@@ -5,15 +5,12 @@ python benchmarks/ntk_infinite.py --alone    # ours only
 """
 
 import argparse
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
+from _peer import peer
 from _timing import machine, report
 
 from lightning_graphon.graphon import StepGraphon
@@ -53,35 +50,15 @@ def ours(positions: int) -> Callable[[], float]:
     return run
 
 
-@contextmanager
-def peer() -> Iterator[Callable[[], float]]:
-    """neural-tangents in an environment and a process of its own, which times one evaluation on request."""
-    with tempfile.TemporaryDirectory() as folder:
-        python = Path(folder) / "bin" / "python"
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *VERSIONS], check=True)
-        pipe = subprocess.Popen([python, "-c", PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-        def run() -> float:
-            print("go", file=pipe.stdin, flush=True)
-            return float(pipe.stdout.readline())
-
-        try:
-            yield run
-        finally:
-            print("stop", file=pipe.stdin, flush=True)
-            pipe.wait()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alone", action="store_true", help="without neural-tangents")
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     candidates = {"constant graphon": ours(1), "64 positions a layer": ours(64)}
-    with nullcontext() if args.alone else peer() as theirs:
-        if theirs:
-            candidates = {"neural-tangents 0.6.5": theirs, **candidates}
+    with nullcontext() if args.alone else peer(VERSIONS, PEER) as ask:
+        if ask:
+            candidates = {"neural-tangents 0.6.5": lambda: float(ask("go")), **candidates}
         for run in candidates.values():
             run()
         seconds = {name: [] for name in candidates}

@@ -29,13 +29,14 @@ html_copy_source = False
 
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # hooks are Lightning's; only what is described here is shown
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 default_role = "code"
 
-_PLAIN = re.compile(r"(`[^`]*`|^\s*\* )|([|*_]+)")  # code and bullets stay
+_PLAIN = re.compile(r"(`[^`]*`|^\s*\* )|([|*]+|_+(?!\w))")  # code, bullets and underscores inside a name stay
 
 
 def _as_text(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

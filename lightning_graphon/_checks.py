@@ -5,14 +5,14 @@ import numbers
 from collections.abc import Iterable
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """End of an error message: the nearest allowed word if one is close, then all of them.
+def nearest(word: str, allowed: Iterable[str], also: Iterable[str] = ()) -> str:
+    """End of an error message: the nearest allowed word if one is close, then all of them; `also` are not listed.
 
     >>> nearest("synflwo", ["snip", "synflow"])
     "Did you mean 'synflow'? Allowed: 'snip', 'synflow'."
     """
     options = list(allowed)
-    by_lower = {option.lower(): option for option in reversed(options)}
+    by_lower = {option.lower(): option for option in reversed([*options, *also])}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
     hint = f"Did you mean {by_lower[close[0]]!r}? " if close else ""
     shown = ", ".join(repr(option) for option in options[:20])

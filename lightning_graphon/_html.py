@@ -22,7 +22,7 @@ a { color: #0369a1; }
 .scroll { overflow-x: auto; }
 figure { margin: 0 0 .6rem; }
 figcaption, .note { font-size: .86rem; color: #555; margin-bottom: .3rem; }
-img { display: block; width: 100%; min-width: 32rem; height: auto; }
+img { display: block; max-width: 100%; min-width: 32rem; height: auto; }
 .wide img { min-width: 60rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .3rem 0 .8rem; }
 th, td { padding: .28rem .8rem .28rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee; }

@@ -4,6 +4,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +16,8 @@ Trains any LightningModule that your configuration names. Everything but --prese
 lightning-graphon fit --help shows it.
 
   --preset NAME   a preset of this library, one of: {presets}
-                  (several add up; the same as --config with the path that `lightning-graphon presets NAME` prints)
+                  (several add up; the same as --config with the path that `lightning-graphon presets NAME` prints,
+                  after all other configurations, so that their `callbacks:` do not replace it)
 """
 _NO_MODEL = (
     "no model given. Name your LightningModule, on the command line (--model my_module.MyModel) or in a "
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the name of the program; None: those of the process.
 
     Returns:
-        The exit status: 0.
+        The exit status, 0.
 
     Raises:
         SystemExit: Wrong arguments, or a run that is not there, with status 2 and one sentence on standard error.
@@ -52,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lightning-graphon", description=__doc__.split(": ")[1].capitalize())
+    parser = argparse.ArgumentParser(
+        "lightning-graphon", description="Train sparse networks, write a report of runs, find the presets."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("fit", help="train with LightningCLI and presets of this library")
     report = commands.add_parser("report", help="write one HTML page about finished runs")
@@ -110,23 +114,31 @@ def _fail(message: str) -> NoReturn:
 
 
 def _with_presets(arguments: Sequence[str]) -> list[str]:
-    """`--preset NAME` as `--config PATH`, where it stands.
+    """`--preset NAME` as `--config PATH`, after all configurations: a later `callbacks:` would replace the preset's.
 
-    >>> _with_presets(["--preset=snip", "--config", "mine.yaml"])[2:]
+    >>> _with_presets(["--preset=snip", "--config", "mine.yaml"])[:2]
     ['--config', 'mine.yaml']
     """
-    result: list[str] = []
+    before: list[str] = []
+    configs: list[str] = []
+    after: list[str] = []  # from the first preset on
     rest = iter(arguments)
     for argument in rest:
-        if argument == "--preset" or argument.startswith("--preset="):
-            name = argument.removeprefix("--preset").removeprefix("=") or next(rest, "")
-            try:
-                result += ["--config", str(preset_path(name))]
-            except ValueError as error:
-                _fail(str(error))
+        name, equals, value = argument.partition("=")
+        if name == "--preset":
+            after += ["--config", _preset(value or next(rest, ""))]
+        elif name in ("--config", "-c") and after:
+            configs += [argument, *islice(rest, 0 if equals else 1)]
         else:
-            result.append(argument)
-    return result
+            (after or before).append(argument)
+    return before + configs + after
+
+
+def _preset(name: str) -> str:
+    try:
+        return str(preset_path(name))
+    except ValueError as error:
+        _fail(str(error))
 
 
 if __name__ == "__main__":

@@ -66,6 +66,30 @@ def test_presets_stand_where_they_were_given():
     assert _with_presets(given) == [*given[:2], "--config", snip, "--config", monitor, *given[-2:]]
 
 
+def test_configurations_come_before_presets_wherever_they_stand():
+    """Most configurations have `callbacks:`, which would replace what a preset has added."""
+    given = [
+        "--data",
+        "d",
+        "--preset",
+        "snip",
+        "--trainer.callbacks.sparsity",
+        "0.95",
+        "--config",
+        "a.yaml",
+        "-c=b.yaml",
+    ]
+    made = ["--data", "d", "--config", "a.yaml", "-c=b.yaml", "--config", str(preset_path("snip"))]
+    assert _with_presets(given) == [*made, "--trainer.callbacks.sparsity", "0.95"]
+
+
+def test_a_preset_before_the_configuration_prunes(project, capsys):
+    stopping = "class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/loss, strict: false}"
+    (project / "mine.yaml").write_text(f"trainer: {{callbacks: [{{{stopping}}}]}}\n")
+    assert fit("--preset", "snip", "--config", "mine.yaml") == 0
+    assert "PruneAtInit: snip" in capsys.readouterr().out
+
+
 def test_presets_are_listed_with_what_they_do(capsys):
     assert main(["presets"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,5 +1,7 @@
 """The pages: links lead somewhere, every script, preset and callback is on its page, and Sphinx has nothing to say."""
 
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from lightning_graphon.presets import presets
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "examples/README.md", "benchmarks/README.md")]
 PAGES += sorted((ROOT / "docs").glob("**/*.md"))
-HELPERS = {"resumable", "rank_correlation", "loss_decay_figures", "loss_decay_metrics"}
+HELPERS = {"image_data", "resumable", "rank_correlation", "loss_decay_figures", "loss_decay_metrics"}
 
 
 def text(name):
@@ -43,6 +45,28 @@ def test_every_module_has_a_page():
     public = {p.stem for p in (ROOT / "lightning_graphon").glob("*.py") if not p.stem.startswith("_")}
     public |= {p.parent.name for p in (ROOT / "lightning_graphon").glob("*/__init__.py")}
     assert public == {path.stem for path in (ROOT / "docs" / "api").glob("*.md")}
+
+
+def documented():
+    """Name -> what the module pages show: public functions, classes and their members."""
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        module = importlib.import_module(f"lightning_graphon.{page.stem}")
+        own = [name for name, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__]
+        for name in getattr(module, "__all__", own):
+            yield name, getattr(module, name)
+            members = vars(getattr(module, name)) if inspect.isclass(getattr(module, name)) else {}
+            yield from ((f"{name}.{key}", member) for key, member in members.items())
+
+
+def test_no_sentence_is_taken_for_a_type():
+    """Napoleon reads what is before a colon as a type: at the head of a property, and of what is returned."""
+    heads = {}
+    for name, thing in documented():
+        text = inspect.getdoc(thing) or ""
+        returned = re.search(r"^Returns:\n +(.*)$", text, re.MULTILINE)
+        heads[name] = text.partition("\n")[0] if isinstance(thing, property) else returned[1] if returned else ""
+    assert heads["StepGraphon.density"]
+    assert not [f"{name}: {head}" for name, head in heads.items() if ":" in head]
 
 
 @pytest.mark.slow

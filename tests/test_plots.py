@@ -67,6 +67,15 @@ def test_rows_of_unequal_length_are_fine(masks):
     assert np.asarray(figure.canvas.buffer_rgba()).std() > 0
 
 
+@pytest.mark.parametrize("lines", [1, 2, 3, 4])
+def test_title_of_a_grid_stands_clear_of_the_pictures(masks, lines):
+    figure = plot_graphon_grid(dict.fromkeys("abcd", layer_graphons(masks, bins=5)), title="\n".join(["title"] * lines))
+    renderer = figure.canvas.get_renderer()
+    title = figure._suptitle.get_window_extent(renderer)
+    assert title.y0 > max(axis.get_tightbbox(renderer).y1 for axis in figure.axes)
+    assert title.y1 < figure.bbox.y1
+
+
 def test_input_density_is_drawn_over_the_image_and_cut_off_pixels_are_marked():
     mask = torch.rand(50, 12) < 0.5
     mask[:, 5] = False

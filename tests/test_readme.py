@@ -50,6 +50,19 @@ def test_numbers_of_the_page_of_limits_are_what_its_code_gives():
     assert names["joined_units"](names["limit"], names["best"], units=256) == pytest.approx(14.5, abs=0.05)
 
 
+@pytest.mark.filterwarnings("ignore::lightning_graphon.pruning.LayerCollapseWarning")
+def test_numbers_of_the_page_of_kernels_are_what_its_code_gives():
+    names: dict[str, object] = {}
+    for code in blocks("docs/ntk.md"):
+        exec(compile(code, "docs/ntk.md", "exec"), names)  # noqa: S102
+    page = (ROOT / "docs/ntk.md").read_text(encoding="utf-8")
+    for method, (trace, share, loss) in names["found"].items():
+        row = re.search(rf"^\| {method} \| (\S+) \| (\S+)(?: %)? \| (\S+) \|", page, re.MULTILINE | re.IGNORECASE)
+        shown = [float(number) for number in row.groups()]
+        assert [trace, 100 * share] == pytest.approx(shown[:2], abs=0.6)  # rounded to whole numbers
+        assert loss == pytest.approx(shown[2], abs=0.006)
+
+
 def test_quick_start_is_short():
     lines = [line for line in blocks("README.md")[0].splitlines() if line.strip()]
     assert len(lines) <= 10

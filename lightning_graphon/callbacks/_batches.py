@@ -2,8 +2,10 @@
 
 import copy
 import math
+import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -82,17 +84,26 @@ def _fresh(loader: Any) -> Any:
 
 @contextmanager
 def _generators_kept(loaders: Any) -> Iterator[None]:
-    """Restore the generators that loaders and samplers own."""
+    """Restore the generators that loaders, samplers and datasets own, and the counters of samplers."""
     with ExitStack() as stack:
         for loader in tree_leaves(loaders, is_leaf=_is_loader):
             batch_sampler = getattr(loader, "batch_sampler", None)
-            for owner in (
-                loader,
-                getattr(loader, "sampler", None),
-                batch_sampler,
-                getattr(batch_sampler, "sampler", None),
-            ):
-                generator = getattr(owner, "generator", None)
-                if isinstance(generator, torch.Generator):
-                    stack.callback(generator.set_state, generator.get_state())
+            samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+            for owner in (loader, getattr(loader, "dataset", None), *samplers):
+                for value in getattr(owner, "__dict__", {}).values():
+                    stack.callback(_keep(value))
+            for sampler in samplers:
+                attributes = getattr(sampler, "__dict__", {})
+                stack.callback(attributes.update, dict(attributes))
         yield
+
+
+def _keep(value: Any) -> Callable[[], object]:
+    """What puts a random generator of torch, numpy or python back into its present state; nothing for anything else."""
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    if isinstance(value, torch.Generator) or type(value).__name__ == "RandomState":
+        return partial(value.set_state, value.get_state())
+    if hasattr(value, "bit_generator"):  # of numpy
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    return lambda: None

@@ -33,6 +33,19 @@ def flattens_parameters(trainer: pl.Trainer) -> bool:
     return _is_one_of(trainer, _FLATTENING)
 
 
+def refuse_other_package(trainer: pl.Trainer) -> None:
+    """Raise where the trainer is that of `pytorch_lightning`, whose classes are others under the same names.
+
+    Raises:
+        TypeError: It is.
+    """
+    if not isinstance(trainer, pl.Trainer):
+        raise TypeError(
+            f"PruneAtInit works with lightning.pytorch, but the Trainer comes from {type(trainer).__module__}: "
+            "use `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl`"
+        )
+
+
 def _is_one_of(trainer: pl.Trainer, names: tuple[str, ...]) -> bool:
     return any(kind.__name__ in names for kind in type(trainer.strategy).__mro__)
 

@@ -141,12 +141,17 @@ class LossRun:
 
     @property
     def short(self) -> bool:
-        """Whether there is one measurement only, at an earlier step: a curve has two points."""
-        return len(self.record.rows) == 1 and self._trainer.global_step > self.record.last_step
+        """Whether there is one measurement or prediction only, at an earlier step: a curve has two points."""
+        few = 1 in (len(self.record.rows), self._predicted())
+        return few and self._trainer.global_step > self.record.last_step
+
+    def _predicted(self) -> int:
+        """Number of points with a prediction; the first is where it was made."""
+        return int(self.record.curves()["predicted"].isfinite().sum())
 
     def agreement(self) -> dict[str, float] | None:
         """How well the prediction did, logged; None where there was none."""
-        if self.watch is None or self.watch.initial is None or len(self.record.rows) < 2:
+        if self.watch is None or self.watch.initial is None or self._predicted() < 2:
             return None
         values = {k: float(v) for k, v in self.record.metric(self.options.tolerance).compute().items()}
         kept = {k: values[k] for k in _loss_report.AT_THE_END if values[k] == values[k]}

@@ -50,24 +50,29 @@ class Meetings:
             RuntimeError: On the others, where `work` raised on the first, which raises its error.
         """
         if self._together and not self._strategy.reduce_boolean_decision(self._has_room()):
-            log.warning("LossDecayMonitor stops: the whole weights do not fit into the memory of every process")
             self.next = math.inf
-            return
-        failure: Exception | None = None
-        with ExitStack() as stack:
-            if self.optimizer is not None:
-                stack.enter_context(self.optimizer.read())
-            stack.enter_context(gathered(self._module))
             if self._first:
-                try:
-                    self.next = work()
-                except Exception as error:
-                    self.next, failure = math.inf, error
+                log.warning("LossDecayMonitor stops: the whole weights do not fit into the memory of every process")
+            return
+        failure = self._gathered(work)
         self.next, said = self.agree((self.next, failure and repr(failure)))
         if failure is not None:
             raise failure
         if said is not None:
             raise RuntimeError(f"the analysis failed on the first process: {said}")
+
+    def _gathered(self, work: Callable[[], float]) -> Exception | None:
+        """Let the first process work; its error, which it may raise when the others know."""
+        with ExitStack() as stack:
+            if self.optimizer is not None:
+                stack.enter_context(self.optimizer.read())
+            stack.enter_context(gathered(self._module))
+            try:
+                self.next = work() if self._first else math.inf
+            except Exception as error:
+                self.next = math.inf
+                return error
+        return None
 
     def agree(self, value: T) -> T:
         """What the first process says, and every process must call it; the value itself where nothing is cut."""
@@ -81,8 +86,8 @@ class Meetings:
         cut = [t for t in (*self._module.parameters(), *self._module.buffers()) if is_sharded(t)]
         try:
             trial = [torch.empty(t.shape, dtype=t.dtype, device=self._strategy.root_device) for t in (*cut, *cut)]
+            return bool(trial)  # which held them all at the same time, and is gone now
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             return False
-        return len(trial) > 0

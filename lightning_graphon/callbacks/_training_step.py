@@ -7,6 +7,7 @@ network inside it is found by watching which modules `training_step` calls.
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,6 +27,12 @@ from lightning_graphon.pruning.untouched import untouched
 ModuleLoss = Callable[[pl.LightningModule, Any], Tensor]
 # Where modules make what their training_step uses; Lightning calls these hooks only after the callbacks' own.
 _START_HOOKS = ("on_fit_start", "on_train_start", "on_train_epoch_start")
+
+_EARLY = (
+    "lightning-graphon ran training_step by itself, before the first batch: make what it needs in __init__, setup or "
+    "configure_model, or give loss_fn(pl_module, batch)"
+)
+_CALLED = "lightning-graphon calls it as loss_fn(pl_module, batch), for a scalar tensor"
 
 
 class TrainingStepObjective:
@@ -48,7 +55,7 @@ class TrainingStepObjective:
     ) -> None:
         self._trainer = trainer
         self._module = pl_module
-        self._loss_fn = loss_fn or self._run_training_step
+        self._loss_fn = self._run_training_step if loss_fn is None else partial(_noted, _CALLED, loss_fn)
         self._batches = batches
         self._final: dict[int, tuple[Any, frozenset[int]]] = {}
 
@@ -114,7 +121,7 @@ class TrainingStepObjective:
         losses = self._captured
         losses.clear()
         number = next((i for i, known in enumerate(self._batches) if known is batch), None)
-        output = module.training_step(*_step_arguments(module.training_step, batch, number or 0))
+        output = _noted(_EARLY, module.training_step, *_step_arguments(module.training_step, batch, number or 0))
         if not module.automatic_optimization:
             if not losses:
                 raise ValueError(
@@ -143,6 +150,15 @@ class TrainingStepObjective:
                 if isinstance(module, pl.LightningModule):
                     stack.enter_context(_muted(module, self._captured))
             yield
+
+
+def _noted(note: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the user's function returns; from Python 3.11 on its error says who called it and how."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        getattr(error, "add_note", str)(note)
+        raise
 
 
 def _step_arguments(step: Callable[..., Any], batch: Any, number: int) -> list[Any]:

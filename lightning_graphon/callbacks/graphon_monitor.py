@@ -127,12 +127,12 @@ class GraphonMonitor(Callback):
         self.graphons: dict[str, StepGraphon] = {}
         self.tests: dict[str, HomogeneityTest] = {}
         self._masks: Masks | None = None
-        self._refusal = ""
+        self._told: set[str] = set()
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         prune_first(trainer, pl_module)
-        self._masks, self._refusal = None, ""
+        self._masks, self._told = None, set()
         self._spectra = KernelSpectrum(self.kernel, self.propagate, self.probe_size, self.probe_seed)
         self._look(trainer, pl_module)
         self._guarded(self._log_spectrum, trainer, pl_module)
@@ -171,13 +171,18 @@ class GraphonMonitor(Callback):
         except NotReadableError as error:
             if self.raise_errors:
                 raise
-            if str(error) != self._refusal:  # once, not at every look
+            if self._is_news(error):
                 log.warning("GraphonMonitor shows no spectrum: %s", error)
-            self._refusal = str(error)
-        except Exception:
+        except Exception as error:
             if self.raise_errors:
                 raise
-            log.exception("GraphonMonitor failed at step %d; training goes on without it", trainer.global_step)
+            if self._is_news(error):
+                log.exception("GraphonMonitor failed at step %d; training goes on without it", trainer.global_step)
+
+    def _is_news(self, error: Exception) -> bool:
+        """Whether it was not told yet: once a fit, not at every look."""
+        told, self._told = self._told, self._told | {str(error)}
+        return str(error) not in told
 
     @torch.no_grad()
     def _estimate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

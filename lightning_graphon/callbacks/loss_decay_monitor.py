@@ -34,7 +34,8 @@ class LossDecayMonitor(Callback):
     2019), at the learning rates and the momentum that the optimizer really uses: SGD, or Adam, AdamW and RMSprop with
     their own preconditioner, taken from the optimizer's state after 10 steps. The probe batch is drawn once from the
     training data. It is evaluated in eval mode; random numbers, gradients, batch norm and the order of the data are
-    not touched.
+    not touched. With several processes the first one measures and predicts, for a probe of its own data; under FSDP2
+    and tensor parallelism all gather the whole weights for it.
 
     Kernels of real networks move, and then the prediction is worth nothing. The monitor measures by how much and says
     once, in the log, from which step on the prediction no longer holds (`void_from`).

@@ -3,10 +3,12 @@
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import Progress
 from torch import Tensor
 from typing_extensions import override
@@ -42,7 +44,7 @@ class PruneAtInit(Callback):
     `report_limits` also `graphon/<layer>/limit_distance`.
 
     Args:
-        method: "random", "magnitude", "snip", "grasp", "synflow", or a name given to `register_method`.
+        method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", or your own (`register_method`).
         sparsity: Fraction of the selected weights to remove, in [0, 1).
         allocation: "global", "uniform", "er", "erk", or a dict from names or patterns to sparsities.
         schedule: "exponential" or "linear" fall of the kept number over the rounds.
@@ -65,7 +67,8 @@ class PruneAtInit(Callback):
 
     Raises:
         FileNotFoundError: There is no file of masks there.
-        TypeError: An argument has the wrong type, is missing, or has no meaning beside `masks`.
+        TypeError: An argument has the wrong type, is missing, or has no meaning beside `masks`; or (on fit) the Trainer
+            is that of `pytorch_lightning`.
         ValueError: An argument has a value that is not allowed, the file holds no masks, or (on fit) the masks were
             made for another model.
         RuntimeError: (on fit) the strategy flattens parameters (FSDPStrategy, DeepSpeed), or processes disagree on the
@@ -126,6 +129,7 @@ class PruneAtInit(Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        _distributed.refuse_other_package(trainer)
         if stage == "fit":
             _distributed.refuse_flattened(trainer)
 
@@ -213,6 +217,8 @@ class PruneAtInit(Callback):
             )
         self._detach()
         self._masks, self._module = masks, None
+        if self.verbose:
+            rank_zero_info(f"PruneAtInit goes on with the checkpoint's {masks}")
 
     def _check_same_plan(self, state_dict: Mapping[str, Any]) -> None:
         for name, mine in self._identity().items():
@@ -264,7 +270,8 @@ class PruneAtInit(Callback):
         objective = TrainingStepObjective(trainer, pl_module, self.loss_fn, batches)
         hidden = plan.rounds == 1 or not (self.verbose and trainer.is_global_zero)
         first: dict[str, Tensor] = {}
-        with gathered(pl_module), untouched(pl_module), Progress(transient=True, disable=hidden) as progress:
+        progress = Progress(transient=True)  # shows nothing unless it is entered
+        with gathered(pl_module), untouched(pl_module), nullcontext() if hidden else progress:
             if self.eval_mode:
                 pl_module.eval()
             task = progress.add_task(f"pruning by {plan.resolved.name}", total=plan.rounds)

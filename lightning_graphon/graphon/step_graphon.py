@@ -100,23 +100,23 @@ class StepGraphon:
 
     @property
     def density(self) -> float:
-        """Mean ∬ W du dv: the fraction of possible edges that are there."""
+        """Mean ∬ W du dv, the fraction of possible edges that are there."""
         rows, cols = self.row_measure.double(), self.col_measure.double()
         return float(rows @ self.values.detach().double() @ cols)
 
     @property
     def row_degree(self) -> Tensor:
-        """Degree function of the outputs [rows]: ∫ W(u, v) dv (the normalised in-degree)."""
+        """Degree function of the outputs [rows], ∫ W(u, v) dv (the normalised in-degree)."""
         return self.values @ self.col_measure
 
     @property
     def col_degree(self) -> Tensor:
-        """Degree function of the inputs [cols]: ∫ W(u, v) du (the normalised out-degree)."""
+        """Degree function of the inputs [cols], ∫ W(u, v) du (the normalised out-degree)."""
         return self.row_measure @ self.values
 
     @property
     def relative_values(self) -> Tensor:
-        """Normalised values W / ρ [rows, cols], of mean 1: the object of sparse graph limits; 0 if ρ = 0."""
+        """Normalised values W / ρ [rows, cols], of mean 1, the object of sparse graph limits; 0 if ρ = 0."""
         density = self.density
         return self.values / density if density > 0 else torch.zeros_like(self.values)
 

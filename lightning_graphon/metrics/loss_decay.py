@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_graphon._checks import check_choice
 from lightning_graphon.metrics.functional import (
     MOMENTS,
     fits_from_moments,
@@ -16,6 +17,12 @@ from lightning_graphon.metrics.functional import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_KEYS = (
+    "relative_error", "relative_error_last", "log_correlation", "rate_predicted", "rate_observed", "rate_ratio",
+    "valid_until", "void_from", "points",
+)  # fmt: skip
 
 
 class LossDecay(Metric):
@@ -54,10 +61,11 @@ class LossDecay(Metric):
         tolerance: largest relative error of a valid prediction.
         max_points: most points of the curve that is kept for `plot`, at least 2.
         prefix: put before every key, e.g. "loss_decay/".
+        key: of the one number that `compute` is to return alone: `self.log("error", metric)` takes no dictionary.
         kwargs: passed on to `torchmetrics.Metric`.
 
     Raises:
-        ValueError: a negative tolerance, or fewer than two points.
+        ValueError: a negative tolerance, fewer than two points, or an unknown key.
 
     >>> metric = LossDecay(tolerance=0.1)
     >>> for k in range(4):
@@ -80,18 +88,23 @@ class LossDecay(Metric):
     latest: Tensor
     curve: Tensor
 
-    def __init__(self, tolerance: float = 0.1, max_points: int = 1024, prefix: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, tolerance: float = 0.1, max_points: int = 1024, prefix: str = "", key: str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        if key is not None:
+            check_choice("key", key, _KEYS)
         if not tolerance >= 0:
             raise ValueError(f"tolerance is a relative error and must be 0 or more, got {tolerance!r}")
         if max_points < 2:
             raise ValueError(f"max_points must be at least 2, got {max_points!r}")
-        self.tolerance, self.max_points, self.prefix = tolerance, max_points, prefix
+        self.tolerance, self.max_points, self.prefix, self.key = tolerance, max_points, prefix, key
         zero = torch.zeros((), dtype=torch.float64)
+        # Metrics that differ in their tolerance must not share states in a MetricCollection, which compares states,
+        # and torchmetrics 1.6.0 only the first of them.
+        self.add_state("bound", zero + tolerance, dist_reduce_fx="max")
         for name in ("points", "finite", "errors"):
             self.add_state(name, zero.clone(), dist_reduce_fx="sum", persistent=True)
-        # Metrics that differ in their tolerance must not share states in a MetricCollection, which compares states.
-        self.add_state("bound", zero + tolerance, dist_reduce_fx="max")
         self.add_state("void", zero + torch.inf, dist_reduce_fx="min", persistent=True)
         self.add_state("moments", zero.repeat(MOMENTS), dist_reduce_fx=merge_moments, persistent=True)
         # Last step, sum of its errors, number of its points.
@@ -135,8 +148,8 @@ class LossDecay(Metric):
             raise ValueError("steps must be finite")
         return points
 
-    def compute(self) -> dict[str, Tensor]:
-        """Values by key; NaN before the first update, as torchmetrics warns."""
+    def compute(self) -> Any:
+        """Values by key, or that of `key`; NaN before the first update, as torchmetrics warns."""
         nan = torch.full_like(self.points, torch.nan)
         seen = self.points > 0
         predicted, observed, correlation = fits_from_moments(self.moments)
@@ -151,6 +164,8 @@ class LossDecay(Metric):
             "void_from": torch.where(seen, self.void, nan),
             "points": torch.where(seen, self.points, nan),
         }
+        if self.key is not None:
+            return values[self.key]
         return {self.prefix + key: value for key, value in values.items()}
 
     def plot(self, ax: Any = None) -> "Figure":

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_graphon._checks import check_choice
 from lightning_graphon.ntk.operator import KernelOperator
 from lightning_graphon.ntk.spectrum import spectral_summary
 
@@ -30,10 +31,11 @@ class NTKSpectrum(Metric):
 
     Args:
         prefix: put before every key, e.g. "ntk/".
+        key: of the one number that `compute` is to return alone: `self.log("rank", metric)` takes no dictionary.
         kwargs: passed on to `torchmetrics.Metric`.
 
     Raises:
-        ValueError: from `spectral_summary`, for kernels that are not square, symmetric and finite.
+        ValueError: an unknown key; or from `spectral_summary`, for kernels that are not square, symmetric and finite.
 
     >>> metric = NTKSpectrum(prefix="ntk/")
     >>> metric.update(torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0])))
@@ -48,9 +50,11 @@ class NTKSpectrum(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, prefix: str = "", **kwargs: Any) -> None:
+    def __init__(self, prefix: str = "", key: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.prefix = prefix
+        if key is not None:
+            check_choice("key", key, _KEYS)
+        self.prefix, self.key = prefix, key
         self.last: Any = None
         self.add_state("sums", torch.zeros(len(_KEYS), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(len(_KEYS), dtype=torch.float64), dist_reduce_fx="sum")
@@ -64,7 +68,9 @@ class NTKSpectrum(Metric):
                 self.sums[i] += known[key]
                 self.counts[i] += 1
 
-    def compute(self) -> dict[str, Tensor]:
-        """Means by key; NaN before the first update, as torchmetrics warns."""
+    def compute(self) -> Any:
+        """Means by key, or that of `key`; NaN before the first update, as torchmetrics warns."""
         means = self.sums / self.counts
+        if self.key is not None:
+            return means[_KEYS.index(self.key)]
         return {self.prefix + key: mean for key, mean in zip(_KEYS, means, strict=True)}

@@ -113,7 +113,7 @@ class LossDecayPredictor(ClosedFormPredictions):
 
     @property
     def speed(self) -> float:
-        """−dL/dt now, gᵀΘg for g = ∇_f L: how fast the loss falls per unit of learning rate × steps."""
+        """−dL/dt now, gᵀΘg for g = ∇_f L, how fast the loss falls per unit of learning rate × steps."""
         gradient = self._evaluate()[1]
         return float((gradient * (self._kernel @ gradient)).sum())
 

@@ -37,7 +37,7 @@ def finite_probe_kernel(
             D points.
 
     Returns:
-        float64: [N, N], [C, N, N] or [N·C, N·C].
+        float64 [N, N], [C, N, N] or [N·C, N·C].
 
     Raises:
         ValueError: D < N, or the kernel does not fit.

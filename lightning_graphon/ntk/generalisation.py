@@ -52,7 +52,7 @@ class GeneralisationBound:
 
     @property
     def vacuous(self) -> bool:
-        """Whether it says nothing: the loss that it bounds is never above 1."""
+        """Whether it says nothing, since the loss that it bounds is never above 1."""
         return not self.value < 1
 
 
@@ -129,7 +129,7 @@ def kernel_ridge_regression(kernel_train: Tensor, targets: Tensor, kernel_test: 
         ridge: added to the diagonal, at least 0; the `alpha` of scikit-learn's KernelRidge.
 
     Returns:
-        float64 [M] for real targets [N], else [M, C]. Class: the largest output, or the sign of a single one.
+        float64 [M] for real targets [N], else [M, C]. The class is the largest output, or the sign of a single one.
 
     Raises:
         ValueError: shapes; a kernel that is not finite or not symmetric; or a system that is singular to working

@@ -6,7 +6,7 @@ comes along.
 """
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class SpectralSummary:
         alignment: kernel-target alignment in [-1, 1], or None without labels.
     """
 
-    eigenvalues: Tensor
+    eigenvalues: Tensor = field(repr=False)
     decay_rate: float
     decay_offset: float
     effective_rank: float

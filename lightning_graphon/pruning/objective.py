@@ -54,7 +54,7 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     kind = f"{type(batch).__name__} of length {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
-    raise TypeError(f"batches must yield (inputs, targets) pairs, got a {kind}")
+    raise TypeError(f"batches must yield (inputs, targets) pairs, got a {kind}; a single batch is [(inputs, targets)]")
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

@@ -47,7 +47,7 @@ def prune(
 
     Args:
         model: Any module, in the train or eval mode in which it is to be scored.
-        method: "random", "magnitude", "snip", "grasp", "synflow", a name given to `register_method`, or a function
+        method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", your own (`register_method`) or a function
             `(problem) -> {name: score}`; larger scores stay.
         sparsity: Fraction of the selected weights to remove, in [0, 1).
         batches: Iterable of (inputs, targets); needed by snip and grasp. SynFlow takes the input's shape from it.

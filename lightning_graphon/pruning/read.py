@@ -23,8 +23,8 @@ def read_masks(model: nn.Module, include: Patterns = None, exclude: Patterns = N
     Raises:
         ValueError: There is no weight to read.
 
-    >>> net = nn.Linear(2, 2)
-    >>> _ = nn.utils.prune.l1_unstructured(net, "weight", amount=1)
+    >>> from torch.nn.utils.prune import l1_unstructured
+    >>> net = l1_unstructured(nn.Linear(2, 2), "weight", amount=1)
     >>> read_masks(net)
     Masks(1 layers, 3 of 4 weights kept, sparsity 0.2500)
     """

@@ -20,7 +20,8 @@ def checked_scores(method: Method, scores: Mapping[str, Tensor], shapes: Mapping
     for name, shape in shapes.items():
         score = scores.get(name)
         if not isinstance(score, Tensor) or score.shape != shape:
-            got = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else "nothing"
+            other = "nothing" if score is None else type(score).__name__
+            got = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else other
             raise ValueError(f"method {method.name!r} must score {name!r} with shape {tuple(shape)}, got {got}")
     dtype = torch.float32
     for name in shapes:

@@ -202,9 +202,9 @@ def _check_matches(argument: str, pattern: Pattern, candidates: Sequence[_Candid
     if any(c.matches(pattern) for c in candidates):
         return
     shown = pattern.__name__ if isinstance(pattern, type) else pattern
-    raise ValueError(
-        f"{argument} pattern {shown!r} matches no prunable weight. {nearest(shown, [c.name for c in candidates])}"
-    )
+    also = sorted({alias for c in candidates for alias in c.aliases})  # modules and classes
+    hint = nearest(shown, [c.name for c in candidates], also)
+    raise ValueError(f"{argument} pattern {shown!r} matches no prunable weight. {hint}")
 
 
 def _report_fused(skipped: Sequence[_Candidate]) -> None:

@@ -1,5 +1,7 @@
 """Any LightningModule, any batch: the loss is that of training_step, whatever it does beside."""
 
+import sys
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -226,6 +228,23 @@ def test_loss_fn_in_place_of_training_step(method, reference):
     pruner = quiet(method, loss_fn=loss_fn)
     make_trainer(pruner).fit(Odd(), loader())
     assert pruner.masks == reference[method]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes of errors are new in 3.11")
+def test_an_error_of_the_users_function_says_who_called_it():
+    class Late(Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.scale = 2.0
+
+        def training_step(self, batch, batch_idx):
+            return self.scale * super().training_step(batch, batch_idx)
+
+    with pytest.raises(AttributeError, match="scale") as caught:
+        make_trainer(quiet("snip")).fit(Late(), loader())
+    assert "before the first batch" in caught.value.__notes__[0]
+    with pytest.raises(TypeError) as caught:
+        make_trainer(quiet("snip", loss_fn=F.cross_entropy)).fit(Classifier(), loader())
+    assert "as loss_fn(pl_module, batch)" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("method", DATA_METHODS)

@@ -11,8 +11,10 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from test_model_matrix import Recorder, all_three, fit
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
-from toys import Classifier, Gan, digits, loader, make_trainer, mlp, pruned_max
+from toys import Classifier, Gan, digits, loader, make_trainer, mlp, pruned_max, quiet
 from zoo import Kind, small_sgd
+
+from lightning_graphon.callbacks._loss_run import LossRun
 
 MLP = Kind(lambda: Classifier(mlp, small_sgd))
 STEPS = 12
@@ -261,7 +263,7 @@ def test_a_callback_of_the_user_that_raises_leaves_the_module_clean(build, tmp_p
     make_trainer(*all_three(), default_root_dir=tmp_path).fit(model, loader(48))
 
 
-@pytest.mark.parametrize("part", ["_begin", "_advance", "_look", "_finish"])
+@pytest.mark.parametrize("part", ["begin", "advance", "look", "agreement"])
 def test_whatever_breaks_in_the_loss_monitor_is_reported(part, tmp_path, monkeypatch, caplog):
     prune, graphons, losses = all_three()
     losses.raise_errors = False
@@ -269,7 +271,7 @@ def test_whatever_breaks_in_the_loss_monitor_is_reported(part, tmp_path, monkeyp
     def broken(*args):
         raise RuntimeError("broken part")
 
-    monkeypatch.setattr(losses, part, broken)
+    monkeypatch.setattr(LossRun, part, broken)
     with caplog.at_level(logging.ERROR, logger="lightning_graphon"):
         _, trainer, _ = fit(MLP, prune, graphons, losses, default_root_dir=tmp_path)
     assert trainer.global_step == 3
@@ -284,3 +286,22 @@ def test_an_error_in_pruning_ends_the_fit(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning_graphon.callbacks.prune_at_init.compute_masks", broken)
     with pytest.raises(RuntimeError, match="broken score"):
         fit(MLP, *all_three(), default_root_dir=tmp_path)
+
+
+def test_the_trainer_of_the_other_package_is_refused():
+    other = pytest.importorskip("pytorch_lightning")
+    trainer = other.Trainer(callbacks=[quiet("snip")], accelerator="cpu", logger=False, enable_checkpointing=False)
+
+    class Model(other.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 10)
+
+        def training_step(self, batch):
+            return self.layer(batch[0]).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(TypeError, match="the Trainer comes from pytorch_lightning.*import lightning.pytorch as pl"):
+        trainer.fit(Model(), loader())

@@ -210,3 +210,9 @@ def read_csv(trainer):
     trainer.logger.save()
     with open(f"{trainer.log_dir}/metrics.csv") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_failure_is_told_once(caplog):
+    make_trainer(monitor(include="nett", kernel="auto", raise_errors=False), max_epochs=3).fit(Classifier(), loader())
+    (said,) = [record for record in caplog.records if record.name.startswith("lightning_graphon")]
+    assert "Did you mean 'net'?" in said.exc_text

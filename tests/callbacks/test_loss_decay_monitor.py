@@ -440,6 +440,18 @@ def test_no_data(fatal, caplog):
         assert "training goes on without it" in caplog.text
 
 
+def test_a_short_fit_is_compared_at_its_end(capsys):
+    """Of a fit that ends before the next measurement there is more to say than that the start agrees with itself."""
+    watch = monitor(start_step=2, every_n_steps=100, verbose=True)
+    fit(watch)
+    assert watch.curves["step"].tolist() == [0.0, 2.0, 6.0]
+    assert "over 2 points" in capsys.readouterr().out
+    late = monitor(start_step=6, every_n_steps=100, verbose=True)
+    fit(late)
+    assert late.curves["step"].tolist() == [0.0, 6.0]
+    assert not capsys.readouterr().out, "nothing was predicted but the last step from itself"
+
+
 def test_a_probe_larger_than_the_data():
     watch = monitor(probe_size=500)
     fit(watch)

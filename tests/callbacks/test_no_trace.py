@@ -38,11 +38,30 @@ class Augmented(TensorDataset):
         return x + 0.1 * torch.rand(()) + 0.1 * random.random() + float(0.1 * np.random.rand()), y
 
 
+class OwnRandom(torch.utils.data.Sampler):
+    """Another order each time, from its own generators of numpy and python and from a counter."""
+
+    def __init__(self):
+        self.old, self.new, self.python = np.random.RandomState(1), np.random.default_rng(1), random.Random(1)
+        self.epoch = 0
+
+    def __iter__(self):
+        self.epoch += 1
+        first = [*self.old.permutation(32), *(32 + self.new.permutation(32))]
+        last = [*range(64, 96)]
+        self.python.shuffle(last)
+        return iter(int(i) for i in [*first, *last][self.epoch :])
+
+    def __len__(self):
+        return 95
+
+
 LOADERS = {
     "shuffle": partial(loader, shuffle=True),
     "own generator": own_generator,
     "own sampler": own_sampler,
     "batch sampler": batch_sampler,
+    "sampler of its own": lambda: loader(sampler=OwnRandom()),
     "augmented": lambda: DataLoader(Augmented(*digits()), 16, shuffle=True),
     "dict of loaders": lambda: {"a": loader(shuffle=True), "b": own_generator()},
     "list of loaders": lambda: [loader(shuffle=True), loader(64, shuffle=True)],

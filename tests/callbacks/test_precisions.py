@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from test_model_matrix import all_three, fit
-from toys import Classifier, mlp, pruned_max
+from toys import Classifier, UserNetwork, mlp, pruned_max
 from zoo import KINDS, Kind, small_sgd
 
 
@@ -93,7 +93,7 @@ def test_compiled_without_graph_breaks_and_at_most_one_recompilation(inside, tmp
 
     class Compiled(Classifier):
         def __init__(self):
-            super().__init__(mlp, small_sgd)
+            super().__init__(lambda: UserNetwork(mlp()), small_sgd)
             if inside:
                 self.net.compile(backend=backend, fullgraph=True)
 

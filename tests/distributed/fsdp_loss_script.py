@@ -194,15 +194,16 @@ CASES = {
 
 def watched(name, folder):
     model, *others = CASES[name]()
-    graphons = GraphonMonitor(verbose=False, figure=False, kernel="none", include="Linear", raise_errors=True)
     watch = monitor(kernel="graphon" if name == "graphon" else "empirical")
     sizes = (1, 2) if name == "tensor parallel" else (2, 1)
-    return fit_cut(model, watch, graphons, *others, sizes=sizes, name=folder / name)
+    return fit_cut(model, watch, *others, sizes=sizes, name=folder / name)
 
 
 def main(folder):
     found = {name: watched(name, folder) for name in CASES}
     found["alone"] = fit_cut(Cut(), half())
+    graphons = GraphonMonitor(verbose=False, figure=False, kernel="none", raise_errors=True)
+    found["graphons"] = fit_cut(Cut(), graphons, half(), steps=1, name=folder / "graphons")
     found["short"] = fit_cut(Cut(), monitor(every_n_steps=50, refresh_every_n_steps=None, figure=True), steps=3,
                              default_root_dir=folder / "short")  # fmt: skip
     found["two optimizers"] = fit_cut(TwoOptimizers(), monitor())

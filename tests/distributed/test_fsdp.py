@@ -11,7 +11,10 @@ from lightning_graphon.graphon import estimate_graphon
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
 from lightning_graphon.pruning import Masks, prune
 
-pytestmark = pytest.mark.distributed
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch has no FSDP2 on a CPU"),
+]
 ALL = [*METHODS, "graphon"]
 CASES = [*ALL, "batch norm", "tensor parallel"]
 SAVED = ["whole", "shards", "single"]

@@ -10,11 +10,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torchmetrics import MetricCollection
+from toys import Classifier, loader, make_trainer
 
 from lightning_graphon.metrics import (
     LossDecay,
+    NTKSpectrum,
     fitted_decay_rate,
     log_correlation,
     loss_decay_errors,
@@ -178,6 +181,46 @@ def test_a_collection_keeps_tolerances_apart():
     values = collection.compute()
     for name, tolerance in (("a", 0.05), ("b", 0.2)):
         assert values[f"{name}/void_from"] == oracle(*curves(), tolerance)["void_from"]
+
+
+def test_every_number_alone():
+    every = LossDecay()
+    every.update(*curves())
+    for key, value in every.compute().items():
+        metric = LossDecay(key=key)
+        metric.update(*curves())
+        torch.testing.assert_close(metric.compute(), value, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(ValueError, match="unknown key 'error'"):
+        LossDecay(key="error")
+
+
+def test_logged_as_attributes_in_a_dict_and_a_collection(tmp_path):
+    """`ModelCheckpoint(monitor=...)` sees them; a metric with a dictionary is an error there."""
+
+    class Logs(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.error = LossDecay(key="relative_error")
+            self.spectra = torch.nn.ModuleDict({"rank": NTKSpectrum(key="effective_rank")})
+            self.both = MetricCollection({"gap": NTKSpectrum(key="spectral_gap"), "trace": NTKSpectrum(key="trace")})
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            kernel = torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0]))
+            self.error.update(1.1 * loss.detach(), loss.detach(), batch_idx)
+            self.spectra["rank"].update(kernel)
+            self.both.update(kernel)
+            self.log("error", self.error, on_step=False, on_epoch=True)
+            self.log("rank", self.spectra["rank"], on_step=False, on_epoch=True)
+            self.log_dict(self.both, on_step=False, on_epoch=True)
+            return loss
+
+    saved = ModelCheckpoint(tmp_path, monitor="error")
+    trainer = make_trainer(saved, enable_checkpointing=True)
+    trainer.fit(Logs(), loader())
+    assert saved.best_model_score.item() == pytest.approx(0.1, rel=1e-6)
+    logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    assert logged == {"error": pytest.approx(0.1, rel=1e-6), "rank": 2.0, "gap": 2.0, "trace": 8.0}
 
 
 def test_in_and_out_of_inference_mode():

@@ -45,3 +45,13 @@ def test_states_add_up_over_processes():
     merged._update_count = 3
     torch.testing.assert_close(merged.compute(), whole.compute())
     assert all(f is torch.sum or f.__name__ == "dim_zero_sum" for f in whole._reductions.values())
+
+
+def test_one_number_alone():
+    metric, every = NTKSpectrum(prefix="ntk/", key="energy_top5"), NTKSpectrum()
+    for k in kernels():
+        metric.update(k)
+        every.update(k)
+    assert metric.compute() == every.compute()["energy_top5"]
+    with pytest.raises(ValueError, match="unknown key 'energy'. Did you mean 'energy_top5'"):
+        NTKSpectrum(key="energy")

@@ -127,3 +127,7 @@ def test_lanczos_and_its_summary(monkeypatch):
     assert s.condition_number is None
     with pytest.raises(ValueError, match="at least 1"):
         top_eigenpairs(kernel, 0)
+
+
+def test_a_notebook_shows_the_numbers_and_not_every_eigenvalue():
+    assert repr(spectral_summary(torch.eye(200))).startswith("SpectralSummary(decay_rate=")

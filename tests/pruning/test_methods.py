@@ -109,6 +109,7 @@ def test_partial_functions_and_callable_objects_are_methods() -> None:
     [
         (lambda w: w.detach()[:1], r"must score '0\.weight' with shape \(16, 8\), got a tensor of shape \(1, 8\)"),
         (lambda w: None, r"must score '0\.weight' with shape \(16, 8\), got nothing"),
+        (lambda w: w.detach().numpy(), r"must score '0\.weight' with shape \(16, 8\), got ndarray"),
         (lambda w: w.detach() / 0, r"scores of layer '0\.weight' are not finite \(128 of 128\)"),
     ],
 )

@@ -66,10 +66,15 @@ def test_without_a_loss_targets_must_be_classes(targets: object) -> None:
 
 @pytest.mark.parametrize(
     ("batch", "shown"),
-    [(torch.ones(4, 8), "Tensor of length 4"), ((1, 2, 3), "tuple of length 3"), ({"x": 1}, "dict"), (5, "int")],
+    [
+        (torch.ones(4, 8), "Tensor of length 4"),
+        ((1, 2, 3), "tuple of length 3"),
+        ({"x": 1}, "dict of length 1"),
+        (5, "int"),
+    ],
 )
 def test_a_batch_that_is_no_pair_is_described(batch: object, shown: str) -> None:
-    with pytest.raises(TypeError, match=rf"must yield \(inputs, targets\) pairs, got a {shown}"):
+    with pytest.raises(TypeError, match=rf"\(inputs, targets\) pairs, got a {shown}; a single batch is \[\(inputs"):
         split_batch(batch)
     with pytest.raises(TypeError, match=shown):
         prune(mlp(), "snip", sparsity=0.5, batches=[batch])

@@ -108,6 +108,12 @@ def test_a_pattern_that_matches_nothing_names_the_nearest(argument: str) -> None
         select_weights(Zoo(), **{argument: ["head", "encodr.0.weight"]})
 
 
+@pytest.mark.parametrize(("pattern", "meant"), [("haed", "head"), ("encodr", "encoder"), ("conv1D", "Conv1d")])
+def test_the_nearest_may_be_a_module_or_a_class(pattern: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=rf"Did you mean '{meant}'\? Allowed: 'encoder\.0\.weight'"):
+        select_weights(Zoo(), exclude=pattern)
+
+
 @pytest.mark.parametrize("pattern", ["embedding", "batchnorm", "perceptual", "judge.inception", nn.LayerNorm])
 def test_what_can_not_be_pruned_is_not_matched(pattern: object) -> None:
     with pytest.raises(ValueError, match="matches no prunable weight"):
