@@ -59,8 +59,9 @@ def plot_graphon_grid(
     # Margins by hand, in inches: the automatic layout would take most of the drawing time.
     figure, axes = new_figure(rows, columns, cell=(2.9, 2.9), layout=None)
     wide, high = 2.9 * columns, 2.9 * rows
+    top = 0.62 + 0.19 * max(2, title.count("\n") + 1)
     figure.subplots_adjust(
-        left=0.55 / wide, right=1 - 1.5 / wide, bottom=0.55 / high, top=1 - 1.0 / high, wspace=0.42, hspace=0.62
+        left=0.55 / wide, right=1 - 1.5 / wide, bottom=0.55 / high, top=1 - top / high, wspace=0.42, hspace=0.62
     )
     image: Any = None
     for row, (label, group) in enumerate(graphons.items()):
@@ -74,7 +75,7 @@ def plot_graphon_grid(
                 axis.set_ylabel(f"{label}\nu, outputs".lstrip(), fontsize=8)
         for axis in axes[row, len(group) :]:
             axis.set_axis_off()
-    beside = figure.add_axes((1 - 0.85 / wide, 0.55 / high, 0.12 / wide, 1 - 1.55 / high))
+    beside = figure.add_axes((1 - 0.85 / wide, 0.55 / high, 0.12 / wide, 1 - (top + 0.55) / high))
     bar = figure.colorbar(image, cax=beside, ticks=COLOUR_TICKS)
     bar.ax.tick_params(labelsize=6)
     bar.set_label("W: probability that a weight is kept", fontsize=8 if rows > 1 else 6)
