@@ -1,6 +1,6 @@
-"""Figures to whatever a logger can take; files in the log directory where none takes pictures."""
+"""Pictures to whatever a logger can take; files in the log directory where none takes pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,28 +8,48 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_graphon.plots.png import png
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_FILE_SCALE = 1.5  # files are kept to be printed
 
-def send_figure(trainer: pl.Trainer, tag: str, figure: "Figure", arrays: Mapping[str, np.ndarray]) -> None:
-    """Show a figure in TensorBoard and in loggers with `log_image` (W&B); else write PNG and NPZ files.
+
+def send_picture(
+    trainer: pl.Trainer, tag: str, draw: Callable[[float], np.ndarray], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Show a picture in TensorBoard and in loggers with `log_image` (W&B); else write PNG and NPZ files.
 
     Args:
         trainer: Its loggers, step and log directory are used.
         tag: Name of the picture; also the folder of the files.
-        figure: A figure outside pyplot.
+        draw: RGB bytes [height, width, 3] at a scale: 1 is 100 dots an inch. Called once.
         arrays: The numbers behind it, for the NPZ file.
     """
-    pixels = _pixels(figure)
-    shown = [_show(logger, tag, pixels, trainer.global_step) for logger in trainer.loggers]
-    if not any(shown):
+    shows = [show for logger in trainer.loggers if (show := _show(logger))]
+    pixels = draw(1.0 if shows else _FILE_SCALE)
+    for show in shows:
+        show(tag, pixels, trainer.global_step)
+    if not shows:
         folder = _folder(trainer) / tag
         folder.mkdir(parents=True, exist_ok=True)
         name = f"step_{trainer.global_step:08d}"
-        figure.savefig(folder / f"{name}.png", dpi=150)
+        (folder / f"{name}.png").write_bytes(png(pixels))
         contents: dict[str, Any] = dict(arrays)
         np.savez_compressed(folder / f"{name}.npz", **contents)
+
+
+def send_figure(trainer: pl.Trainer, tag: str, figure: "Figure", arrays: Mapping[str, np.ndarray]) -> None:
+    """`send_picture` of a figure outside pyplot."""
+    canvas: Any = figure.canvas
+
+    def draw(scale: float) -> np.ndarray:
+        figure.set_dpi(100 * scale)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+    send_picture(trainer, tag, draw, arrays)
 
 
 def _folder(trainer: pl.Trainer) -> Path:
@@ -39,18 +59,22 @@ def _folder(trainer: pl.Trainer) -> Path:
     return Path(own or trainer.default_root_dir)
 
 
-def _show(logger: Any, tag: str, pixels: np.ndarray, step: int) -> bool:
+def _show(logger: Any) -> Callable[[str, np.ndarray, int], None] | None:
+    """How a logger shows a picture; None where it cannot."""
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
-        return True
+        return lambda tag, pixels, step: _to_tensorboard(logger.experiment, tag, pixels, step)
     if hasattr(logger, "log_image"):
-        logger.log_image(key=tag, images=[pixels], step=step)
-        return True
-    return False
+        return lambda tag, pixels, step: logger.log_image(key=tag, images=[pixels], step=step)
+    return None
 
 
-def _pixels(figure: "Figure") -> np.ndarray:
-    """RGB bytes [height, width, 3] of the figure."""
-    canvas: Any = figure.canvas
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+def _to_tensorboard(writer: Any, tag: str, pixels: np.ndarray, step: int) -> None:
+    """What `add_image` does, in a seventh of its time."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    if getattr(writer, "file_writer", None) is None:  # closed, or not torch's
+        writer.add_image(tag, pixels, step, dataformats="HWC")
+        return
+    height, width, _ = pixels.shape
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png(pixels))
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
@@ -16,7 +17,7 @@ from lightning_graphon._checks import check_choice
 from lightning_graphon.callbacks._masks_of import masks_of, prune_first
 from lightning_graphon.callbacks._network import NotReadableError
 from lightning_graphon.callbacks._pickling import state_without_module
-from lightning_graphon.callbacks._pictures import send_figure
+from lightning_graphon.callbacks._pictures import send_picture
 from lightning_graphon.callbacks._report import log_scalars
 from lightning_graphon.callbacks._spectrum import KERNELS, KernelSpectrum, spectrum_scalars
 from lightning_graphon.graphon import (
@@ -28,7 +29,8 @@ from lightning_graphon.graphon import (
     motif_densities,
 )
 from lightning_graphon.ntk import SpectralSummary
-from lightning_graphon.plots import plot_graphons, plot_spectrum
+from lightning_graphon.plots.graphon_pixels import graphon_pixels
+from lightning_graphon.plots.spectrum_pixels import spectrum_pixels
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.shards import gathered
 
@@ -55,7 +57,8 @@ class GraphonMonitor(Callback):
     on a fixed probe batch of training data is logged: `ntk/decay_rate`, `ntk/effective_rank`, `ntk/spectral_gap`,
     `ntk/energy_top5`, `ntk/lambda_max`, `ntk/lambda_min`, `ntk/trace`, `ntk/condition_number`, `ntk/alignment` (with
     class labels) and the figure `ntk_spectrum`. It is the Graphon NTK where the network is a chain of Linear layers,
-    the exact kernel of the finite network ("empirical NTK") otherwise; the console and the figure say which. Networks
+    with 16 positions a layer (8 for the drift), the exact kernel of the finite network ("empirical NTK") otherwise; the
+    console and the figure say which. Networks
     are evaluated in eval mode: batch norm that has seen no data yet does not normalise at step 0. Under FSDP2 and
     tensor parallelism every process gathers the whole weights for it, and the first one computes.
 
@@ -212,7 +215,7 @@ class GraphonMonitor(Callback):
         if self.figure and not getattr(trainer, "fast_dev_run", False):
             title = f"{source} on {self.probe_size} training samples at step {trainer.global_step}"
             values = {"eigenvalues": spectrum.eigenvalues.cpu().numpy()}
-            send_figure(trainer, "ntk_spectrum", plot_spectrum(spectrum, title), values)
+            send_picture(trainer, "ntk_spectrum", lambda scale: spectrum_pixels(spectrum, title, scale=scale), values)
 
     def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
         return masks_of(trainer, pl_module, self.include, self.exclude)
@@ -228,9 +231,10 @@ class GraphonMonitor(Callback):
         if first and self.verbose:
             _print_table(self.graphons, self.tests, scalars)
         if self.figure and not getattr(trainer, "fast_dev_run", False):
-            figure = plot_graphons(self.graphons, self.tests, f"Layer graphons at step {trainer.global_step}")
+            title = f"Layer graphons at step {trainer.global_step}"
             arrays = {name: graphon.values.cpu().numpy() for name, graphon in self.graphons.items()}
-            send_figure(trainer, "graphons", figure, arrays)
+            draw = partial(graphon_pixels, self.graphons, self.tests, title)
+            send_picture(trainer, "graphons", lambda scale: draw(scale=scale), arrays)
 
     def _numbers(self, name: str, mask: Tensor) -> dict[str, float]:
         """Density, spread of degrees, four-cycles and the homogeneity test of one layer."""

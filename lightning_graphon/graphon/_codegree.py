@@ -1,6 +1,7 @@
 """Exact counts of edges, cherries and four-cycles of a 0/1 mask, in blocks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,9 @@ def edge_products(mask: Tensor, rows: Tensor, cols: Tensor) -> float:
 class Counts:
     """What all densities of edges, cherries and four-cycles of a 0/1 mask are made of.
 
+    Of many masks with as many edges at once, every number but m, n and `edges` is a float64 array with one entry a
+    mask.
+
     Attributes:
         m: number of rows.
         n: number of columns.
@@ -75,10 +79,10 @@ class Counts:
     m: int
     n: int
     edges: float
-    row_square: float
-    col_square: float
-    products: float
-    walks: float
+    row_square: Any
+    col_square: Any
+    products: Any
+    walks: Any
 
     @classmethod
     def of(cls, mask: Tensor) -> "Counts":
@@ -111,11 +115,25 @@ class Counts:
             float(gram.data @ gram.data),
         )
 
+    @classmethod
+    def of_many(cls, edges: np.ndarray, m: int, n: int) -> "Counts":
+        """Count in k small matrices [m, n] at once, from the flat positions [k, edges] of their edges.
+
+        All sums are integers below 2²⁴ in float32, or in float64.
+        """
+        masks = torch.zeros(len(edges), m * n).scatter_(1, torch.from_numpy(edges), 1.0).view(-1, m, n)
+        rows, cols = masks.sum(2), masks.sum(1)
+        gram = masks @ masks.mT if m <= n else masks.mT @ masks
+        through = (rows[:, None] @ masks)[:, 0]
+        sums = (rows * rows, cols * cols, through * cols.double(), gram.flatten(1).double().square_())
+        return cls(m, n, edges.shape[1], *(total.double().sum(1).numpy() for total in sums))
+
     def cycles(self) -> float:
         """Ordered four-cycles with distinct rows and distinct columns; 4 times the number of cycles."""
-        return self.walks - self.row_square - self.col_square + self.edges
+        cycles: float = self.walks - self.row_square - self.col_square + self.edges
+        return cycles
 
-    def signed_cycles(self) -> float:
+    def signed_cycles(self) -> Any:
         """Σ X_ij X_i'j X_ij' X_i'j' over i ≠ i', j ≠ j', with X = M − p centred at the density p."""
         m, n, p = self.m, self.n, self.edges / (self.m * self.n)
         flat = n * p * p
@@ -129,6 +147,6 @@ class Counts:
         return total - rows - cols + fourth
 
 
-def _square_of_line(slope: float, offset: float, square: float, total: float, count: int) -> float:
+def _square_of_line(slope: float, offset: float, square: Any, total: float, count: int) -> Any:
     """Σ (slope · d + offset)² from Σ d² and Σ d."""
     return slope**2 * square + 2 * slope * offset * total + count * offset**2

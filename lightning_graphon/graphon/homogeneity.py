@@ -29,6 +29,8 @@ from lightning_graphon.graphon import _codegree
 from lightning_graphon.graphon.motifs import from_counts
 
 METHODS = ("auto", "monte-carlo", "asymptotic")
+_SMALL = 20_000  # entries of a mask; masks drawn from its null are counted together
+_AT_ONCE = 25  # of them: 2 MB at most
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,11 @@ class _Null:
     def monte_carlo_is_better(self) -> bool:
         """Small, or with too few cycles for the normal law; both cheap to simulate."""
         cycles = self.size * (self.m - 1) * (self.n - 1) / 4 * self.p**4
-        return self.size <= 20_000 or cycles < 1000
+        return self.size <= _SMALL or cycles < 1000
 
     def scores(self, counts: Sequence[_codegree.Counts]) -> np.ndarray:
         """Standardised statistics [k, 3]: row degrees, column degrees, signed cycles."""
-        raw = np.array([[c.row_square, c.col_square, c.signed_cycles()] for c in counts])
+        raw = np.concatenate([np.column_stack([c.row_square, c.col_square, c.signed_cycles()]) for c in counts])
         places = self.size * (self.m - 1.0) * (self.n - 1.0)
         mean, deviation = np.zeros(3), np.ones(3)
         for axis, groups in enumerate((self.m, self.n)):
@@ -159,7 +161,10 @@ class _Null:
     def simulate(self, draws: int, seed: int) -> list[_codegree.Counts]:
         """Counts in masks drawn from the null."""
         rng = np.random.default_rng(seed)
-        return [self._count(self._draw(rng)) for _ in range(draws)]
+        if self.size > _SMALL:
+            return [self._count(self._draw(rng)) for _ in range(draws)]
+        parts = [range(draws)[start : start + _AT_ONCE] for start in range(0, draws, _AT_ONCE)]
+        return [_codegree.Counts.of_many(np.stack([self._draw(rng) for _ in part]), self.m, self.n) for part in parts]
 
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
         return rng.choice(self.size, self.edges, replace=False, shuffle=False)

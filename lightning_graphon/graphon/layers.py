@@ -35,6 +35,7 @@ def layer_graphons(
     order: str = "degree",
     positions: str = "degree",
     ties: str = "average",
+    drift: bool = True,
 ) -> dict[str, StepGraphon]:
     """Step graphon of every mask of a network, with energy and drift where the model is given.
 
@@ -71,6 +72,7 @@ def layer_graphons(
         order: "degree", "none" or "joint".
         positions: "degree", "energy" or "spectral", used by "joint".
         ties: "average" or "index", used by "degree", see `estimate_graphon`.
+        drift: whether the model's drift is wanted; without it there is one pass less over the weights.
 
     Returns:
         Graphons by the same names, in the same order.
@@ -95,9 +97,9 @@ def layer_graphons(
     if positions == "energy" and model is None and order == "joint":
         raise ValueError("positions='energy' needs the weights: pass model=, or use positions='degree'")
     if order != "joint":
-        layers = [_layer(name, mask, model) for name, mask in masks.items()]
+        layers = [_layer(name, mask, model, drift=drift) for name, mask in masks.items()]
         return {layer.name: _own(layer, bins, order, ties) for layer in layers}
-    return _joint(_chain(masks, model), bins, positions)
+    return _joint(_chain(masks, model, drift), bins, positions)
 
 
 # ---- each mask for itself
@@ -116,7 +118,7 @@ def _graphon(layer: _Layer, rows: Tensor | None, cols: Tensor | None) -> StepGra
 # ---- reading masks and weights
 
 
-def _layer(name: str, mask: Tensor, model: nn.Module | None, groups: int = 1) -> _Layer:
+def _layer(name: str, mask: Tensor, model: nn.Module | None, groups: int = 1, drift: bool = True) -> _Layer:
     if model is None:
         return _Layer(name, ChannelGraph(mask, groups=groups), None, None)
     module, weight = _weight(model, name)
@@ -128,7 +130,7 @@ def _layer(name: str, mask: Tensor, model: nn.Module | None, groups: int = 1) ->
         ChannelGraph(mask, w, power=power, groups=groups, transposed=transposed)
         for w, power in ((None, 1), (weight, 2), (weight, 1))
     ]
-    return _Layer(name, *graphs)
+    return _Layer(name, graphs[0], graphs[1], graphs[2] if drift else None)
 
 
 def _weight(model: nn.Module, name: str) -> tuple[nn.Module, Tensor]:
@@ -146,10 +148,10 @@ def _weight(model: nn.Module, name: str) -> tuple[nn.Module, Tensor]:
 # ---- one position per neuron
 
 
-def _chain(masks: Mapping[str, Tensor], model: nn.Module | None) -> list[_Layer]:
+def _chain(masks: Mapping[str, Tensor], model: nn.Module | None, drift: bool) -> list[_Layer]:
     layers: list[_Layer] = []
     for name, mask in masks.items():
-        layer = _layer(name, mask, model, _guess_groups(mask, layers) if model is None else 1)
+        layer = _layer(name, mask, model, _guess_groups(mask, layers) if model is None else 1, drift)
         if layers and not _joins(layers[-1], layer):
             raise ValueError(
                 f"order='joint' needs a chain of layers: mask {name!r} has {layer.graph.shape[1]} inputs, "

@@ -11,7 +11,7 @@ from lightning_graphon.ntk.dual import DualActivation
 
 _NEAR = 1e-2  # pairs closer than this (squared distance over the sum of variances) get their distance term by term
 LIVE = 14  # tensors of a tile's size that are alive at once, measured
-_CACHE = {"cpu": 12 << 20, "cuda": 512 << 20}  # bytes a tile may take where memory does not limit it
+_CACHE = {"cpu": 4 << 20, "cuda": 512 << 20}  # bytes a tile may take where memory does not limit it
 
 
 @dataclass(frozen=True)

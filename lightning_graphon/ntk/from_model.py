@@ -88,8 +88,9 @@ def graphon_ntk_from_model(
     other = None if x2 is None else x2.detach().flatten(1).to(torch.float64)
     where = positions or ("spectral" if propagate == "drift" else "degree")
     count = bins if bins is not None else (8 if propagate == "drift" else 64)
-    graphons = layer_graphons(full, model=model, bins=count, order="joint", positions=where)
-    variances = [weight_variance or _variance(a, full[a.weight_name]) for a in chain]
+    drift, read = propagate == "drift", propagate == "density" or parameterization == "ntk"
+    graphons = layer_graphons(full, model=model, bins=count, order="joint", positions=where, drift=drift)
+    variances = [weight_variance or (_variance(a, full[a.weight_name]) if read else 1.0) for a in chain]
     layers = build_layers(
         list(graphons.values()), flat, propagate=propagate, parameterization=parameterization,
         widths=[*(a.module.in_features for a in chain), chain[-1].module.out_features],
@@ -108,7 +109,9 @@ def _all_masks(chain: list[Affine], masks: Mapping[str, Tensor] | None) -> dict[
     full = {}
     for layer in chain:
         mask = given.pop(layer.weight_name, None)
-        full[layer.weight_name] = torch.ones_like(layer.module.weight, dtype=torch.bool) if mask is None else mask != 0
+        if mask is None:
+            mask = torch.ones_like(layer.module.weight, dtype=torch.bool)
+        full[layer.weight_name] = mask if mask.dtype == torch.bool else mask != 0
     if given:
         name = next(iter(given))
         raise KeyError(f"mask {name!r} names no Linear weight of the chain. {nearest(name, full)}")

@@ -1,6 +1,7 @@
 """GraphonMonitor on every kind of sparse network, logger and callback order."""
 
 import csv
+import io
 import logging
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
 from toys import Classifier, cnn, loader, make_trainer
 
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
+from lightning_graphon.callbacks._pictures import send_picture
 from lightning_graphon.graphon import estimate_graphon, homogeneity_test, l2_distance
+from lightning_graphon.plots.graphon_pixels import graphon_pixels
 
 LAYERS = ["net.0.weight", "net.2.weight", "net.4.weight"]
 
@@ -100,6 +104,10 @@ def test_scalars_and_figure_in_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert events.Tags()["images"] == ["graphons"]
+    (shown,) = events.Images("graphons")
+    drawn = graphon_pixels(watch.graphons, watch.tests, "Layer graphons at step 0")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))), drawn)
+    assert (shown.step, shown.height, shown.width) == (0, *drawn.shape[:2])
     for name in LAYERS:
         test = homogeneity_test(prune.masks[name])
         for key, value in {
@@ -124,6 +132,21 @@ def test_files_where_no_logger_takes_pictures(logger, tmp_path):
         assert set(arrays.files) == set(LAYERS)
         assert np.array_equal(arrays[LAYERS[0]], watch.graphons[LAYERS[0]].values.numpy())
     assert logger == "none" or str(picture).startswith(str(trainer.log_dir))
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_a_picture_is_drawn_once_for_all_loggers(images, tmp_path):
+    scales = []
+
+    def draw(scale):
+        scales.append(scale)
+        return np.zeros((4, 4, 3), dtype=np.uint8)
+
+    boards = [TensorBoardLogger(tmp_path, name=name) for name in "ab"] if images else []
+    trainer = make_trainer(logger=[*boards, CSVLogger(tmp_path)], default_root_dir=tmp_path)
+    send_picture(trainer, "tag", draw, {})
+    assert scales == [1.0 if images else 1.5]
+    assert bool(list(tmp_path.glob("**/tag/*.png"))) != images
 
 
 def test_loggers_with_log_image_get_pixels(tmp_path):

@@ -109,6 +109,9 @@ def test_energy_and_drift_are_means_of_the_kept_weights(order):
         weight = graphon.row_measure[:, None] * graphon.col_measure
         assert (graphon.energy * weight).sum().item() == pytest.approx((kept**2).mean().item(), rel=1e-9)
         assert (graphon.drift * weight).sum().item() == pytest.approx(kept.mean().item(), rel=1e-9)
+        without = layer_graphons(masks, model=model, bins=6, order=order, drift=False)[name]
+        assert without.drift is None
+        assert torch.equal(without.energy, graphon.energy)
     # with one bin per entry they are the entries
     full = layer_graphons(masks, model=model, bins=64, order="none")["0.weight"]
     torch.testing.assert_close(full.energy, (model[0].weight.detach().double() * masks["0.weight"]) ** 2)

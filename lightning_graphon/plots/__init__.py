@@ -1,0 +1,21 @@
+"""Figures, one module a picture. matplotlib is imported when one is drawn, never its pyplot."""
+
+from lightning_graphon.plots._figure import new_figure
+from lightning_graphon.plots.graphons import plot_graphon_grid, plot_graphons
+from lightning_graphon.plots.inputs import plot_input_density
+from lightning_graphon.plots.losses import Curves, plot_loss_decay, plot_loss_decays
+from lightning_graphon.plots.masks import plot_masks, sort_by_degree
+from lightning_graphon.plots.spectrum import plot_spectrum
+
+__all__ = [
+    "Curves",
+    "new_figure",
+    "plot_graphon_grid",
+    "plot_graphons",
+    "plot_input_density",
+    "plot_loss_decay",
+    "plot_loss_decays",
+    "plot_masks",
+    "plot_spectrum",
+    "sort_by_degree",
+]

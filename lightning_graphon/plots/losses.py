@@ -1,0 +1,127 @@
+"""Predicted and observed loss, for one network or several."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_graphon.plots._figure import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curves: TypeAlias = Mapping[str, Mapping[int, float]]
+
+
+def plot_loss_decay(
+    curves: Curves,
+    *,
+    band: tuple[Tensor, Tensor, Tensor] | None = None,
+    void_from: int | None = None,
+    shares: Tensor | None = None,
+    title: str = "",
+) -> "Figure":
+    """Predicted and observed loss against optimizer steps, and the kernel modes that carry the fall.
+
+    Args:
+        curves: "observed", and where there are any "predicted" and "refreshed": step -> loss.
+        band: steps, lower and upper losses of the two predictions that differ in the probe's self-terms.
+        void_from: step from which the prediction no longer holds.
+        shares: share of the initial fall of the loss in each mode of the kernel, the largest eigenvalue first.
+        title: Title of the whole figure.
+    """
+    figure, axes = new_figure(1, 1 if shares is None else 2, cell=(4.6, 3.4), layout=None)
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.16, top=0.86, wspace=0.25)
+    _draw_losses(axes[0, 0], curves, band, void_from)
+    axes[0, 0].legend(fontsize=7)
+    if shares is not None:
+        _draw_shares(axes[0, 1], shares)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def plot_loss_decays(
+    curves: Mapping[str, Curves], void_from: Mapping[str, int | None] | None = None, title: str = ""
+) -> "Figure":
+    """Predicted and observed loss of several networks, side by side.
+
+    Args:
+        curves: Label -> curves as in `plot_loss_decay`.
+        void_from: Label -> step from which the prediction no longer holds.
+        title: Title of the whole figure.
+
+    Raises:
+        ValueError: There is nothing to draw.
+    """
+    if not curves:
+        raise ValueError("no curves to draw: give at least one network")
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, axes = new_figure(rows, columns, cell=(3.4, 2.6))
+    handles: dict[str, Any] = {}
+    for axis, (label, own) in zip(axes.flat, curves.items(), strict=False):
+        _draw_losses(axis, own, None, (void_from or {}).get(label))
+        axis.set_title(label, fontsize=9)
+        handles.update({text: line for line, text in zip(*axis.get_legend_handles_labels(), strict=True)})
+    for axis in axes.flat[len(curves) :]:
+        axis.set_axis_off()
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _draw_losses(axis: Any, curves: Curves, band: tuple[Tensor, Tensor, Tensor] | None, void_from: int | None) -> None:
+    styles = {
+        "observed": ("#1b1b1b", "-", "observed"),
+        "predicted": ("#c2410c", "--", "predicted at the start"),
+        "refreshed": ("#0369a1", ":", "predicted at the last refresh"),
+    }
+    for name, (color, line, label) in styles.items():
+        if curves.get(name):
+            axis.plot(list(curves[name]), list(curves[name].values()), color=color, ls=line, lw=1.6, label=label)
+    if band is not None:
+        at, lower, upper = (t.double().cpu().numpy() for t in band)
+        axis.fill_between(at, lower, upper, color="#c2410c", alpha=0.15, lw=0, label="band of the finite probe")
+    if void_from is not None:
+        last = max(curves["observed"])
+        axis.axvspan(void_from, last, color="0.5", alpha=0.13, lw=0, label="first prediction no longer holds")
+    low, high = _range([value for value in curves["observed"].values() if math.isfinite(value)])
+    if low > 0:
+        axis.set_yscale("log")
+        _few_ticks(axis, wide=high > 10 * low)
+    axis.set_ylim(low, high)
+    axis.set_xlabel("optimizer step", fontsize=8)
+    axis.set_ylabel("loss of the probe batch", fontsize=8)
+    axis.tick_params(labelsize=7, which="both")
+
+
+def _few_ticks(axis: Any, *, wide: bool) -> None:
+    """Plain numbers on a logarithmic axis, between the powers of ten too where there are few of them."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _range(observed: list[float]) -> tuple[float, float]:
+    """Limits around the observed curve with room for predictions that are wrong, but not for ones that explode."""
+    if not observed:
+        return 0.0, 1.0
+    low, high = min(observed), max(observed)
+    if low > 0:
+        return 0.75 * low, 1.3 * high
+    room = 0.3 * max(high - low, 1e-12)
+    return low - room, high + room
+
+
+def _draw_shares(axis: Any, shares: Tensor) -> None:
+    total = shares.detach().double().cpu().cumsum(0)
+    axis.semilogx(torch.arange(1, len(total) + 1).numpy(), total.numpy(), drawstyle="steps-post")
+    axis.set_ylim(0, 1.02)
+    axis.set_xlabel("number of largest kernel modes", fontsize=8)
+    axis.set_ylabel("share of the initial fall", fontsize=8)
+    axis.set_title(f"top five modes: {float(total[:5][-1]):.0%}", fontsize=8)
+    axis.tick_params(labelsize=7, which="both")

@@ -1,0 +1,131 @@
+"""`plot_spectrum` in pixels, for callbacks."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_graphon.plots._canvas import BLUE, GREY, Canvas
+
+if TYPE_CHECKING:
+    from lightning_graphon.ntk import SpectralSummary
+
+_LIGHT = (170, 170, 170)
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def spectrum_pixels(spectrum: "SpectralSummary", title: str = "", *, scale: float = 1.0) -> np.ndarray:
+    """Eigenvalues of a kernel and their share of the trace as in `plot_spectrum`.
+
+    Args:
+        spectrum: What `spectral_summary` returned.
+        title: Title of the picture; it should say which kernel this is.
+        scale: 1 is 100 dots an inch.
+
+    Returns:
+        RGB bytes [height, width, 3].
+    """
+    canvas = Canvas(840, 320, scale)
+    canvas.text(420, 14, title, 9)
+    values = spectrum.eigenvalues.detach().double().cpu().numpy()
+    _draw_eigenvalues(canvas, values, spectrum)
+    _draw_shares(canvas, values, spectrum)
+    return canvas.pixels
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Numbers from `low` to `high` along the pixels from `start` to `end`."""
+
+    start: float
+    end: float
+    low: float
+    high: float
+    log: bool = True
+
+    def at(self, value: np.ndarray | float) -> np.ndarray:
+        """Place of a number."""
+        low, high, number = (np.log10(v) if self.log else np.asarray(v) for v in (self.low, self.high, value))
+        place: np.ndarray = self.start + (self.end - self.start) * (number - low) / (high - low)
+        return place
+
+
+def _draw_eigenvalues(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary") -> None:
+    index = np.arange(1, len(values) + 1)
+    positive = values > 0
+    fit = np.exp(spectrum.decay_offset) * np.array([1.0, len(values)]) ** -spectrum.decay_rate
+    x, y = _index_axis(75, 408, len(values)), _value_axis(270, 50, np.append(values[positive], fit))
+    canvas.dots(x.at(index[positive]), y.at(values[positive]), 4, BLUE)
+    canvas.line(x.at(np.array([1.0, len(values)])), y.at(fit), 1.5, GREY, dash=(6, 3))
+    _frame(canvas, x, y)
+    hidden = int((~positive).sum())
+    note = f", {hidden} not positive are not shown" if hidden else ""
+    _name(canvas, x, y, f"index k{note}", "eigenvalue λ of the kernel")
+    canvas.dots([280], [65], 4, BLUE)
+    canvas.text(300, 65, "eigenvalues", 7, "lm")
+    canvas.line([269, 292], [80, 80], 1.5, GREY, dash=(6, 3))
+    canvas.text(300, 80, f"fit, λ ∝ k^(−{spectrum.decay_rate:.2f})", 7, "lm")
+
+
+def _draw_shares(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary") -> None:
+    shares = values.cumsum() / spectrum.trace if spectrum.trace > 0 else values
+    x, y = _index_axis(492, 822, len(values)), _Axis(270, 50, 0, 1.02, log=False)
+    if x.high > 5:
+        canvas.line([float(x.at(5))] * 2, [50, 270], 1, _LIGHT, dash=(1, 2))
+    steps = np.repeat(x.at(np.arange(1, len(values) + 1)), 2)[1:]
+    canvas.line(steps, np.repeat(y.at(shares.clip(0, 1.02)), 2)[:-1], 1.5, BLUE)
+    _frame(canvas, x, y)
+    _name(canvas, x, y, "number of largest eigenvalues", "share of the trace")
+    canvas.text((x.start + x.end) / 2, 40, f"top five: {spectrum.energy_concentration:.1%}", 8)
+
+
+def _index_axis(start: float, end: float, count: int) -> _Axis:
+    room = max(count, 2) ** 0.05
+    return _Axis(start, end, 1 / room, max(count, 2) * room)
+
+
+def _value_axis(start: float, end: float, values: np.ndarray) -> _Axis:
+    """Room for all values, at least a decade."""
+    low, high = float(values.min()), float(values.max())
+    room = max((high / low) ** 0.05, (10 * low / high) ** 0.5 if high < 10 * low else 1.0)
+    return _Axis(start, end, low / room, high * room)
+
+
+def _frame(canvas: Canvas, x: _Axis, y: _Axis) -> None:
+    """The box of a chart, its ticks and their numbers."""
+    canvas.frame(x.start, y.end, x.end, y.start)
+    for axis, upwards in ((x, False), (y, True)):
+        labelled, bare = _log_ticks(axis.low, axis.high) if axis.log else (_SHARES, [])
+        for length, ticks in ((5, [float(v) for v in labelled]), (3, bare)):
+            for at in axis.at(np.array(ticks)):
+                canvas.box(*((x.start - length, at, x.start, at) if upwards else (at, y.start, at, y.start + length)))
+        for value, label in labelled.items():
+            at = float(axis.at(value))
+            canvas.text(*((x.start - 8, at, label, 9, "rm") if upwards else (at, y.start + 7, label, 9, "mt")))
+
+
+_SHARES = {share / 5: f"{share / 5:.1f}" for share in range(6)}
+
+
+def _log_ticks(low: float, high: float) -> tuple[dict[float, str], list[float]]:
+    """Numbers on a logarithmic axis with their labels, and those without: powers of ten where there are several.
+
+    >>> _log_ticks(0.5, 200.0)[0]
+    {1.0: '10⁰', 10.0: '10¹', 100.0: '10²'}
+    >>> _log_ticks(3.0, 30.0)[0]
+    {5.0: '5', 10.0: '10', 20.0: '20'}
+    """
+    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+    between = [m * 10.0**n for n in range(first - 1, last + 1) for m in range(2, 10)]
+    bare = [value for value in between if low <= value <= high]
+    if last > first:
+        every = range(first, last + 1, -(-(last - first + 1) // 8))
+        return {10.0**n: f"10{str(n).translate(_SUPERSCRIPTS)}" for n in every}, bare if last - first < 8 else []
+    few = [m * 10.0**n for n in range(first - 1, last + 1) for m in (1, 2, 5)]
+    return {value: f"{value:g}" for value in few if low <= value <= high}, bare
+
+
+def _name(canvas: Canvas, x: _Axis, y: _Axis, along: str, upwards: str) -> None:
+    canvas.text((x.start + x.end) / 2, y.start + 36, along, 10)
+    canvas.text(x.start - 53, (y.start + y.end) / 2, upwards, 10, upright=True)

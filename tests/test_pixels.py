@@ -1,0 +1,119 @@
+"""The pictures that callbacks draw straight in pixels."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import colormaps
+from PIL import Image
+
+from lightning_graphon.graphon import HomogeneityTest, StepGraphon, homogeneity_test
+from lightning_graphon.ntk import spectral_summary
+from lightning_graphon.plots._canvas import BLACK, BLUE, Canvas
+from lightning_graphon.plots.graphon_pixels import graphon_pixels
+from lightning_graphon.plots.png import png
+from lightning_graphon.plots.spectrum_pixels import _log_ticks, spectrum_pixels
+
+X, Y, SIDE = 46, 94, 192  # the cells of the first graphon
+GREY = [102, 102, 102]
+
+
+def test_cells_have_the_colours_of_the_probability_on_a_square_root_scale():
+    values = torch.tensor([[0.0, 1.0], [0.25, 0.01]])
+    picture = graphon_pixels({"a": StepGraphon(values, row_measure=[0.25, 0.75])})
+    places = {(0, 0): (1 / 8, 1 / 4), (0, 1): (1 / 8, 3 / 4), (1, 0): (5 / 8, 1 / 4), (1, 1): (5 / 8, 3 / 4)}
+    for cell, (u, v) in places.items():
+        expected = colormaps["magma_r"](math.sqrt(values[cell]), bytes=True)[:3]
+        assert picture[int(Y + u * SIDE), int(X + v * SIDE)].tolist() == list(expected)
+    # The border lies where the measure says, to a pixel.
+    column = picture[Y + 1 : Y + SIDE - 1, X + SIDE // 4]
+    assert abs(int((column != column[0]).any(1).argmax()) + 1 - SIDE // 4) <= 1
+
+
+def test_margins_are_the_degree_functions():
+    picture = graphon_pixels({"a": StepGraphon([[0.5, 0.0], [1.0, 0.0]])})
+    above = picture[Y - 5 - 34 : Y - 5, X + SIDE // 4]
+    assert (above == GREY).all(1).mean() == pytest.approx(0.75, abs=1.5 / 34)  # a pixel and the axis
+    assert not (picture[Y - 5 - 34 : Y - 6, X + 3 * SIDE // 4] == GREY).all(1).any()
+    beside = picture[Y + 3 * SIDE // 4, X + SIDE + 5 : X + SIDE + 5 + 34]
+    assert (beside == GREY).all(1).mean() == pytest.approx(0.5, abs=1.5 / 34)
+
+
+def test_every_layer_has_its_place_and_rows_are_of_eight():
+    graphon = StepGraphon([[0.5]])
+    one, eight, nine = (graphon_pixels({f"l{i}": graphon for i in range(n)}).shape for n in (1, 8, 9))
+    assert one[0] == eight[0] < nine[0]
+    assert one[1] < eight[1] == nine[1]
+
+
+def test_verdicts_and_titles_are_written():
+    graphons = {"a": StepGraphon([[0.5]])}
+    test = homogeneity_test(torch.eye(4).bool())
+    assert isinstance(test, HomogeneityTest)
+    plain = graphon_pixels(graphons)
+    assert (plain != graphon_pixels(graphons, {"a": test}))[Y + SIDE + 20 :].any()
+    assert (plain != graphon_pixels(graphons, title="title"))[:30].any()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5, 2.0])
+def test_scale_is_dots_and_not_layout(scale):
+    picture = graphon_pixels({"a": StepGraphon([[0.5]])}, scale=scale)
+    assert picture.shape[0] == round(350 * scale)
+    assert picture.dtype == np.uint8
+    inside = picture[round((Y + SIDE / 2) * scale), round((X + SIDE / 2) * scale)]
+    assert inside.tolist() == list(colormaps["magma_r"](math.sqrt(0.5), bytes=True)[:3])
+
+
+def test_no_graphons():
+    with pytest.raises(ValueError, match="no graphons to draw"):
+        graphon_pixels({})
+
+
+def rows_of(picture, colour, left, right):
+    return (picture[50:271, left:right] == colour).all(2).nonzero()
+
+
+def test_eigenvalues_fall_and_shares_rise():
+    spectrum = spectral_summary(torch.diag(torch.arange(1, 41, dtype=torch.float64) ** -1.5))
+    picture = spectrum_pixels(spectrum, "title")
+    rows, columns = rows_of(picture, BLUE, 76, 265)  # left of the legend
+    assert np.corrcoef(rows, columns)[0, 1] > 0.99  # downwards on the page, straight: a power law
+    rows, columns = rows_of(picture, BLUE, 493, 822)
+    assert rows[columns.argmax()] < rows[columns.argmin()]
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [torch.zeros(3, 3), torch.eye(4), torch.ones(1, 1), torch.ones(5, 5), 1e-9 * torch.eye(2)],
+    ids=["zero", "identity", "one sample", "one eigenvalue", "tiny"],
+)
+def test_any_kernel_has_a_picture(kernel):
+    picture = spectrum_pixels(spectral_summary(kernel.double()), "")
+    assert picture.shape == (320, 840, 3)
+    assert picture.std() > 0
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-12, 1.0), (3.0, 31.0), (0.2, 2.1), (1e-300, 1e300), (1.1, 11.1)])
+def test_logarithmic_axes_have_a_few_labels_inside(low, high):
+    labelled, bare = _log_ticks(low, high)
+    assert 1 < len(labelled) <= 8
+    assert all(low <= tick <= high for tick in [*labelled, *bare])
+
+
+def test_lines_are_antialiased_and_may_leave_the_picture():
+    canvas = Canvas(20, 20)
+    canvas.line([-5, 30], [-3, 25], 1.5, BLACK)
+    canvas.text(30, 0, "cut off", 9, "lm")
+    shades = np.unique(canvas.pixels)
+    assert shades.min() == 0
+    assert len(shades) > 5
+    dashed = Canvas(40, 3)
+    dashed.line([0, 40], [1.5, 1.5], 1, BLACK, dash=(6, 4))
+    assert (dashed.pixels[1, :, 0] < 128).sum() == pytest.approx(24, abs=4)  # an end is blurred over a pixel
+
+
+def test_png_is_read_as_it_was():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(pixels)))), pixels)
