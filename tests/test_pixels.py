@@ -1,19 +1,16 @@
 """The pictures that callbacks draw straight in pixels."""
 
-import io
 import math
 
 import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
-from PIL import Image
 
 from lightning_graphon.graphon import HomogeneityTest, StepGraphon, homogeneity_test
 from lightning_graphon.ntk import spectral_summary
 from lightning_graphon.plots._canvas import BLACK, BLUE, Canvas
 from lightning_graphon.plots.graphon_pixels import graphon_pixels
-from lightning_graphon.plots.png import png
 from lightning_graphon.plots.spectrum_pixels import _log_ticks, spectrum_pixels
 
 X, Y, SIDE = 46, 94, 192  # the cells of the first graphon
@@ -112,8 +109,3 @@ def test_lines_are_antialiased_and_may_leave_the_picture():
     dashed = Canvas(40, 3)
     dashed.line([0, 40], [1.5, 1.5], 1, BLACK, dash=(6, 4))
     assert (dashed.pixels[1, :, 0] < 128).sum() == pytest.approx(24, abs=4)  # an end is blurred over a pixel
-
-
-def test_png_is_read_as_it_was():
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(pixels)))), pixels)

@@ -1,5 +1,6 @@
 """Pictures to whatever a logger can take; files in the log directory where none takes pictures."""
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
-
-from lightning_graphon.plots.png import png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +34,7 @@ def send_picture(
         folder = _folder(trainer) / tag
         folder.mkdir(parents=True, exist_ok=True)
         name = f"step_{trainer.global_step:08d}"
-        (folder / f"{name}.png").write_bytes(png(pixels))
+        (folder / f"{name}.png").write_bytes(_png(pixels))
         contents: dict[str, Any] = dict(arrays)
         np.savez_compressed(folder / f"{name}.npz", **contents)
 
@@ -76,5 +75,14 @@ def _to_tensorboard(writer: Any, tag: str, pixels: np.ndarray, step: int) -> Non
         writer.add_image(tag, pixels, step, dataformats="HWC")
         return
     height, width, _ = pixels.shape
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png(pixels))
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=_png(pixels))
     writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """A PNG file of RGB bytes, compressed the fastest way."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png", compress_level=1)
+    return file.getvalue()
