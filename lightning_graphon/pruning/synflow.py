@@ -40,6 +40,8 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             scores = trial if _all_finite(trial) else scores
             if _in_range(scores):
                 break
+    # The next round's |θ| takes the memory of these scores, unless somebody else still holds them then.
+    problem.kept.update({name: score.detach() for name, score in scores.items()})
     return {name: problem.average(scores.pop(name)) for name in problem.weights}
 
 
@@ -86,7 +88,7 @@ def _linearised(
 
     Yields what the parameters held before, and gives it back.
     """
-    model, masks = problem.model, {weight: problem.masks[name] for name, weight in problem.weights.items()}
+    model, names = problem.model, {weight: name for name, weight in problem.weights.items()}
     parameters = {p: p.data for p in model.parameters()}
     buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
     modes = [(m, m.training) for m in model.modules()]
@@ -95,7 +97,10 @@ def _linearised(
         model.eval()
         for parameter, data in parameters.items():
             factor = (scale if biases else 0.0) if parameter in additive else 1.0
-            parameter.data = _absolute(data, dtype, factor, masks.get(parameter))
+            if parameter in names:
+                parameter.data = _weight_in_force(problem, names[parameter], dtype)
+            else:
+                parameter.data = _absolute(data, dtype, factor)
         for module, name, buffer in buffers:
             factor = scale if name == "running_mean" else 1.0
             module._buffers[name] = _absolute(buffer, dtype, factor)
@@ -114,11 +119,16 @@ def _adds(name: str) -> bool:
     return name.rpartition(".")[2].startswith(("bias", "in_proj_bias"))
 
 
-def _absolute(tensor: Tensor, dtype: torch.dtype | None, factor: float, mask: Tensor | None = None) -> Tensor:
+def _weight_in_force(problem: Problem, name: str, dtype: torch.dtype | None) -> Tensor:
+    """|θ| of a weight, zero where it is pruned; in the memory of its last scores if nobody else holds them."""
+    weight, mask, memory = problem.weights[name].detach(), problem.masks[name], problem.kept.pop(name, None)
+    if memory is None or memory.dtype != (dtype or weight.dtype) or not is_sole(memory):
+        memory = torch.empty_like(weight, dtype=dtype)
+    return memory.copy_(weight).abs_().mul_(mask)
+
+
+def _absolute(tensor: Tensor, dtype: torch.dtype | None, factor: float) -> Tensor:
     if not tensor.is_floating_point():
         return tensor.abs() if tensor.dtype != torch.bool else tensor
-    absolute = tensor.detach().abs()
-    if mask is not None:
-        absolute.mul_(mask)
-    absolute = absolute.to(dtype or tensor.dtype)
+    absolute = tensor.detach().to(dtype or tensor.dtype, copy=True).abs_()
     return absolute if factor == 1.0 else absolute.mul_(factor)
