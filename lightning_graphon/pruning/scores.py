@@ -21,9 +21,7 @@ def checked_scores(method: Method, scores: Mapping[str, Tensor], shapes: Mapping
     unseen = set(shapes)
 
     def look(name: str) -> Tensor:
-        score = scores.get(name)
-        if name in unseen:
-            _check_shape(method, name, score, shapes[name])
+        score = scores[name] if name not in unseen else _of_shape(method, name, scores.get(name), shapes[name])
         score = score.detach().to(_floating(score.dtype))
         if name in unseen:
             _check_finite(method, name, score)
@@ -37,10 +35,11 @@ def _floating(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(torch.float32, dtype if dtype.is_floating_point else torch.float64)
 
 
-def _check_shape(method: Method, name: str, score: object, shape: torch.Size) -> None:
+def _of_shape(method: Method, name: str, score: object, shape: torch.Size) -> Tensor:
     if not isinstance(score, Tensor) or score.shape != shape:
         got = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else "nothing"
         raise ValueError(f"method {method.name!r} must score {name!r} with shape {tuple(shape)}, got {got}")
+    return score
 
 
 def _check_finite(method: Method, name: str, score: Tensor) -> None:
