@@ -152,7 +152,7 @@ def test_any_precision_of_the_model(dtype: torch.dtype) -> None:
 
 
 class Detached(nn.Module):
-    """Uses a weight again, detached, in front of where it is trained: its gradient is complete before that use's pass."""
+    """Uses a weight detached in front of where it is trained: its gradient is complete before that use's pass."""
 
     def __init__(self) -> None:
         super().__init__()
