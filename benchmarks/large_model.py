@@ -83,6 +83,8 @@ def tested(masks: Masks) -> str:
 
 
 TASKS: dict[str, tuple[Callable[[Decoder], Any], Callable[[Any], str]]] = {
+    "random": (lambda model: model, pruned("random", 1)),
+    "magnitude": (lambda model: model, pruned("magnitude", 1)),
     "SNIP, batch of 2 x 128 tokens": (lambda model: model, pruned("snip", 2)),
     "SynFlow, 10 rounds, float64": (lambda model: model, pruned("synflow", 1, steps=10)),
     "SynFlow, 10 rounds, float32": (lambda model: model, pruned("synflow", 1, steps=10, options={"double": False})),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from lightning_graphon._checks import check_choice, check_sparsity
+from lightning_graphon.pruning.lazily import Lazy, shapes_of
 from lightning_graphon.pruning.select import keep_largest
 from lightning_graphon.pruning.targets import match_layers
 
@@ -128,15 +129,16 @@ def floor_counts(shapes: Mapping[str, Sequence[int]], min_density: float | None,
 def select_globally(scores: Mapping[str, Tensor], keep: int, floors: Mapping[str, int]) -> dict[str, Tensor]:
     """One threshold over all layers; a layer that falls below its floor keeps its best `floor` weights."""
     masks: dict[str, Tensor] = {}
-    free = dict(scores)
+    free = shapes_of(scores)
     while free:
-        chosen = keep_largest(free, keep)
+        chosen = keep_largest(Lazy(free, scores.__getitem__), keep)
         poor = [name for name, mask in chosen.items() if int(mask.count_nonzero()) < floors.get(name, 0)]
         if not poor:
             masks.update(chosen)
             break
         for name in poor:
-            masks.update(keep_largest({name: free.pop(name)}, floors[name]))
+            del free[name]
+            masks.update(keep_largest({name: scores[name]}, floors[name]))
             keep -= floors[name]
     return {name: masks[name] for name in scores}
 

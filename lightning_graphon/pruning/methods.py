@@ -1,7 +1,7 @@
 """The registry of pruning methods, and what a method is given to score."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
@@ -16,7 +16,8 @@ class Problem:
     """What a saliency method sees in one round.
 
     Attributes:
-        model: The network; its parameters hold the effective weights, pruned entries already zero.
+        model: The network; its parameters hold the effective weights, pruned entries already zero (unless the method
+            is registered with `zeroed=False`).
         weights: Name -> live parameter to score, in network order.
         masks: Name -> bool mask so far, True = kept.
         batches: Batches for methods that need data.
@@ -24,6 +25,7 @@ class Problem:
         density: Fraction of the weights that will be kept in the end.
         seed: For methods that draw random numbers.
         average: Averages a tensor over the processes of a distributed run; the identity on one.
+        kept: What a method keeps from one round to the next; empty in the first.
     """
 
     model: nn.Module
@@ -34,12 +36,26 @@ class Problem:
     density: float
     seed: int
     average: Callable[[Tensor], Tensor]
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
     def gradients(self, output: Tensor, create_graph: bool = False) -> list[Tensor]:
         """Gradient of a scalar with respect to every weight; zeros where it does not depend on one."""
         weights = list(self.weights.values())
         grads = torch.autograd.grad(output, weights, create_graph=create_graph, allow_unused=True)
         return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, grads, strict=True)]
+
+    def each_gradient(self, output: Tensor, take: Callable[[str, Tensor], None]) -> None:
+        """Hand every weight's gradient of a scalar to `take(name, gradient)` as soon as the backward pass has it.
+
+        So the gradients are never all in memory. They are not to be changed in place: two weights may share one. A
+        weight on which the scalar does not depend is left out.
+        """
+        handles = [weight.register_hook(_taker(name, take)) for name, weight in self.weights.items()]
+        try:
+            torch.autograd.grad(output, list(self.weights.values()), allow_unused=True)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         """Values in the order of `weights`, by name."""
@@ -51,6 +67,15 @@ class Problem:
         Calling it raises ValueError where the loss does not depend on any weight or is not finite.
         """
         return [_checked_loss(self, i, batch, temperature) for i, batch in enumerate(self.batches)]
+
+
+def _taker(name: str, take: Callable[[str, Tensor], None]) -> Callable[[Tensor], Tensor]:
+    def hook(grad: Tensor) -> Tensor:
+        take(name, grad.detach())
+        # One number in place of the gradient, which autograd would hold until the end.
+        return grad.new_zeros(()).expand_as(grad)
+
+    return hook
 
 
 def _checked_loss(problem: Problem, index: int, batch: Any, temperature: float) -> Callable[[], Tensor]:
@@ -71,7 +96,7 @@ def _checked_loss(problem: Problem, index: int, batch: Any, temperature: float) 
 
 
 Needs: TypeAlias = Literal["nothing", "inputs", "loss"]
-ScoreT = TypeVar("ScoreT", bound=Callable[..., dict[str, Tensor]])
+ScoreT = TypeVar("ScoreT", bound=Callable[..., Mapping[str, Tensor]])
 
 
 @dataclass(frozen=True)
@@ -79,21 +104,26 @@ class Method:
     """A registered pruning method: its saliency, what it looks at beside the weights, its usual rounds."""
 
     name: str
-    score: Callable[..., dict[str, Tensor]]
+    score: Callable[..., Mapping[str, Tensor]]
     needs: Needs = "inputs"
     steps: int = 1
+    zeroed: bool = True
 
 
 _METHODS: dict[str, Method] = {}
 
 
-def register_method(name: str, *, needs: Needs = "inputs", steps: int = 1) -> Callable[[ScoreT], ScoreT]:
+def register_method(
+    name: str, *, needs: Needs = "inputs", steps: int = 1, zeroed: bool = True
+) -> Callable[[ScoreT], ScoreT]:
     """Decorator that makes a saliency function available to `prune` and `PruneAtInit` by name.
 
     Args:
         name: The name users write.
         needs: What it looks at beside the weights: "loss" of batches, "inputs" (their shapes), or "nothing".
         steps: Rounds when the user does not say.
+        zeroed: Whether from the second round on the parameters hold zeros where weights are pruned, which takes a
+            second copy of the weights. False: they stay as they were, for a method that looks at `problem.masks`.
 
     Raises:
         ValueError: The name is taken by another function, or `needs` is unknown.
@@ -110,7 +140,7 @@ def register_method(name: str, *, needs: Needs = "inputs", steps: int = 1) -> Ca
         known = _METHODS.get(name)
         if known is not None and known.score.__qualname__ != score.__qualname__:
             raise ValueError(f"a pruning method {name!r} exists already: {known.score.__qualname__}")
-        _METHODS[name] = Method(name, score, needs, steps)
+        _METHODS[name] = Method(name, score, needs, steps, zeroed)
         return score
 
     return register
@@ -121,7 +151,7 @@ def methods() -> list[str]:
     return list(_METHODS)
 
 
-def get_method(method: str | Callable[..., dict[str, Tensor]]) -> Method:
+def get_method(method: str | Callable[..., Mapping[str, Tensor]]) -> Method:
     """The method of that name; a function is taken as a saliency that may use data.
 
     Raises:

@@ -25,7 +25,7 @@ class Plan:
         ValueError: An argument has a value that is not allowed; the message names it and the nearest match.
     """
 
-    method: str | Callable[..., dict[str, Tensor]]
+    method: str | Callable[..., Mapping[str, Tensor]]
     sparsity: float
     allocation: Allocation = "global"
     schedule: str = "exponential"

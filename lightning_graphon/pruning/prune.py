@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._eager import eager
+from lightning_graphon.pruning.lazily import Lazy, shapes_of
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.methods import Problem
 from lightning_graphon.pruning.objective import LossFn, Objective, SupervisedObjective
@@ -26,7 +27,7 @@ class LayerCollapseWarning(UserWarning):
 
 def prune(
     model: nn.Module,
-    method: str | Callable[..., dict[str, Tensor]],
+    method: str | Callable[..., Mapping[str, Tensor]],
     *,
     sparsity: float,
     batches: Iterable[Any] | None = None,
@@ -140,17 +141,20 @@ def compute_masks(
     shapes = {name: weight.shape for name, weight in weights.items()}
     budget = Quota.of(model, plan, shapes)
     originals = {name: weight.data for name, weight in weights.items()}
-    masks = {name: torch.ones_like(data, dtype=torch.bool) for name, data in originals.items()}
+    # One number a layer: memory for masks is needed from the first selection on.
+    masks = {n: torch.ones((), dtype=torch.bool, device=d.device).expand(d.shape) for n, d in originals.items()}
+    kept: dict[str, Tensor] = {}
     with untouched(model, plan.seed), torch.enable_grad(), eager():
         for step in range(1, plan.rounds + 1):
-            problem = Problem(model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average)
+            problem = Problem(model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average, kept)
             scores = checked_scores(method, method.score(problem, **plan.options), shapes)
             if step == 1 and method.needs == "loss":
                 check_any(method, scores)
             on_scores(step, scores)
             with torch.no_grad():
                 chosen = _select_among(masks, scores, partial(budget.select, step=step, plan=plan))
-                if step < plan.rounds:
+                del scores  # the next round needs their memory
+                if step < plan.rounds and method.zeroed:
                     _zero_dropped(weights, masks, chosen, first=step == 1)
                 masks = chosen
             on_round(step, plan.rounds)
@@ -179,7 +183,7 @@ def _select_among(
     chosen = select(scores)
     # Pruned weights are zero and most saliencies score them lowest; only where that failed is the pass below needed.
     if any(int((chosen[name] & ~mask).count_nonzero()) for name, mask in masks.items()):
-        chosen = select({name: torch.where(masks[name], score, -torch.inf) for name, score in scores.items()})
+        chosen = select(Lazy(shapes_of(scores), lambda name: torch.where(masks[name], scores[name], -torch.inf)))
     return chosen
 
 

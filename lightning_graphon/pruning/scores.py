@@ -5,37 +5,54 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_graphon.pruning.lazily import Lazy
 from lightning_graphon.pruning.methods import Method
 
 
-def checked_scores(method: Method, scores: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The scores in network order, detached, in one floating dtype wide enough for all of them.
+def checked_scores(method: Method, scores: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Lazy:
+    """The scores in network order, detached, in a floating dtype of at least 32 bits; checked when first looked at.
 
     Raises:
         TypeError: The method returned no mapping.
-        ValueError: A score is missing, has another shape, or is not finite.
+        ValueError: A score is missing, has another shape, or is not finite; all but the first at the first look.
     """
     if not isinstance(scores, Mapping):
         raise TypeError(f"method {method.name!r} must return a dict name -> score tensor, got {type(scores).__name__}")
-    for name, shape in shapes.items():
-        score = scores.get(name)
-        if not isinstance(score, Tensor) or score.shape != shape:
-            other = "nothing" if score is None else type(score).__name__
-            got = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else other
-            raise ValueError(f"method {method.name!r} must score {name!r} with shape {tuple(shape)}, got {got}")
-    dtype = torch.float32
-    for name in shapes:
-        dtype = torch.promote_types(dtype, scores[name].dtype if scores[name].is_floating_point() else torch.float64)
-    checked = {name: scores[name].detach().to(dtype) for name in shapes}
-    for name, score in checked.items():
-        low, high = score.aminmax()
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            bad = int((~torch.isfinite(score)).count_nonzero())
-            raise ValueError(
-                f"{method.name} scores of layer {name!r} are not finite ({bad} of {score.numel()}): check the inputs, "
-                "the loss and the initial weights for overflow or NaN"
-            )
-    return checked
+    unseen = set(shapes)
+
+    def look(name: str) -> Tensor:
+        score = scores[name] if name not in unseen else _of_shape(method, name, scores.get(name), shapes[name])
+        score = score.detach().to(_floating(score.dtype))
+        if name in unseen:
+            _check_finite(method, name, score)
+        unseen.discard(name)
+        return score
+
+    return Lazy(shapes, look)
+
+
+def _floating(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(torch.float32, dtype if dtype.is_floating_point else torch.float64)
+
+
+def _of_shape(method: Method, name: str, score: object, shape: torch.Size) -> Tensor:
+    if not isinstance(score, Tensor) or score.shape != shape:
+        other = "nothing" if score is None else type(score).__name__
+        got = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else other
+        raise ValueError(f"method {method.name!r} must score {name!r} with shape {tuple(shape)}, got {got}")
+    return score
+
+
+def _check_finite(method: Method, name: str, score: Tensor) -> None:
+    # A sum is quicker than a look at each; it is infinite or NaN where one of them is, and seldom where none is.
+    if torch.isfinite(score.sum()):
+        return
+    bad = int((~torch.isfinite(score)).count_nonzero())
+    if bad:
+        raise ValueError(
+            f"{method.name} scores of layer {name!r} are not finite ({bad} of {score.numel()}): check the inputs, "
+            "the loss and the initial weights for overflow or NaN"
+        )
 
 
 def check_any(method: Method, scores: Mapping[str, Tensor]) -> None:

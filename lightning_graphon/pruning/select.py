@@ -1,13 +1,16 @@
 """Exact selection of the largest scores: no sort of all weights, no concatenation, stable ties."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lightning_graphon.pruning.lazily import shapes_of
+
 _SAMPLE = 1 << 14
+_CHUNK = 1 << 20
 
 
 def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
@@ -15,6 +18,10 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
 
     "Earlier" is the order of `scores`, then the flat index inside a tensor, so the result depends on
     nothing but the values.
+
+    A sorted sample brackets the smallest score that stays. What lies above the bracket stays, and of the entries
+    inside, about one in twenty, the largest are found the same way. A bracket that misses is widened. Beside the masks
+    this needs about half a byte a score, and every score is looked at twice.
 
     Args:
         scores: Name -> float tensor of any shape; no NaN. Entries of -inf are never kept while others remain.
@@ -29,81 +36,91 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
     >>> keep_largest({"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([3.0, 3.0])}, 2)
     {'a': tensor([False,  True]), 'b': tensor([ True, False])}
     """
-    total = sum(score.numel() for score in scores.values())
+    total = sum(shape.numel() for shape in shapes_of(scores).values())
     if not 0 <= keep <= total:
         raise ValueError(f"cannot keep {keep} of {total} weights")
     if keep in (0, total):
         return {name: torch.full_like(score, keep > 0, dtype=torch.bool) for name, score in scores.items()}
-    dtype = reduce(torch.promote_types, (score.dtype for score in scores.values()))
-    scores = {name: score.to(dtype) for name, score in scores.items()}
-    threshold = kth_largest(list(scores.values()), keep)
-    masks = {name: score >= threshold for name, score in scores.items()}
-    surplus = _count(masks.values()) - keep
-    # Too many only where several scores equal the threshold: the last of them go.
-    for name in reversed(list(scores)):
-        if surplus == 0:
-            break
-        ties = (scores[name] == threshold).reshape(-1).nonzero().squeeze(1)[-surplus:]
-        masks[name][torch.unravel_index(ties, scores[name].shape)] = False
-        surplus -= ties.numel()
-    return masks
+    sample = _sample(scores, total)
+    for lower, upper in _brackets(sample, keep, total):
+        split = _Split.at(scores, lower, upper, sample.dtype)
+        missing = keep - split.above
+        if 0 <= missing <= split.inside.numel():
+            split.keep_inside(_largest(split.inside, missing, total))
+            return split.masks
+        # Pruned weights, most of them all, share the lowest score: looked at only where the others do not suffice.
+        if missing > 0 and split.keep_ties(scores, lower, missing - split.inside.numel()):
+            split.keep_inside(torch.ones_like(split.inside, dtype=torch.bool))
+            return split.masks
+    raise AssertionError("the last bracket holds everything")
 
 
-def kth_largest(tensors: Sequence[Tensor], k: int) -> float:
-    """The k-th largest entry over all tensors (k = 1 is the maximum), exactly.
+@dataclass
+class _Split:
+    """Scores split by a bracket: masks of those above, their number, those inside, and where these are."""
 
-    A sorted sample brackets the answer; the entries inside the bracket, about one in twenty, are searched the same
-    way. A bracket that misses is widened. Extra memory: a few bytes a score of the largest tensor.
+    masks: dict[str, Tensor]
+    above: int
+    inside: Tensor
+    places: list[tuple[Tensor, Tensor]]
 
-    Args:
-        tensors: Float tensors without NaN.
-        k: Rank, 1 <= k <= number of entries.
+    @classmethod
+    def at(cls, scores: Mapping[str, Tensor], lower: float, upper: float, dtype: torch.dtype) -> "_Split":
+        """Above is > upper, inside is > lower and not above; in chunks, so that temporary tensors stay small."""
+        masks, inside, places = {}, [], []
+        for name, score in scores.items():
+            masks[name] = torch.empty(score.shape, dtype=torch.bool, device=score.device)
+            flags = masks[name].view(-1).split(_CHUNK)
+            for part, higher in zip(score.reshape(-1).split(_CHUNK), flags, strict=True):
+                part = part.to(dtype)
+                torch.gt(part, upper, out=higher)
+                positions = ((part > lower) ^ higher).nonzero().squeeze(1)
+                inside.append(part[positions])
+                places.append((higher, positions))
+        above = sum(int(mask.count_nonzero()) for mask in masks.values())
+        return cls(masks, above, torch.cat([part.to(inside[0].device) for part in inside]), places)
 
-    >>> kth_largest([torch.tensor([5.0, 1.0]), torch.tensor([4.0])], 2)
-    4.0
-    """
-    total = sum(t.numel() for t in tensors)
-    sample = _sample(tensors)
+    def keep_inside(self, chosen: Tensor) -> None:
+        """Keep the chosen entries of `inside`."""
+        lengths = [positions.numel() for _, positions in self.places]
+        for (flags, positions), part in zip(self.places, chosen.split(lengths), strict=True):
+            flags[positions[part.to(positions.device)]] = True
+
+    def keep_ties(self, scores: Mapping[str, Tensor], value: float, missing: int) -> bool:
+        """Keep the first `missing` of the scores equal to `value`; whether there are so many."""
+        for name, score in scores.items():
+            ties = (score.reshape(-1) == value).nonzero().squeeze(1)[:missing]
+            self.masks[name].view(-1)[ties] = True
+            missing -= ties.numel()
+            if not missing:
+                return True
+        return False
+
+
+def _brackets(sample: Tensor, keep: int, total: int) -> Iterator[tuple[float, float]]:
+    """Bounds around the smallest score that stays, ever wider."""
     size = sample.numel()
-    if size == total:
-        return sample[k - 1].item()
-    centre, slack = k / total * size, 3 * math.isqrt(size)
+    centre, slack = keep / total * size, 3 * math.isqrt(size)
     while slack < size:
         upper = sample[max(0, math.floor(centre) - slack)].item()
         lower = sample[min(size - 1, math.ceil(centre) + slack)].item()
-        higher = [t > upper for t in tensors]
-        above = _count(higher)
-        if above < k:
-            # Without `lower` itself: pruned weights, most of them all, share the lowest score.
-            inside = _between(tensors, lower, higher)
-            if k <= above + inside.numel():
-                return _kth(inside, k - above, total)
-            if k <= above + inside.numel() + _count(t == lower for t in tensors):
-                return lower
+        yield lower, upper
         slack *= 4
-    return _kth(torch.cat([t.reshape(-1).to(tensors[0].device) for t in tensors]), k, total)
+    yield -math.inf, math.inf
 
 
-def _kth(inside: Tensor, k: int, total: int) -> float:
-    """The k-th largest of the bracket; by sorting where heavy ties keep the bracket from shrinking."""
-    if inside.numel() < 0.9 * total:
-        return kth_largest([inside], k)
-    return inside.sort(descending=True).values[k - 1].item()
+def _largest(values: Tensor, keep: int, total: int) -> Tensor:
+    """Mask of the `keep` largest inside a bracket; by sorting where heavy ties keep it from shrinking."""
+    if 2 * _SAMPLE < values.numel() < 0.9 * total:
+        return keep_largest({"": values}, keep)[""]
+    chosen = torch.zeros_like(values, dtype=torch.bool)
+    chosen[values.sort(descending=True, stable=True).indices[:keep]] = True
+    return chosen
 
 
-def _sample(tensors: Sequence[Tensor]) -> Tensor:
-    """All entries if they are few, else about 2^14 of them at regular intervals; descending."""
-    stride = max(1, sum(t.numel() for t in tensors) // _SAMPLE)
-    picked = [t.reshape(-1)[::stride] for t in tensors]
-    device = picked[0].device
-    return torch.cat([p.to(device) for p in picked]).sort(descending=True).values
-
-
-def _count(masks: Iterable[Tensor]) -> int:
-    return sum(int(mask.count_nonzero()) for mask in masks)
-
-
-def _between(tensors: Sequence[Tensor], lower: float, higher: Sequence[Tensor]) -> Tensor:
-    """Entries above `lower` that are not among the `higher`."""
-    device = tensors[0].device
-    return torch.cat([t[(t > lower) ^ high].to(device) for t, high in zip(tensors, higher, strict=True)])
+def _sample(scores: Mapping[str, Tensor], total: int) -> Tensor:
+    """About 2^14 entries at regular intervals, all if they are few; descending, in a dtype wide enough for each."""
+    stride = max(1, total // _SAMPLE)
+    # Contiguous copies: a view would keep a layer's scores alive.
+    picked = [score.reshape(-1)[::stride].clone() for score in scores.values()]
+    return torch.cat([part.to(picked[0].device) for part in picked]).sort(descending=True).values

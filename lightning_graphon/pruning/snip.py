@@ -13,10 +13,18 @@ def snip(problem: Problem) -> dict[str, Tensor]:
     At mask 1 this is the effect |∂L/∂m| of removing a connection on the very weights that will be trained.
     With `steps > 1` it is the iterative SNIP of de Jorge et al. 2021 on the weights still kept.
     """
-    sums = [torch.zeros_like(weight) for weight in problem.weights.values()]
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, grad: Tensor) -> None:
+        if name in sums:
+            sums[name] += grad
+        else:
+            sums[name] = torch.empty_like(grad).copy_(grad)
+
     for loss in problem.losses():
-        for total, grad in zip(sums, problem.gradients(loss()), strict=True):
-            total += grad
+        problem.each_gradient(loss(), add)
     # In place: a large model leaves no room for one more copy of its weights.
-    means = [problem.average(total.div_(len(problem.batches))) for total in sums]
-    return problem.named([g.mul_(w.detach()).abs_() for w, g in zip(problem.weights.values(), means, strict=True)])
+    for name, weight in problem.weights.items():
+        total = sums.pop(name) if name in sums else torch.zeros_like(weight)
+        sums[name] = problem.average(total.div_(len(problem.batches))).mul_(weight.detach()).abs_()
+    return sums

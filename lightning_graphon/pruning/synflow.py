@@ -1,7 +1,7 @@
 """SynFlow: iterative synaptic flow (Tanaka, Kunin, Yamins, Ganguli, NeurIPS 2020, arXiv:2006.05467, eq. 3)."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon.pruning.methods import Problem, register_method
+from lightning_graphon.pruning.sole import is_sole
 
 # The flow grows or falls like (width · mean |w|)^depth and leaves even float64 at depth 200. It is homogeneous of
 # degree one in inputs and biases together, so a scale on both, and on the gradient, changes no ranking: flows from
@@ -17,7 +18,7 @@ _SMALL = 2.0**-480
 _DOWN, _UP = (_SMALL, 2.0**-930), (1 / _SMALL, 2.0**930)
 
 
-@register_method("synflow", steps=100)
+@register_method("synflow", steps=100, zeroed=False)
 def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> dict[str, Tensor]:
     """|w · ∂R/∂w| with R = 1ᵀ f_{|θ|}(1): every parameter and buffer replaced by its absolute value.
 
@@ -36,10 +37,8 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
     dtype = torch.float64 if double else None
     try:
         scores, flow = _flow_scores(problem, batch, dtype, 1.0, biases)
-    except (
-        RuntimeError,
-        TypeError,
-    ) as error:  # tensors of the model's own that are no buffers; devices without float64
+    except (RuntimeError, TypeError) as error:
+        # The model mixes in tensors of its own that are no buffers, or the device has no float64.
         if not double:
             raise
         warnings.warn(f"synflow scores in the model's own precision, since it fails in float64: {error}", stacklevel=2)
@@ -50,35 +49,55 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             scores = trial if _all_finite(trial) else scores
             if _in_range(scores):
                 break
-    return problem.named([problem.average(score) for score in scores])
+    # The next round's |θ| takes the memory of these scores, unless somebody else still holds them then.
+    problem.kept.update({name: score.detach() for name, score in scores.items()})
+    return {name: problem.average(scores.pop(name)) for name in problem.weights}
 
 
 def _flow_scores(
     problem: Problem, batch: Any, dtype: torch.dtype | None, scale: float, biases: bool
-) -> tuple[list[Tensor], float]:
-    """Scores with inputs, biases and gradient scaled, and the flow."""
-    with _linearised(problem.model, dtype, scale, biases):
+) -> tuple[dict[str, Tensor], float]:
+    """Scores with inputs, biases and gradient scaled, and the flow.
+
+    A weight's gradient is complete when all of its uses have had their backward pass, so the memory of |θ| then takes
+    the score.
+    """
+    scores: dict[str, Tensor] = {}
+
+    def score(name: str, grad: Tensor) -> None:
+        weight = problem.weights[name]
+        absolute, weight.data = weight.data, originals[weight]
+        # A use that sends no gradient, of a detached weight, may still be to come.
+        scores[name] = (absolute.mul_(grad) if is_sole(absolute) else absolute * grad).abs_()
+
+    with _linearised(problem, dtype, scale, biases) as originals:
         flow = problem.objective.flow(batch, scale)
         if not flow.requires_grad:
             raise ValueError("synflow: the outputs do not depend on the weights to prune")
         # The gradient is scaled as well: products of large activations and large gradients stay finite.
-        grads = problem.gradients(flow * scale)
-        scores = [g.mul_(w.detach()).abs_() for g, w in zip(grads, problem.weights.values(), strict=True)]
-    return scores, float(flow.detach())
+        problem.each_gradient(flow * scale, score)
+    unused = {name: torch.zeros_like(weight) for name, weight in problem.weights.items() if name not in scores}
+    return scores | unused, float(flow.detach())
 
 
-def _in_range(scores: list[Tensor]) -> bool:
+def _in_range(scores: Mapping[str, Tensor]) -> bool:
     """Whether nothing overflowed, and what counts did not underflow."""
-    return _all_finite(scores) and max(float(score.max()) for score in scores) > _SMALL
+    return _all_finite(scores) and max(float(score.max()) for score in scores.values()) > _SMALL
 
 
-def _all_finite(scores: list[Tensor]) -> bool:
-    return all(bool(torch.isfinite(score.sum())) for score in scores)
+def _all_finite(scores: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(score.sum())) for score in scores.values())
 
 
 @contextmanager
-def _linearised(model: nn.Module, dtype: torch.dtype | None, scale: float, biases: bool) -> Iterator[None]:
-    """The model with |θ|, |buffers| and eval mode, in `dtype`; biases times `scale`. Restored by the caller."""
+def _linearised(
+    problem: Problem, dtype: torch.dtype | None, scale: float, biases: bool
+) -> Iterator[dict[nn.Parameter, Tensor]]:
+    """The model with |θ| of the weights kept, |buffers| and eval mode, in `dtype`; biases times `scale`.
+
+    Yields what the parameters held before, and gives it back.
+    """
+    model, names = problem.model, {weight: name for name, weight in problem.weights.items()}
     parameters = {p: p.data for p in model.parameters()}
     buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
     modes = [(m, m.training) for m in model.modules()]
@@ -87,11 +106,14 @@ def _linearised(model: nn.Module, dtype: torch.dtype | None, scale: float, biase
         model.eval()
         for parameter, data in parameters.items():
             factor = (scale if biases else 0.0) if parameter in additive else 1.0
-            parameter.data = _absolute(data, dtype, factor)
+            if parameter in names:
+                parameter.data = _weight_in_force(problem, names[parameter], dtype)
+            else:
+                parameter.data = _absolute(data, dtype, factor)
         for module, name, buffer in buffers:
             factor = scale if name == "running_mean" else 1.0
             module._buffers[name] = _absolute(buffer, dtype, factor)
-        yield
+        yield parameters
     finally:
         for parameter, data in parameters.items():
             parameter.data = data
@@ -104,6 +126,14 @@ def _linearised(model: nn.Module, dtype: torch.dtype | None, scale: float, biase
 def _adds(name: str) -> bool:
     """Whether this parameter is a bias: it adds to the flow and does not multiply it."""
     return name.rpartition(".")[2].startswith(("bias", "in_proj_bias"))
+
+
+def _weight_in_force(problem: Problem, name: str, dtype: torch.dtype | None) -> Tensor:
+    """|θ| of a weight, zero where it is pruned; in the memory of its last scores if nobody else holds them."""
+    weight, mask, memory = problem.weights[name].detach(), problem.masks[name], problem.kept.pop(name, None)
+    if memory is None or memory.dtype != (dtype or weight.dtype) or not is_sole(memory):
+        memory = torch.empty_like(weight, dtype=dtype)
+    return memory.copy_(weight).abs_().mul_(mask)
 
 
 def _absolute(tensor: Tensor, dtype: torch.dtype | None, factor: float) -> Tensor:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_graphon.pruning.select import keep_largest, kth_largest
+from lightning_graphon.pruning.select import keep_largest
 from tests.oracles_pruning import keep_largest_by_sorting
 
 # Few distinct values make heavy ties; both zeros and -inf (pruned in an earlier round) are among them.
@@ -64,12 +64,6 @@ def test_many_scores_equal_a_stable_sort(kind: str, dtype: torch.dtype) -> None:
         expected[order[:keep]] = True
         masks = keep_largest(parts, keep)
         assert torch.equal(torch.cat([masks["a"].reshape(-1), masks["b"]]), expected), keep
-
-
-@pytest.mark.parametrize("k", [1, 17, 60_000, 100_000])
-def test_kth_largest_is_exact(k: int) -> None:
-    scores = torch.randn(100_000, generator=torch.Generator().manual_seed(k))
-    assert kth_largest([scores[:1], scores[1:]], k) == scores.sort(descending=True).values[k - 1].item()
 
 
 @pytest.mark.parametrize("keep", [-1, 4])

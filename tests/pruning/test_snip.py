@@ -63,6 +63,25 @@ def test_splitting_into_equal_batches_changes_nothing() -> None:
         torch.testing.assert_close(whole[name], halves[name])
 
 
+class Sum(nn.Module):
+    """A layer whose weight is the sum of two: autograd gives both the same gradient tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 4, bias=False), nn.Linear(8, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.a.weight + self.b.weight).T
+
+
+@pytest.mark.parametrize("method", ["snip", "synflow"])
+def test_weights_that_share_a_gradient(method: str) -> None:
+    model, case = seeded(Sum), CASES["mlp"]
+    scores = scores_of(method, model, batches=case.batches())
+    ratio = scores["a.weight"] / scores["b.weight"]
+    torch.testing.assert_close(ratio.float(), (model.a.weight / model.b.weight).detach().abs())
+
+
 def test_the_mode_of_the_model_is_kept() -> None:
     case, masks = CASES["batchnorm"], []
     for training in (True, False):

@@ -1,5 +1,7 @@
 """SynFlow: finite at any depth, and the ranking of an exact oracle in the log domain."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_graphon.pruning import prune
+from lightning_graphon.pruning.objective import SupervisedObjective
+from lightning_graphon.pruning.plan import Plan
+from lightning_graphon.pruning.prune import compute_masks
 from tests.cases import CASES, Residual, mlp, seeded
 from tests.oracles_pruning import scores_of, synflow_log_scores
 
@@ -156,6 +161,42 @@ def test_models_that_insist_on_their_precision_are_scored_in_it() -> None:
     with pytest.warns(UserWarning, match="synflow scores in the model's own precision"):
         masks = prune(net, "synflow", sparsity=0.8, steps=5)
     assert masks == prune(net, "synflow", sparsity=0.8, steps=5, options={"double": False})
+
+
+class Detached(nn.Module):
+    """Uses a weight detached in front of where it is trained: its gradient is complete before that use's pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(nn.functional.linear(self.first(x), self.layer.weight.detach()))
+
+
+def test_a_weight_that_is_used_detached_keeps_its_value_until_then() -> None:
+    model = seeded(Detached)
+    oracle = seeded(Detached).double()
+    oracle.load_state_dict({key: value.abs() for key, value in model.state_dict().items()})
+    oracle(torch.ones(1, 6, dtype=torch.float64)).sum().backward()
+    for name, score in scores_of("synflow", model).items():
+        parameter = oracle.get_parameter(name)
+        torch.testing.assert_close(score, (parameter * parameter.grad).detach())
+
+
+def test_scores_that_somebody_keeps_are_not_overwritten_by_the_next_round() -> None:
+    net, plan = seeded(lambda: mlp(width=40)), Plan("synflow", 0.9, steps=4)
+    kept, copies = [], []
+
+    def look(_: int, scores: Mapping[str, Tensor]) -> None:
+        kept.append(dict(scores))
+        copies.append({name: score.clone() for name, score in scores.items()})
+
+    compute_masks(net, plan, SupervisedObjective(net), [], on_scores=look)
+    assert len(kept) == 4
+    assert all(
+        torch.equal(scores[name], copy[name]) for scores, copy in zip(kept, copies, strict=True) for name in copy
+    )
 
 
 def test_outputs_that_ignore_the_weights_are_an_error() -> None:
