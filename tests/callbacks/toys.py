@@ -3,6 +3,7 @@
 from functools import cache
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
@@ -11,6 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 DATA_METHODS = ["snip", "grasp", "synflow"]
 METHODS = ["random", "magnitude", *DATA_METHODS]
+needs_fsdp2 = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of this torch does not run on a CPU"
+)
 
 
 @cache

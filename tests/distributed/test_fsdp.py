@@ -4,17 +4,14 @@ import pytest
 import torch
 from fsdp_script import GRAPHON, Whole, cnn, never, two_layers, uneven
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from toys import METHODS, digits, disagreement, loader, make_trainer, pruned_max, quiet
+from toys import METHODS, digits, disagreement, loader, make_trainer, needs_fsdp2, pruned_max, quiet
 
 from lightning_graphon.callbacks import prune_at_init as pruner_module
 from lightning_graphon.graphon import estimate_graphon
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
 from lightning_graphon.pruning import Masks, prune
 
-pytestmark = [
-    pytest.mark.distributed,
-    pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch has no FSDP2 on a CPU"),
-]
+pytestmark = [pytest.mark.distributed, needs_fsdp2]
 ALL = [*METHODS, "graphon"]
 CASES = [*ALL, "batch norm", "tensor parallel"]
 SAVED = ["whole", "shards", "single"]

@@ -7,9 +7,9 @@ import torch
 from fsdp_loss_script import CASES, DATA, STEPS, OneProcess, adam, centred, descent, fit, half, momentum, monitor
 from fsdp_script import two_layers, uneven
 from torch.utils.data import DataLoader, TensorDataset
-from toys import digits
+from toys import digits, needs_fsdp2
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, needs_fsdp2]
 OPTIMIZERS = {"groups": momentum, "centred": centred, "graphon": descent}
 LOOKS = [0.0, 2.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 14.0, 15.0, 16.0, 18.0]
 # float64 on both sides, but two processes add up their halves of the batch: measured up to 2e-13.

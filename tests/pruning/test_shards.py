@@ -9,6 +9,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from toys import needs_fsdp2
 
 from lightning_graphon.pruning import Enforcer, Masks, gathered, select_weights
 from lightning_graphon.pruning.shards import is_sharded, local_part, part_like, plain_class, whole
@@ -104,6 +105,7 @@ def test_masks_are_applied_and_enforced_on_the_part_alone(rank):
     assert torch.equal(state["weight"], mask.float())
 
 
+@needs_fsdp2
 def test_shards_are_enforced_also_after_a_forward_pass_that_left_the_weights_whole(rank):
     """FSDP keeps the root's weights whole until the backward pass; the optimizer knows the shards."""
     net = nn.Linear(3 + rank, 4)
