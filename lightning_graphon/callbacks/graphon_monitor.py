@@ -30,6 +30,7 @@ from lightning_graphon.graphon import (
 )
 from lightning_graphon.ntk import SpectralSummary
 from lightning_graphon.plots.graphon_pixels import graphon_pixels
+from lightning_graphon.plots.graphons import p_value_text
 from lightning_graphon.plots.spectrum_pixels import spectrum_pixels
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.shards import gathered
@@ -265,8 +266,10 @@ def _print_table(
     for column in ("layer", "density", "degree CV", "C4 ratio", "p-value", "verdict"):
         table.add_column(column, justify="left" if column in ("layer", "verdict") else "right")
     for name in graphons:
-        keys = ("density", "degree_cv", "c4_ratio", "p_value")
-        numbers = [scalars.get(f"graphon/{name}/{key}") for key in keys]
-        verdict = tests[name].verdict if name in tests else "too large to test"
-        table.add_row(name, *("" if number is None else f"{number:.3g}" for number in numbers), verdict)
+        numbers = [scalars.get(f"graphon/{name}/{key}") for key in ("density", "degree_cv", "c4_ratio")]
+        test = tests.get(name)
+        tested = (
+            ("", "too large to test") if test is None else (p_value_text(test.p_value).removeprefix("= "), test.verdict)
+        )
+        table.add_row(name, *("" if number is None else f"{number:.3g}" for number in numbers), *tested)
     Console().print(table)
