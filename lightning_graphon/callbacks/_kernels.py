@@ -31,15 +31,15 @@ def empirical_kernel(network: Network, masks: Mapping[str, Tensor], dtype: torch
         return _kernel(network, masks, lambda x: x, **options)
 
 
-def graphon_kernel(network: Network, masks: Mapping[str, Tensor], propagate: str, bins: int | None = None) -> Tensor:
-    """Graphon NTK of the network on its probe batch, float64, with at most `bins` positions a layer.
+def graphon_kernel(network: Network, masks: Mapping[str, Tensor], propagate: str) -> Tensor:
+    """Graphon NTK of the network on its probe batch, float64.
 
     Raises:
         ValueError: The network is no chain of Linear layers on one tensor.
     """
     if isinstance(network.inputs, tuple):
         raise ValueError("training_step is not one call of one module with one tensor: it has no Graphon NTK")
-    return graphon_ntk_from_model(network.module, network.inputs, masks, bins=bins, propagate=propagate)
+    return graphon_ntk_from_model(network.module, network.inputs, masks, propagate=propagate)
 
 
 def _kernel(network: Network, masks: Mapping[str, Tensor], cast: Callable[[Tensor], Tensor], **options: Any) -> Tensor:

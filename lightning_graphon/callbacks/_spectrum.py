@@ -47,7 +47,7 @@ class KernelSpectrum:
     def _kernel(self, network: Network, masks: dict[str, Tensor]) -> Tensor:
         if self.kernel != "empirical":
             try:
-                kernel = graphon_kernel(network, masks, self.propagate, _BINS[self.propagate])
+                kernel = graphon_kernel(network, masks, self.propagate)
             except ValueError:
                 if self.kernel == "graphon":
                     raise

@@ -47,7 +47,7 @@ def test_graphon_ntk_of_a_chain(tmp_path):
     fit(prune, watch, model=model, default_root_dir=tmp_path)
     inputs = next(iter(loader(batch_size=40)))[0]
     masks = {name.removeprefix("net."): mask for name, mask in prune.masks.items()}
-    expected = spectral_summary(graphon_ntk_from_model(model.net, inputs, masks, bins=16))
+    expected = spectral_summary(graphon_ntk_from_model(model.net, inputs, masks))
     assert watch.spectrum.eigenvalues.dtype == torch.float64
     torch.testing.assert_close(watch.spectrum.eigenvalues, expected.eigenvalues)
 
