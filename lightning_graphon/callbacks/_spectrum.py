@@ -11,9 +11,6 @@ from lightning_graphon.callbacks._network import Network, find_network
 from lightning_graphon.ntk import SpectralSummary, spectral_summary
 
 KERNELS = ("auto", "graphon", "empirical")
-# Positions of a layer, at less than half the time of 64. The logged numbers differ from those of 64 by less than 2 %,
-# those of a network from another seed by up to 13 % (64-256x4-10 and 64-1024x4-10, dense and by five methods at 90 %).
-_BINS = {"energy": 16, "density": 16, "drift": 8}
 
 
 class KernelSpectrum:
