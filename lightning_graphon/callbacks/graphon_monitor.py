@@ -58,9 +58,9 @@ class GraphonMonitor(Callback):
     on a fixed probe batch of training data is logged: `ntk/decay_rate`, `ntk/effective_rank`, `ntk/spectral_gap`,
     `ntk/energy_top5`, `ntk/lambda_max`, `ntk/lambda_min`, `ntk/trace`, `ntk/condition_number`, `ntk/alignment` (with
     class labels) and the figure `ntk_spectrum`. It is the Graphon NTK where the network is a chain of Linear layers,
-    the exact kernel of the finite network ("empirical NTK") otherwise; the console and the figure say which. Networks are
-    evaluated in eval mode: batch norm that has seen no data yet does not normalise at step 0. Under FSDP2 and tensor
-    parallelism every process gathers the whole weights for it, and the first one computes.
+    the exact kernel of the finite network ("empirical NTK") otherwise; the console and the figure say which. Networks
+    are evaluated in eval mode: batch norm that has seen no data yet does not normalise at step 0. Under FSDP2 and
+    tensor parallelism every process gathers the whole weights for it, and the first one computes.
 
     Args:
         bins: Intervals of each axis of a graphon.
