@@ -11,7 +11,7 @@ from lightning_graphon.ntk.dual import DualActivation
 
 _NEAR = 1e-2  # pairs closer than this (squared distance over the sum of variances) get their distance term by term
 LIVE = 14  # tensors of a tile's size that are alive at once, measured
-_CACHE = {"cpu": 4 << 20, "cuda": 512 << 20}  # bytes a tile may take where memory does not limit it
+_CACHE = {"cpu": 8 << 20, "cuda": 512 << 20}  # bytes a tile may take, on a CPU for each thread, where memory allows
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def diagonals(x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation
 
 def tile_edge(positions: int, itemsize: int, device: str, max_memory: int | None) -> int:
     """Samples along the edge of a square tile, so that a tile's tensors fit cache and `max_memory` bytes."""
-    budget = _CACHE.get(device, 64 << 20)
+    budget = _CACHE.get(device, 64 << 20) * (torch.get_num_threads() if device == "cpu" else 1)
     budget = budget if max_memory is None else min(budget, max_memory)
     edge = int((budget / (LIVE * positions * itemsize)) ** 0.5)
     return max(8, edge // 8 * 8)
