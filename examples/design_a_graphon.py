@@ -197,7 +197,7 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Designs, Results]:
         [Cell(method, sparsity, seed) for seed, sparsity, method in grid],
         stem=lambda c: c.stem,
         work=lambda c: compute(c, args, data, designs),
-        describe=lambda c: f"{c.method}, {c.sparsity:.0%} pruned, seed {c.seed}",
+        describe=lambda c: c.description,
         console=console,
     )
     return designs, results

@@ -29,7 +29,7 @@ from image_data import add_data_arguments, images
 from loss_decay_figures import MEASURES, NAMES, draw_correlations, draw_curves, draw_scatter
 from loss_decay_metrics import LABELS, Sample, kernel_metrics
 from rank_correlation import Correlation, correlate
-from resumable import Cell, finish
+from resumable import Cell, dense_and_pruned, finish
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -134,12 +134,6 @@ def compute(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
 Results = dict[Cell, dict[str, Any]]
 
 
-def cells(args: argparse.Namespace) -> list[Cell]:
-    """All networks; a whole seed first, so that a stopped run has every point once."""
-    grid = [("dense", 0.0), *product(args.methods, args.sparsities)]
-    return [Cell(method, sparsity, seed) for seed in range(args.seeds) for method, sparsity in grid]
-
-
 def run(args: argparse.Namespace, console: Console) -> Results:
     """Compute what is not there yet, then read everything."""
     rates = f"{rate('sgd', args):g}sgd_{rate('adam', args):g}adam"
@@ -147,10 +141,10 @@ def run(args: argparse.Namespace, console: Console) -> Results:
     folder = args.out / "cells" / setting
     return finish(
         folder,
-        cells(args),
+        dense_and_pruned(args.methods, args.sparsities, args.seeds),
         stem=lambda c: c.stem,
         work=lambda c: compute(c, args),
-        describe=lambda c: f"{c.method}, {c.sparsity:.0%} pruned, seed {c.seed}",
+        describe=lambda c: c.description,
         console=console,
     )
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from graphon_convergence import network
 from image_data import add_data_arguments, images
-from resumable import Cell, finish
+from resumable import Cell, dense_and_pruned, finish
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -121,21 +121,15 @@ def compute(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
 Results = dict[Cell, dict[str, Any]]
 
 
-def cells(args: argparse.Namespace) -> list[Cell]:
-    """All networks; a whole seed first, so that a stopped run has every point once."""
-    grid = [("dense", 0.0), *product(args.methods, args.sparsities)]
-    return [Cell(method, sparsity, seed) for seed in range(args.seeds) for method, sparsity in grid]
-
-
 def run(args: argparse.Namespace, console: Console) -> Results:
     """Compute what is not there yet, then read everything."""
     folder = args.out / "cells" / f"{args.data}_w{args.width}_{args.samples}samples_{args.batch}batch"
     return finish(
         folder,
-        cells(args),
+        dense_and_pruned(args.methods, args.sparsities, args.seeds),
         stem=lambda c: c.stem,
         work=lambda c: compute(c, args),
-        describe=lambda c: f"{c.method}, {c.sparsity:.0%} pruned, seed {c.seed}",
+        describe=lambda c: c.description,
         console=console,
         cost=_cost,
     )

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -24,6 +25,17 @@ class Cell(NamedTuple):
     def stem(self) -> str:
         """Name of its file."""
         return f"{self.method.replace(': ', '_')}_s{100 * self.sparsity:g}_t{self.seed}"
+
+    @property
+    def description(self) -> str:
+        """What the progress bar says of it."""
+        return f"{self.method}, {self.sparsity:.0%} pruned, seed {self.seed}"
+
+
+def dense_and_pruned(methods: Iterable[str], sparsities: Iterable[float], seeds: int) -> list[Cell]:
+    """The dense network, every method at every sparsity; a whole seed first: a stopped run has every point once."""
+    grid = [("dense", 0.0), *product(methods, sparsities)]
+    return [Cell(method, sparsity, seed) for seed in range(seeds) for method, sparsity in grid]
 
 
 def finish(

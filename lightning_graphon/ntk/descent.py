@@ -14,8 +14,6 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from lightning_graphon.ntk.stability import check_sgd
 
-_ADAPTIVE = (Adam, AdamW, RMSprop)
-
 
 @dataclass(frozen=True)
 class Descent:
