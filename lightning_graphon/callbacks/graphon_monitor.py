@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
@@ -232,9 +231,9 @@ class GraphonMonitor(Callback):
             _print_table(self.graphons, self.tests, scalars)
         if self.figure and not getattr(trainer, "fast_dev_run", False):
             title = f"Layer graphons at step {trainer.global_step}"
-            arrays = {name: graphon.values.cpu().numpy() for name, graphon in self.graphons.items()}
-            draw = partial(graphon_pixels, self.graphons, self.tests, title)
-            send_picture(trainer, "graphons", lambda scale: draw(scale=scale), arrays)
+            graphons, tests = self.graphons, self.tests
+            arrays = {name: graphon.values.cpu().numpy() for name, graphon in graphons.items()}
+            send_picture(trainer, "graphons", lambda scale: graphon_pixels(graphons, tests, title, scale=scale), arrays)
 
     def _numbers(self, name: str, mask: Tensor) -> dict[str, float]:
         """Density, spread of degrees, four-cycles and the homogeneity test of one layer."""
@@ -266,9 +265,8 @@ def _print_table(
         table.add_column(column, justify="left" if column in ("layer", "verdict") else "right")
     for name in graphons:
         numbers = [scalars.get(f"graphon/{name}/{key}") for key in ("density", "degree_cv", "c4_ratio")]
-        test = tests.get(name)
-        tested = (
-            ("", "too large to test") if test is None else (p_value_text(test.p_value).removeprefix("= "), test.verdict)
-        )
+        tested = ("", "too large to test")
+        if name in tests:
+            tested = p_value_text(tests[name].p_value).removeprefix("= "), tests[name].verdict
         table.add_row(name, *("" if number is None else f"{number:.3g}" for number in numbers), *tested)
     Console().print(table)
