@@ -8,10 +8,11 @@ from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained(tmp_path_factory):
     pruner, model = quiet("snip"), Classifier()
     monitors = (GraphonMonitor(verbose=False), LossDecayMonitor(verbose=False))
-    make_trainer(pruner, *monitors, max_epochs=1).fit(model, loader())
+    folder = tmp_path_factory.mktemp("export")
+    make_trainer(pruner, *monitors, max_epochs=1, default_root_dir=folder).fit(model, loader())
     return model.eval(), pruner.masks
 
 
