@@ -23,9 +23,9 @@ def two_processes():
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, roots))
         start = time.monotonic()
         command = [sys.executable, str(HERE / script), str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        while not (folder / "rank1.pt").exists() and time.monotonic() < start + 150:
+        while not (folder / "rank1.pt").exists() and time.monotonic() < start + 400:
             time.sleep(0.1)
         return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 

@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parent))
 
 from ddp_script import OwnSeed, Unequal
 from fsdp_script import TensorParallel, Whole, two_layers, uneven, whole_weights
+from leaving import write_and_leave
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
@@ -211,7 +212,7 @@ def main(folder):
     found["failed aloud"] = fails(raise_errors=True)
     found["no room"] = without_room()
     found["resume"] = resume(folder)
-    torch.save(found, folder / f"rank{torch.distributed.get_rank()}.pt")
+    write_and_leave(found, folder)
 
 
 if __name__ == "__main__":

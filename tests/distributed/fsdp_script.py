@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parent.parent / "callbacks"))
 sys.path.append(str(Path(__file__).parent))
 
 from ddp_script import OwnSeed, Unequal
+from leaving import write_and_leave
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import init_device_mesh
@@ -294,7 +295,7 @@ def main(folder):
     found["wrapped"] = wrapped()
     found["resume"] = resume(folder)
     found["alone"] = alone()
-    torch.save(found, folder / f"rank{torch.distributed.get_rank()}.pt")
+    write_and_leave(found, folder)
 
 
 if __name__ == "__main__":

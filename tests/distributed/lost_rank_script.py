@@ -11,6 +11,7 @@ import torch
 sys.path.append(str(Path(__file__).parent))
 
 from fsdp_loss_script import Cut, adam, fit_cut, monitor
+from leaving import leave
 
 from lightning_graphon.pruning import shards
 
@@ -31,7 +32,7 @@ def main(folder):
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         said = str(error)
     (folder / f"rank{torch.distributed.get_rank()}.txt").write_text(said)
-    sys.exit(said != "")
+    leave(said != "")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from leaving import Unhurried
 from toys import METHODS, Classifier, digits, disagreement, loader, make_trainer, quiet
 
 from lightning_graphon.graphon import estimate_graphon
@@ -77,7 +78,7 @@ def test_ranks_that_disagree_are_told_so(ranks):
 def test_spawned_processes_prune_too(tmp_path):
     pruner, model = quiet("snip", batches=2), Classifier()
     assert pickle.dumps(pruner)
-    trainer = make_trainer(pruner, strategy="ddp_spawn", devices=2, limit_val_batches=0)
+    trainer = make_trainer(pruner, Unhurried(), strategy="ddp_spawn", devices=2, limit_val_batches=0)
     trainer.fit(model, loader(batch_size=16))
     kept = sum(int(p.count_nonzero()) for n, p in model.named_parameters() if n.endswith("weight"))
     total = sum(p.numel() for n, p in model.named_parameters() if n.endswith("weight"))

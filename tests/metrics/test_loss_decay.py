@@ -110,7 +110,7 @@ for k in range(rank * 30, rank * 30 + 30 - 10 * rank):
 values = dict(metric.compute())
 again = metric.compute()
 assert metric.points == 30 - 10 * rank
-print({k: v.item() for k, v in values.items()})
+print({k: v.item() for k, v in values.items()}, flush=True)
 dist.destroy_process_group()
 """
 
