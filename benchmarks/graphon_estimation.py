@@ -22,6 +22,8 @@ from _timing import machine
 from torch import Tensor
 
 from lightning_graphon.graphon import estimate_graphon
+from lightning_graphon.graphon._channels import ChannelGraph
+from lightning_graphon.graphon.estimate import memberships
 
 BLOCKS = 32
 GRAPHONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -49,7 +51,11 @@ for line in iter(input, "stop"):
     print(spent, flush=True)
 """
 THEIRS = ["sorting and smoothing", "network histogram", "neighbourhood smoothing"]
-OURS = {"this library": 0.0, "this library, smoothing=1": 1.0}
+OURS: dict[str, tuple[str, float]] = {
+    "this library": ("degree", 0.0),
+    "this library, smoothing=1": ("degree", 1.0),
+    "this library, spectral": ("spectral", 0.0),
+}
 
 
 def graph(kind: str, nodes: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -61,14 +67,13 @@ def graph(kind: str, nodes: int, seed: int) -> tuple[Tensor, Tensor]:
     return upper | upper.T, probabilities
 
 
-def ours(edges: Tensor, smoothing: float) -> tuple[float, Tensor]:
+def ours(edges: Tensor, order: str, smoothing: float) -> tuple[float, Tensor]:
     """Processor seconds of the estimate, and the probability of every edge by the bins of its ends."""
     start = time.process_time()
-    found = estimate_graphon(edges, BLOCKS, smoothing=smoothing)
+    found = estimate_graphon(edges, BLOCKS, order, smoothing=smoothing)
     spent = time.process_time() - start
-    ranks = edges.sum(1).argsort(descending=True).argsort()
-    bins = ranks * BLOCKS // len(edges)
-    return spent, found.values[bins][:, bins].fill_diagonal_(0)
+    rows, cols = memberships(ChannelGraph(edges), BLOCKS, order, ties="index")
+    return spent, (rows @ found.values @ cols.T).fill_diagonal_(0)
 
 
 def theirs(ask: Callable[[str], str], name: str, path: str) -> tuple[float, Tensor]:
@@ -83,7 +88,7 @@ def measure(kind: str, nodes: int, seeds: int, ask: Callable[[str], str], path: 
     for seed in range(seeds):
         edges, probabilities = graph(kind, nodes, seed)
         np.save(path, edges.numpy().astype(int))
-        calls = {name: partial(ours, edges, weight) for name, weight in OURS.items()}
+        calls = {name: partial(ours, edges, *how) for name, how in OURS.items()}
         calls |= {f"pygraphon, {name}": partial(theirs, ask, name, path) for name in THEIRS}
         for name, call in calls.items():
             spent, found = call()

@@ -27,6 +27,7 @@ from lightning_graphon.graphon import (
     layer_graphons,
     motif_densities,
 )
+from lightning_graphon.graphon.layers import ORDERS
 from lightning_graphon.ntk import SpectralSummary
 from lightning_graphon.plots.graphon_pixels import graphon_pixels
 from lightning_graphon.plots.graphons import p_value_text
@@ -63,7 +64,8 @@ class GraphonMonitor(Callback):
 
     Args:
         bins: Intervals of each axis of a graphon.
-        order: "degree" (each mask sorted for itself, the pictures of arXiv:2510.17515), "joint" or "none".
+        order: "degree" (each mask sorted for itself, the pictures of arXiv:2510.17515), "spectral" (tells neurons of
+            equal degree apart, see `estimate_graphon`), "joint" or "none".
         include: Which layers: names, globs, "re:..." or class names; None: every Linear and Conv weight.
         exclude: Which layers not.
         every_n_epochs: Look at the start of every n-th epoch; 0: never.
@@ -104,7 +106,7 @@ class GraphonMonitor(Callback):
         verbose: bool = True,
         raise_errors: bool = False,
     ) -> None:
-        check_choice("order", order, ("degree", "joint", "none"))
+        check_choice("order", order, ORDERS)
         check_choice("kernel", kernel, (*KERNELS, "none"))
         check_choice("propagate", propagate, ("energy", "density", "drift"))
         for name, value in (("bins", bins), ("probe_size", probe_size)):

@@ -8,9 +8,10 @@ from lightning_graphon._checks import check_choice
 from lightning_graphon.graphon import _binning
 from lightning_graphon.graphon._channels import ChannelGraph
 from lightning_graphon.graphon._smoothing import total_variation
+from lightning_graphon.graphon.spectral_order import spectral_parts
 from lightning_graphon.graphon.step_graphon import StepGraphon
 
-ORDERS = ("degree", "none")
+ORDERS = ("degree", "spectral", "none")
 TIES = ("average", "index")
 
 
@@ -31,7 +32,11 @@ def estimate_graphon(
     is the density of the mask, exactly, because bins that cannot be equal have unequal measures.
 
     What a degree sort cannot see: it is consistent where the degree functions are strictly monotone. Rows
-    that differ in their neighbours but not in their degree are mixed.
+    that differ in their neighbours but not in their degree are mixed. `order="spectral"` tells these apart: rows
+    (and columns) are projected on the leading singular vectors of the mask and cut in two, and again, where a part is
+    wider than chance alone would make it (three standard deviations). Bins are then as many as the mask has
+    evidence for, at most `bins`, and of unequal measure: a homogeneous mask has one. It is an estimator of our own,
+    in the spirit of spectral clustering (Rohe, Chatterjee and Yu 2011).
 
     Tied degrees: with `ties="average"` tied rows share their places, which is the mean of [P1]'s estimate
     over all orders of the tied rows (and columns), so the result does not depend on the order of rows and
@@ -42,9 +47,10 @@ def estimate_graphon(
     Args:
         mask: [out, in], bool, or numbers in [0, 1]; or [out, in / groups, *taps] of a convolution, read as
             the graph between channels whose edge weight is the mean over the taps.
-        bins: number of intervals of each axis, or a pair (rows, columns); never more than the side.
-        order: "degree", or "none" to keep the given order of rows and columns.
-        ties: "average" or "index", see above; unused with `order="none"`.
+        bins: number of intervals of each axis, or a pair (rows, columns), at most with "spectral"; never more than
+            the side.
+        order: "degree", "spectral", or "none" to keep the given order of rows and columns.
+        ties: "average" or "index", see above; used with `order="degree"`.
         smoothing: weight of total-variation denoising of the cells (the second step of Chan and Airoldi), in
             units of the typical standard error of a cell; 1 is a sound start, 0 (as in [P1]) is off. The mean
             is kept.
@@ -80,6 +86,9 @@ def estimate_graphon(
 def memberships(graph: ChannelGraph, bins: int | Sequence[int], order: str, ties: str) -> tuple[Tensor, Tensor]:
     """Membership of rows [out, row bins] and of columns [in, col bins] for one mask sorted for itself."""
     n_row, n_col = _bins(bins, graph.shape)
+    if order == "spectral":
+        parts = spectral_parts(graph, (n_row, n_col))
+        return _binning.one_hot(parts[0], int(parts[0].max()) + 1), _binning.one_hot(parts[1], int(parts[1].max()) + 1)
     row_keys, col_keys = graph.degrees()
     if order == "none":
         return (

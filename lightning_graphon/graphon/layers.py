@@ -14,7 +14,7 @@ from lightning_graphon.graphon.estimate import from_memberships, memberships
 from lightning_graphon.graphon.positions import POSITIONS, nested_quantile_labels, spectral_labels
 from lightning_graphon.graphon.step_graphon import StepGraphon
 
-ORDERS = ("degree", "none", "joint")
+ORDERS = ("degree", "spectral", "none", "joint")
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def layer_graphons(
 ) -> dict[str, StepGraphon]:
     """Step graphon of every mask of a network, with energy and drift where the model is given.
 
-    `order="degree"` sorts each mask for itself (the pictures of [P1], see `estimate_graphon`), `order="none"`
-    keeps the given orders.
+    `order="degree"` sorts each mask for itself (the pictures of [P1]), `order="spectral"` also tells neurons of
+    equal degree apart (see `estimate_graphon` for both), `order="none"` keeps the given orders.
 
     `order="joint"` is what kernels need: the rows of one mask and the columns of the next are the same
     neurons and get the same bins, so consecutive graphons share a partition. Inputs and outputs of the
@@ -68,8 +68,8 @@ def layer_graphons(
         masks: qualified parameter name to bool tensor of the weight's shape, in network order.
         model: the model whose parameters the masks belong to; fills `energy` and `drift`, the cell means of
             w²·M and w·M (mean over taps for convolutions, as for the mask).
-        bins: number of bins; for "joint", the most per hidden layer.
-        order: "degree", "none" or "joint".
+        bins: number of bins; for "joint", the most per hidden layer; for "spectral", the most.
+        order: "degree", "spectral", "none" or "joint".
         positions: "degree", "energy" or "spectral", used by "joint".
         ties: "average" or "index", used by "degree", see `estimate_graphon`.
         drift: whether the model's drift is wanted; without it there is one pass less over the weights.

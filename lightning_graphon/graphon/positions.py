@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_graphon.graphon._binning import quantised
 from lightning_graphon.graphon._channels import ChannelGraph
+from lightning_graphon.graphon._singular import leading, times, times_transposed
 
 POSITIONS = ("degree", "energy", "spectral")
 
@@ -78,13 +79,12 @@ def _half(points: Tensor) -> Tensor:
     return quantile_labels(points[:, widest], 2)
 
 
-_RANK, _OVERSAMPLE, _POWER_STEPS = 2, 6, 12
+_RANK = 2
 
 
 def _leading_left(graph: ChannelGraph) -> Tensor:
-    """First left singular vectors [out, rank], scaled, by subspace iteration with a fixed start."""
-    start = _start(graph.shape, graph.device)
-    return _subspace(start, lambda x: _times(graph, x), lambda y: _times_transposed(graph, y))
+    """First left singular vectors [out, rank], each times its share of the singular values."""
+    return _scaled(lambda x: times(graph, x), lambda y: times_transposed(graph, y), graph.shape, graph.device)
 
 
 def _leading_left_transposed(graph: ChannelGraph, owner: Tensor, neurons: int) -> Tensor:
@@ -92,36 +92,18 @@ def _leading_left_transposed(graph: ChannelGraph, owner: Tensor, neurons: int) -
 
     def forward(x: Tensor) -> Tensor:
         out = x.new_zeros(neurons, x.shape[1])
-        return out.index_add_(0, owner, _times_transposed(graph, x))
+        return out.index_add_(0, owner, times_transposed(graph, x))
 
-    start = _start((neurons, graph.shape[0]), graph.device)
-    return _subspace(start, forward, lambda y: _times(graph, y[owner]))
-
-
-def _times(graph: ChannelGraph, x: Tensor) -> Tensor:
-    return torch.cat([part @ x.to(part) for _, part in graph.chunks()])
+    return _scaled(forward, lambda y: times(graph, y[owner]), (neurons, graph.shape[0]), graph.device)
 
 
-def _times_transposed(graph: ChannelGraph, y: Tensor) -> Tensor:
-    out = torch.zeros(graph.shape[1], y.shape[1], dtype=torch.float64, device=graph.device)
-    for span, part in graph.chunks():
-        out += part.T @ y[span].to(part)
-    return out
-
-
-def _start(shape: tuple[int, int], device: torch.device) -> Tensor:
-    rank = min(_RANK + _OVERSAMPLE, *shape)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape[1], rank, generator=generator, dtype=torch.float64).to(device)
-
-
-def _subspace(x: Tensor, forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor]) -> Tensor:
-    for _ in range(_POWER_STEPS):
-        y = torch.linalg.qr(forward(x)).Q
-        x = torch.linalg.qr(backward(y)).Q
-    y = forward(x)
-    u, s, _ = torch.linalg.svd(y, full_matrices=False)
-    total = s.norm().clamp_min(1e-300)
-    keep = u[:, :_RANK] * (s[:_RANK] / total)
+def _scaled(
+    forward: Callable[[Tensor], Tensor],
+    backward: Callable[[Tensor], Tensor],
+    shape: tuple[int, int],
+    device: torch.device,
+) -> Tensor:
+    u, s, _ = leading(forward, backward, shape, device, rank=_RANK)
+    keep = u * (s / s.norm().clamp_min(1e-300))
     sign = torch.where((keep**3).sum(0) < 0, -1.0, 1.0).to(keep)
     return torch.round(keep * sign, decimals=9)
