@@ -139,8 +139,14 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(module._forward_hooks for module in model)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    compiled = torch.compile(mlp(), backend="eager")
+
+
+def test_compiled_models_are_counted_uncompiled() -> None:
+    compilations = []
+    compiled = torch.compile(mlp(), backend=lambda graph, inputs: compilations.append(graph) or graph.forward)
+    compiled(torch.ones(1, 8))
     assert theoretical_macs(compiled, torch.ones(1, 8))["total"].dense == 8 * 16 + 16 * 16 + 16 * 4
+    assert len(compilations) == 1
 
 
 @pytest.mark.parametrize(
