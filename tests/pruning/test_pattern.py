@@ -190,6 +190,7 @@ def test_a_plan_holds_no_other_sparsity() -> None:
     with pytest.raises(ValueError, match="leave sparsity out"):
         Plan("magnitude", 0.9, "2:4")
     assert str(Plan("snip", 0.5, "2:4")) == "snip, sparsity 0.5 (2:4)"
+    assert str(Plan("snip", 0.5, {"a": 0.1})) == "snip, sparsity 0.5 except where given by layer"
 
 
 def test_third_parts_may_be_given_as_a_float() -> None:
