@@ -3,7 +3,7 @@
 import copy
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
@@ -59,6 +59,17 @@ def train_batches(
     if required and not batches:
         raise ValueError("the train dataloader yielded no batch: a method that scores by data needs at least one")
     return batches
+
+
+def scoring_batches(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, batches: int | Sequence[Any], needs: str
+) -> list[Any]:
+    """Batches to score on, on the device: those given or the first so many; none where the method looks at none."""
+    if not isinstance(batches, int):
+        return [to_device(trainer, pl_module, batch) for batch in batches]
+    if needs == "nothing":
+        return []
+    return train_batches(trainer, pl_module, batches, required=needs == "loss")
 
 
 def to_device(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_graphon.pruning.masks import Masks
 
 GivenMasks: TypeAlias = Mapping[str, Tensor] | str | PathLike[str]
-_BESIDE_MASKS = ("self", "masks", "verbose")
+_BESIDE_MASKS = ("self", "masks", "verbose", "rescale")
 
 
 def as_masks(masks: GivenMasks) -> Masks:

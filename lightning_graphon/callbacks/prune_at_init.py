@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,16 +13,20 @@ from rich.progress import Progress
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_graphon._checks import check_choice
 from lightning_graphon.callbacks import _distributed
-from lightning_graphon.callbacks._batches import to_device, train_batches
+from lightning_graphon.callbacks._batches import scoring_batches
 from lightning_graphon.callbacks._given import GivenMasks, as_masks, refuse_beside_masks
+from lightning_graphon.callbacks._identity import check_same, identity
 from lightning_graphon.callbacks._pickling import state_without_module
 from lightning_graphon.callbacks._report import limit_scalars, log_scalars, print_masks, sparsity_scalars
 from lightning_graphon.callbacks._training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.pruning.enforce import Enforcer
 from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.pruning.pattern import sparsity_of
 from lightning_graphon.pruning.plan import Plan
 from lightning_graphon.pruning.prune import compute_masks
+from lightning_graphon.pruning.rescale import RESCALES, rescale_
 from lightning_graphon.pruning.shards import gathered
 from lightning_graphon.pruning.untouched import untouched
 
@@ -45,10 +49,11 @@ class PruneAtInit(Callback):
 
     Args:
         method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", or your own (`register_method`).
-        sparsity: Fraction of the selected weights to remove, in [0, 1).
-        allocation: "global", "uniform", "er", "erk", or a dict from names or patterns to sparsities.
+        sparsity: Fraction of the selected weights to remove, in [0, 1); an N:M allocation says it by itself.
+        allocation: "global", "uniform", "er", "erk", a dict from names or patterns to sparsities, or "2:4" and other
+            N:M: the N best of every M consecutive inputs of a unit.
         schedule: "exponential" or "linear" fall of the kept number over the rounds.
-        steps: Number of rounds; None: 100 for SynFlow, 1 for the others.
+        steps: Number of rounds; None: 100 for SynFlow, 1 for the others; under N:M at most M - N.
         include: Which weights: names, globs, "re:..." or class names; None: every Linear and Conv weight.
         exclude: Which weights not.
         min_density: Least fraction kept in every layer.
@@ -64,6 +69,8 @@ class PruneAtInit(Callback):
         report_limits: Fit the factorised saliency model to the scores of the first round and report, by layer, the L2
             distance between the graphon that it predicts and that of the mask; seconds for millions of weights. For
             methods with several rounds it shows what the further rounds change.
+        rescale: Scale the weights that stay, once, so that the sum of squares of every output unit ("unit") or layer
+            ("layer") is that of the dense network; None: they keep their values. See `rescale_`.
 
     Raises:
         FileNotFoundError: There is no file of masks there.
@@ -97,18 +104,20 @@ class PruneAtInit(Callback):
         verbose: bool = True,
         masks: GivenMasks | None = None,
         report_limits: bool = False,
+        rescale: str | None = None,
     ) -> None:
         self.plan: Plan | None = None
         self._given = Masks({})
         if masks is not None:
             refuse_beside_masks(PruneAtInit.__init__, locals())
             self._given = as_masks(masks)
-        elif method is None or sparsity is None:
+        elif method is None:
             raise TypeError("PruneAtInit needs a method and a sparsity, such as ('snip', sparsity=0.9), or masks=...")
         else:
-            self.plan = Plan(
-                method, sparsity, allocation, schedule, steps, include, exclude, min_density, seed, options or {}
-            )
+            own, options = sparsity_of(allocation, sparsity), options or {}
+            self.plan = Plan(method, own, allocation, schedule, steps, include, exclude, min_density, seed, options)
+        if rescale is not None:
+            check_choice("rescale", rescale, RESCALES)
         if isinstance(batches, int) and batches < 1:
             raise ValueError(f"batches must be a number of batches, at least 1, or a list of batches, got {batches!r}")
         self.batches = batches
@@ -116,6 +125,7 @@ class PruneAtInit(Callback):
         self.eval_mode = eval_mode
         self.verbose = verbose
         self.report_limits = report_limits
+        self.rescale = rescale
         self._limits: dict[str, float] = {}
         self._masks: Masks | None = None
         self._module: weakref.ref[pl.LightningModule] | None = None
@@ -189,7 +199,9 @@ class PruneAtInit(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._masks is None else {**self._identity(), **self._masks.state_dict()}
+        if self._masks is None:
+            return {}
+        return {**identity(self.plan, self._given, self.rescale), **self._masks.state_dict()}
 
     @override
     def on_load_checkpoint(
@@ -207,7 +219,7 @@ class PruneAtInit(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.plan is not None:
-            self._check_same_plan(state_dict)
+            check_same(identity(self.plan, self._given, self.rescale), state_dict)
         masks = Masks({})
         masks.load_state_dict(state_dict)
         if self.plan is None and masks != self._given:
@@ -220,27 +232,8 @@ class PruneAtInit(Callback):
         if self.verbose:
             rank_zero_info(f"PruneAtInit goes on with the checkpoint's {masks}")
 
-    def _check_same_plan(self, state_dict: Mapping[str, Any]) -> None:
-        for name, mine in self._identity().items():
-            if state_dict.get(name) != mine:
-                raise ValueError(
-                    f"the checkpoint was pruned with {name}={state_dict.get(name)!r} but this PruneAtInit has "
-                    f"{name}={mine!r}: resume with the same arguments, or start anew from the checkpoint's weights"
-                )
-
     def __getstate__(self) -> dict[str, Any]:
         return state_without_module(self, "_module", "_enforcer")
-
-    def _identity(self) -> dict[str, Any]:
-        """What must agree between a checkpoint and the run that resumes it; plain values."""
-        if self.plan is None:
-            return {"method": "given masks", "sparsity": self._given.sparsity, "allocation": None}
-        allocation = self.plan.allocation
-        return {
-            "method": self.plan.resolved.name,
-            "sparsity": float(self.plan.sparsity),
-            "allocation": dict(allocation) if isinstance(allocation, Mapping) else allocation,
-        }
 
     def _install(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Masks, Enforcer]:
         """Find the masks if there are none for this module yet, and start to enforce them."""
@@ -256,17 +249,18 @@ class PruneAtInit(Callback):
         masks, title = self._given, "the masks given"
         if self.plan is not None:
             masks = self._score(trainer, pl_module, self.plan)
-            by_layer = " except where given by layer" if isinstance(self.plan.allocation, Mapping) else ""
-            title = f"{self.plan.resolved.name}, sparsity {self.plan.sparsity}{by_layer}"
+            title = str(self.plan)
         masks.pairs(pl_module)
         _distributed.check_same_masks(trainer, pl_module, masks)
         self._fresh = True
+        if self.rescale is not None:
+            rescale_(pl_module, masks, self.rescale)
         if self.verbose and trainer.is_global_zero:
             print_masks(masks, f"PruneAtInit: {title}", self._limits)
         return masks
 
     def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan) -> Masks:
-        batches = self._batches(trainer, pl_module, plan)
+        batches = scoring_batches(trainer, pl_module, self.batches, plan.resolved.needs)
         objective = TrainingStepObjective(trainer, pl_module, self.loss_fn, batches)
         hidden = plan.rounds == 1 or not (self.verbose and trainer.is_global_zero)
         first: dict[str, Tensor] = {}
@@ -286,15 +280,6 @@ class PruneAtInit(Callback):
             )
         self._limits = limit_scalars(first, masks) if trainer.is_global_zero else {}
         return masks
-
-    def _batches(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan) -> list[Any]:
-        """Batches to score on, on the device; none where the method looks at none."""
-        if not isinstance(self.batches, int):
-            return [to_device(trainer, pl_module, batch) for batch in self.batches]
-        needs = plan.resolved.needs
-        if needs == "nothing":
-            return []
-        return train_batches(trainer, pl_module, self.batches, required=needs == "loss")
 
     def _zero_weights(self) -> None:
         if self._enforcer is not None:

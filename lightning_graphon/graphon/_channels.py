@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lightning_graphon._layout import swap_sides
+
 _CHUNK = 1 << 20
 """Entries converted to float64 at a time (8 MiB)."""
 
@@ -44,8 +46,8 @@ class ChannelGraph:
         mask = mask.detach()
         weight = None if weight is None else weight.detach()
         if transposed:
-            mask = _untranspose(mask, groups)
-            weight = None if weight is None else _untranspose(weight, groups)
+            mask = swap_sides(mask, groups)
+            weight = None if weight is None else swap_sides(weight, groups)
         self.mask, self.weight, self.power, self.groups = mask, weight, power, groups
         self.shape = (mask.shape[0], mask.shape[1] * groups)
         self.device = torch.device("cpu") if mask.device.type == "mps" else mask.device
@@ -88,11 +90,3 @@ class ChannelGraph:
             rows[span] = part.sum(1)
             cols += part.sum(0)
         return rows, cols
-
-
-def _untranspose(tensor: Tensor, groups: int) -> Tensor:
-    """[in, out / groups, *taps] to [out, in / groups, *taps]: a view when there is one group."""
-    if groups == 1:
-        return tensor.transpose(0, 1)
-    split = tensor.unflatten(0, (groups, -1)).transpose(1, 2)
-    return split.flatten(0, 1)

@@ -144,7 +144,7 @@ def select_globally(scores: Mapping[str, Tensor], keep: int, floors: Mapping[str
 
 
 def check_allocation(allocation: object) -> None:
-    """Raise unless `allocation` is one of the names or a dict of sparsities.
+    """Raise unless `allocation` is one of the names or a dict of sparsities (N:M patterns: see `Pattern`).
 
     Raises:
         TypeError: Neither a string nor a mapping.
@@ -155,6 +155,7 @@ def check_allocation(allocation: object) -> None:
             if not isinstance(key, (str, type)):
                 raise TypeError(f"allocation maps layer names or patterns to sparsities, got the key {key!r}")
         return
+    names = (*ALLOCATIONS, "2:4")
     if not isinstance(allocation, str):
-        raise TypeError(f"allocation must be one of {ALLOCATIONS} or a dict pattern -> sparsity, got {allocation!r}")
-    check_choice("allocation", allocation, ALLOCATIONS)
+        raise TypeError(f"allocation must be one of {names} or a dict pattern -> sparsity, got {allocation!r}")
+    check_choice("allocation", allocation, names)

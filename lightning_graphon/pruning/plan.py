@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_graphon._checks import check_choice, check_sparsity, nearest
 from lightning_graphon.pruning import budgets
 from lightning_graphon.pruning.methods import Method, get_method
+from lightning_graphon.pruning.pattern import Pattern, sparsity_of
 from lightning_graphon.pruning.schedules import SCHEDULES
 from lightning_graphon.pruning.targets import Patterns
 
@@ -38,7 +39,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
-        budgets.check_allocation(self.allocation)
+        if self.pattern is None:
+            budgets.check_allocation(self.allocation)
+        sparsity_of(self.allocation, self.sparsity)
         check_choice("schedule", self.schedule, SCHEDULES)
         budgets.floor_counts({}, self.min_density, 0)
         steps = self.steps
@@ -57,8 +60,18 @@ class Plan:
 
     @property
     def rounds(self) -> int:
-        """Number of rounds."""
-        return self.steps or self.resolved.steps
+        """Number of rounds; those of an N:M pattern, unless given, are no more than a group has weights to lose."""
+        usual, pattern = self.resolved.steps, self.pattern
+        return self.steps or (usual if pattern is None else min(usual, pattern.group - pattern.keep))
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """N:M, where the allocation says so."""
+        return Pattern.read(self.allocation)
+
+    def __str__(self) -> str:
+        by_layer = " except where given by layer" if isinstance(self.allocation, Mapping) else ""
+        return f"{self.resolved.name}, sparsity {self.sparsity}{f' ({self.allocation})' if self.pattern else by_layer}"
 
 
 def _check_options(method: Method, options: Mapping[str, Any]) -> None:

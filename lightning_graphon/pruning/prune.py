@@ -13,6 +13,7 @@ from lightning_graphon.pruning.lazily import Lazy, shapes_of
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.methods import Problem
 from lightning_graphon.pruning.objective import LossFn, Objective, SupervisedObjective
+from lightning_graphon.pruning.pattern import GroupQuota, sparsity_of
 from lightning_graphon.pruning.plan import Allocation, Plan
 from lightning_graphon.pruning.quota import Quota
 from lightning_graphon.pruning.scores import check_any, checked_scores
@@ -29,7 +30,7 @@ def prune(
     model: nn.Module,
     method: str | Callable[..., Mapping[str, Tensor]],
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
     allocation: Allocation = "global",
@@ -50,13 +51,14 @@ def prune(
         model: Any module, in the train or eval mode in which it is to be scored.
         method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", your own (`register_method`) or a function
             `(problem) -> {name: score}`; larger scores stay.
-        sparsity: Fraction of the selected weights to remove, in [0, 1).
+        sparsity: Fraction of the selected weights to remove, in [0, 1); an N:M allocation says it by itself.
         batches: Iterable of (inputs, targets); needed by snip and grasp. SynFlow takes the input's shape from it.
         loss_fn: `loss_fn(outputs, targets)` -> scalar; cross-entropy when None.
-        allocation: "global" (one threshold over all layers), "uniform", "er", "erk", or a dict from names or patterns
-            to the sparsity of those layers (the others get `sparsity`).
+        allocation: "global" (one threshold over all layers), "uniform", "er", "erk", a dict from names or patterns
+            to the sparsity of those layers (the others get `sparsity`), or "2:4" and other N:M: the N best of every M
+            consecutive inputs of a unit (of a convolution: input channels, at each tap).
         schedule: "exponential" or "linear" fall of the kept number over the rounds.
-        steps: Number of rounds; 1 is one-shot. None: 100 for SynFlow, 1 for the others.
+        steps: Number of rounds; 1 is one-shot. None: 100 for SynFlow, 1 for the others; under N:M at most M - N.
         include: Which weights; see `select_weights`.
         exclude: Which weights not.
         min_density: Least fraction kept in every layer.
@@ -67,9 +69,9 @@ def prune(
         Masks, bool tensors on the device of each weight.
 
     Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument is out of range or unknown, nothing is selected, a data method has no batches, the
-            loss does not depend on the weights, or a score is not finite (the message names the layer).
+        TypeError: An argument has the wrong type, or there is no sparsity.
+        ValueError: An argument is out of range, unknown or contradicts another, nothing is selected, a data method has
+            no batches, the loss does not depend on the weights, or a score is not finite (the message names the layer).
 
     >>> net = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
     >>> masks = prune(net, "synflow", sparsity=0.9)
@@ -78,7 +80,7 @@ def prune(
     """
     plan = Plan(
         method,
-        sparsity,
+        sparsity_of(allocation, sparsity),
         allocation,
         schedule,
         steps,
@@ -139,7 +141,7 @@ def compute_masks(
         raise ValueError(f"{method.name} scores weights by the loss on data: give at least one batch (batches=...)")
     _check_whole(weights)
     shapes = {name: weight.shape for name, weight in weights.items()}
-    budget = Quota.of(model, plan, shapes)
+    select = partial(_budget(model, plan, shapes).select, rounds=plan.rounds, schedule=plan.schedule)
     originals = {name: weight.data for name, weight in weights.items()}
     # One number a layer: memory for masks is needed from the first selection on.
     masks = {n: torch.ones((), dtype=torch.bool, device=d.device).expand(d.shape) for n, d in originals.items()}
@@ -152,7 +154,7 @@ def compute_masks(
                 check_any(method, scores)
             on_scores(step, scores)
             with torch.no_grad():
-                chosen = _select_among(masks, scores, partial(budget.select, step=step, plan=plan))
+                chosen = _select_among(masks, scores, partial(select, step=step))
                 del scores  # the next round needs their memory
                 if step < plan.rounds and method.zeroed:
                     _zero_dropped(weights, masks, chosen, first=step == 1)
@@ -161,6 +163,12 @@ def compute_masks(
     result = Masks(masks)
     _warn_of_collapse(result, plan)
     return result
+
+
+def _budget(model: nn.Module, plan: Plan, shapes: Mapping[str, torch.Size]) -> Quota | GroupQuota:
+    if plan.pattern is None:
+        return Quota.of(model, plan, shapes)
+    return GroupQuota.of(model, plan.pattern, shapes, plan.min_density)
 
 
 def _zero_dropped(

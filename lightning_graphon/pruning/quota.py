@@ -42,10 +42,10 @@ class Quota:
             densities = dict.fromkeys(sizes, density)
         return cls(sizes, densities, kept, floors)
 
-    def select(self, scores: Mapping[str, Tensor], step: int, plan: Plan) -> dict[str, Tensor]:
-        """The masks after round `step`."""
+    def select(self, scores: Mapping[str, Tensor], step: int, rounds: int, schedule: str) -> dict[str, Tensor]:
+        """The masks after round `step` of `rounds`."""
         now = {
-            name: kept_after(size, self.densities[name], self.kept[name], step, plan.rounds, plan.schedule)
+            name: kept_after(size, self.densities[name], self.kept[name], step, rounds, schedule)
             for name, size in self.sizes.items()
         }
         if "" in now:

@@ -16,7 +16,7 @@ from lightning_graphon.pruning.shards import plain_class
 Pattern: TypeAlias = str | type[nn.Module]
 Patterns: TypeAlias = Pattern | Sequence[Pattern] | None
 
-_DEFAULT_TYPES = (
+LAYERS = (
     nn.Linear,
     nn.Conv1d,
     nn.Conv2d,
@@ -26,7 +26,7 @@ _DEFAULT_TYPES = (
     nn.ConvTranspose3d,
 )
 # Weights that live fused in one module; pruned when asked for by name or type, skipped with a word otherwise.
-_FUSED: dict[type[nn.Module], tuple[str, ...]] = {
+FUSED: dict[type[nn.Module], tuple[str, ...]] = {
     nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
     nn.RNNBase: ("weight_ih_", "weight_hh_", "weight_hr_"),
     nn.RNNCellBase: ("weight_ih", "weight_hh"),
@@ -144,9 +144,9 @@ def _candidates(model: nn.Module, frozen: bool = False) -> list[_Candidate]:
 
 def _kind(module: nn.Module, key: str) -> str | None:
     """'default', 'fused' (only on request) or None (never pruned)."""
-    if isinstance(module, _DEFAULT_TYPES):
+    if isinstance(module, LAYERS):
         return "default" if key == "weight" else None
-    for kind, keys in _FUSED.items():
+    for kind, keys in FUSED.items():
         if isinstance(module, kind) and key.startswith(keys):
             return "fused"
     return None
@@ -218,7 +218,7 @@ def _report_computed(model: nn.Module) -> None:
     computed = [
         path
         for path, module in model.named_modules()
-        if isinstance(module, _DEFAULT_TYPES) and "weight" not in module._parameters
+        if isinstance(module, LAYERS) and "weight" not in module._parameters
         if "weight_mask" not in module._buffers  # of torch.nn.utils.prune
     ]
     if computed:

@@ -94,7 +94,7 @@ def test_callback_state_is_plain_and_packed_to_a_bit_a_weight(tmp_path):
     path = train(tmp_path, pruner, model=Classifier(net), epochs=1)
     states = torch.load(path, weights_only=True)["callbacks"]
     assert list(states) == [pruner.state_key]
-    allowed = (torch.Tensor, str, int, float, bool, list, dict)
+    allowed = (torch.Tensor, str, int, float, bool, list, dict, type(None))
     leaves = torch.utils._pytree.tree_leaves(states)
     assert all(type(leaf) in allowed for leaf in leaves)
     size = sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, torch.Tensor))

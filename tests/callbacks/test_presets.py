@@ -121,6 +121,19 @@ def test_loss_decay_trains_beside_pruning(cli, tmp_path):
     assert float(predicted[1]) == pytest.approx(float(observed[1]), rel=1e-2)  # after two steps of minibatches
 
 
+def test_a_pattern_is_quoted(cli, tmp_path, capsys):
+    """YAML reads 2:4 as a number of base sixty."""
+    changed = tmp_path / "changed.yaml"
+    text = preset_path("magnitude").read_text().replace("sparsity: 0.9", "sparsity: null")
+    changed.write_text(text.replace("allocation: global", 'allocation: "2:4"'))
+    (pruner,) = [c for c in cli(changed).trainer.callbacks if isinstance(c, PruneAtInit)]
+    assert pruner.plan.sparsity == 0.5
+    changed.write_text(text.replace("allocation: global", "allocation: 2:4"))
+    with pytest.raises(SystemExit):
+        cli(changed)
+    assert "124" in capsys.readouterr().err
+
+
 def test_several_presets_compose(cli, tmp_path):
     second = tmp_path / "second.yaml"
     second.write_text(

@@ -240,6 +240,18 @@ def alone():
     }
 
 
+class Start(Callback):
+    """The whole weights that the first step starts from."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.weights = whole_weights(pl_module)
+
+
+def rescaled(model, **kwargs):
+    pruner, start = quiet("magnitude", None, allocation="2:4", rescale="unit"), Start()
+    return {**fit(pruner, model, start, **kwargs), "start": start.weights}
+
+
 class Still(Sharded):
     """Zeros stay zeros without anybody's help."""
 
@@ -288,6 +300,8 @@ def main(folder):
     found = {m: fit_watched(m, Sharded()) for m in ("random", "magnitude", "snip", "grasp", "synflow", "graphon")}
     found["batch norm"] = fit_watched("snip", Sharded(cnn))
     found["tensor parallel"] = fit_watched("grasp", TensorParallel(two_layers), sizes=(1, 2))
+    found["rescaled"] = rescaled(Sharded())
+    found["rescaled, tensor parallel"] = rescaled(TensorParallel(two_layers), sizes=(1, 2))
     found["given"] = fit(PruneAtInit(masks=folder / "masks.pt", verbose=False), Sharded())
     for name, full in (("garbage", True), ("garbage in shards", False)):
         found[name] = fit(quiet("magnitude"), Sharded(), Garbage(folder / f"{name}.ckpt"), full=full)

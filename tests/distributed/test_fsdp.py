@@ -9,7 +9,7 @@ from toys import METHODS, digits, disagreement, loader, make_trainer, needs_fsdp
 from lightning_graphon.callbacks import prune_at_init as pruner_module
 from lightning_graphon.graphon import estimate_graphon
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
-from lightning_graphon.pruning import Masks, prune
+from lightning_graphon.pruning import Masks, prune, rescale_
 
 pytestmark = [pytest.mark.distributed, needs_fsdp2]
 ALL = [*METHODS, "graphon"]
@@ -136,6 +136,20 @@ def test_masks_from_a_file(ranks, folder):
         assert disagreement(rank["given"]["masks"], Masks.load(folder / "masks.pt")) == 0.0
         assert rank["given"]["worst"] == 0.0
         assert rank["given"]["seen"] > 0
+
+
+@pytest.mark.parametrize("case", ["rescaled", "rescaled, tensor parallel"])
+def test_patterns_and_rescaled_weights_are_those_of_one_process(ranks, case):
+    model = Whole(two_layers if "tensor" in case else uneven)
+    expected = prune(model, "magnitude", allocation="2:4")
+    rescale_(model, expected)
+    for found in (rank[case] for rank in ranks):
+        assert disagreement(found["masks"], expected) == 0.0
+        assert found["worst"] == 0.0
+        assert found["seen"] > 0
+        assert found["same objects"]
+        for name, weight in model.named_parameters():
+            assert torch.equal(found["start"][name], weight), name
 
 
 def test_without_lightning(ranks):

@@ -1,0 +1,103 @@
+"""Multiply-accumulates of a network, dense and under masks. Theoretical: masks give no speed-up by themselves."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_graphon._checks import nearest
+from lightning_graphon._eager import eager
+from lightning_graphon.pruning.objective import call
+from lightning_graphon.pruning.targets import FUSED, LAYERS
+from lightning_graphon.pruning.untouched import untouched
+
+
+class Macs(NamedTuple):
+    """Multiply-accumulates; twice as many floating-point operations."""
+
+    dense: int
+    kept: int
+
+
+def theoretical_macs(model: nn.Module, inputs: Any, masks: Mapping[str, Tensor] | None = None) -> dict[str, Macs]:
+    """Multiply-accumulates of all Linear, Conv and ConvTranspose weights in one forward pass, by layer.
+
+    Every weight of a layer takes part as often as the layer is applied: once a sample and token, or a position of the
+    output (of a transposed convolution: of the input), padding included. Under masks only kept weights count, as on
+    hardware that skips all zeros: **masks give no speed-up by themselves**. Biases, norms, activations and products of
+    activations with each other (attention scores) are not counted.
+
+    Args:
+        model: Any module; run once in eval mode and left as it was.
+        inputs: What it is called with: a tensor, a tuple of arguments or a dict of keyword arguments. The numbers are
+            for this many samples.
+        masks: Name -> bool tensor, True = kept; layers without one are dense.
+
+    Returns:
+        Parameter name -> Macs, in network order, and last "total". A tied weight stands under its first name, with all
+        of its uses. Weights that were used in another way than by calling their layer (fused attention, recurrent
+        layers) or not at all are left out, and one warning names them.
+
+    Raises:
+        ValueError: The masks were made for another model.
+
+    >>> net = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
+    >>> theoretical_macs(net, torch.ones(2, 20))["total"]
+    Macs(dense=1500, kept=1500)
+    """
+    first = {parameter: name for name, parameter in model.named_parameters()}
+    layers = {module: first.get(module.weight, name) for name, module in _layers(model)}
+    sizes = {name: module.weight.numel() for module, name in layers.items()}
+    aliases = {name: first[p] for name, p in model.named_parameters(remove_duplicate=False)}
+    kept = _kept({} if masks is None else masks, sizes, aliases)
+    uses = _uses(model, inputs, layers)
+    _report_unseen(model, [name for name in sizes if name not in uses])
+    found = {n: Macs(uses[n] * size, uses[n] * kept.get(n, size)) for n, size in sizes.items() if n in uses}
+    return {**found, "total": Macs(sum(m.dense for m in found.values()), sum(m.kept for m in found.values()))}
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every Linear, Conv and ConvTranspose layer with its weight's own name."""
+    for path, module in model.named_modules():
+        if isinstance(module, LAYERS):
+            yield f"{path}.weight".lstrip("."), module
+
+
+def _kept(masks: Mapping[str, Tensor], sizes: Mapping[str, int], aliases: Mapping[str, str]) -> dict[str, int]:
+    """Number of kept weights by the weight's own name."""
+    kept = {}
+    for alias, mask in masks.items():
+        name = aliases.get(alias, alias)
+        if name not in aliases and name not in sizes:
+            raise ValueError(f"the masks were made for another model: no weight {name!r}. {nearest(name, aliases)}")
+        if mask.numel() != sizes.get(name, mask.numel()):
+            raise ValueError(
+                f"the masks were made for another model: {name!r} has {sizes[name]} weights, its mask {mask.numel()}"
+            )
+        kept[name] = int(mask.count_nonzero())
+    return kept
+
+
+def _uses(model: nn.Module, inputs: Any, layers: Mapping[Any, str]) -> Counter[str]:
+    """Name -> in how many products each of the layer's weights takes part."""
+    uses: Counter[str] = Counter()
+
+    def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        source = args[0] if args else kwargs["input"]
+        positions = source if getattr(module, "transposed", False) else output
+        uses[layers[module]] += positions.numel() // len(module.weight)
+
+    with untouched(model), eager(), torch.no_grad():  # `untouched` takes the hooks away again
+        for module in layers:
+            module.register_forward_hook(count, with_kwargs=True)
+        call(model.eval(), inputs)
+    return uses
+
+
+def _report_unseen(model: nn.Module, layers: Sequence[str]) -> None:
+    unseen = [*layers, *(path or type(m).__name__ for path, m in model.named_modules() if isinstance(m, tuple(FUSED)))]
+    if unseen:
+        warnings.warn(f"not counted, as no call of a Linear or Conv layer used them: {', '.join(unseen)}", stacklevel=3)
