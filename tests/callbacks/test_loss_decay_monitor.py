@@ -446,6 +446,9 @@ def test_a_short_fit_is_compared_at_its_end(capsys):
     fit(watch)
     assert watch.curves["step"].tolist() == [0.0, 2.0, 6.0]
     assert "over 2 points" in capsys.readouterr().out
+    wrong = monitor(start_step=2, every_n_steps=100, tolerance=1e-9, verbose=True)
+    fit(wrong)
+    assert "held at step 2, no longer at step 6" in capsys.readouterr().out
     late = monitor(start_step=6, every_n_steps=100, verbose=True)
     fit(late)
     assert late.curves["step"].tolist() == [0.0, 6.0]
