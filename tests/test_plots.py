@@ -88,7 +88,7 @@ def test_no_label_of_a_grid_stands_on_another(masks):
     assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.36, 2.31), (1.0, 73.0), (2.25, 2.3), (1e-6, 5.0)])
+@pytest.mark.parametrize(("low", "high"), [(0.36, 2.31), (1.0, 73.0), (2.25, 2.3), (1.51, 2.3), (1e-6, 5.0)])
 def test_losses_of_any_range_have_three_numbers_at_least_on_their_axis(low, high):
     axis = plot_loss_decay({"observed": {0: high, 24: low}}).axes[0]
     axis.figure.canvas.draw()

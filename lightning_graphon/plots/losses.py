@@ -98,11 +98,11 @@ def _draw_losses(axis: Any, curves: Curves, band: tuple[Tensor, Tensor, Tensor] 
 
 
 def _few_ticks(axis: Any, ratio: float) -> None:
-    """Plain numbers on a logarithmic axis, between the powers of ten too where there are few of them."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    """Plain numbers on a logarithmic axis, at least three, also where powers of ten are few."""
+    from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter
 
     subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if ratio < 10 else (1.0, 2.0, 5.0) if ratio < 1000 else (1.0,)
-    axis.yaxis.set_major_locator(LogLocator(subs=subs))
+    axis.yaxis.set_major_locator(AutoLocator() if ratio < 5 else LogLocator(subs=subs))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
 
