@@ -90,14 +90,14 @@ def _draw_losses(axis: Any, curves: Curves, band: tuple[Tensor, Tensor, Tensor] 
     low, high = _range([value for value in curves["observed"].values() if math.isfinite(value)])
     if low > 0:
         axis.set_yscale("log")
-        _few_ticks(axis, high / low)
+        few_ticks(axis, high / low)
     axis.set_ylim(low, high)
     axis.set_xlabel("optimizer step", fontsize=8)
     axis.set_ylabel("loss of the probe batch", fontsize=8)
     axis.tick_params(labelsize=7, which="both")
 
 
-def _few_ticks(axis: Any, ratio: float) -> None:
+def few_ticks(axis: Any, ratio: float) -> None:
     """Plain numbers on a logarithmic axis, at least three, also where powers of ten are few."""
     from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter
 
