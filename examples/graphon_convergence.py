@@ -334,7 +334,7 @@ def draw_pictures(points: Mapping[str, Mapping[int, Point]], setting: str, path:
     }
     title = f"Where a pruning method keeps weights, as the network widens (left to right)\n{setting}\n"
     title += "neurons sorted by degree: the best connected at the top left"
-    plot_graphon_grid(grid, title=title).savefig(path, dpi=90)
+    plot_graphon_grid(grid, title=title).savefig(path, dpi=130)
 
 
 LEGEND = (

@@ -30,6 +30,7 @@ from loss_decay_figures import MEASURES, NAMES, draw_correlations, draw_curves, 
 from loss_decay_metrics import LABELS, Sample, kernel_metrics
 from rank_correlation import Correlation, correlate
 from resumable import Cell, dense_and_pruned, finish
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -49,6 +50,8 @@ PAPER: dict[str, Any] = {
     "seeds": 3,
 }
 DATA = {"digits": "digits", "mnist": "MNIST"}
+# Tables that fit 80 columns.
+NARROW: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False, "padding": 0}
 # A quarter of the largest stable rate of the dense network on MNIST: beyond that rate a kernel predicts nothing.
 SGD_RATE = {"digits": 0.05, "mnist": 0.03}
 
@@ -222,8 +225,8 @@ def _write(rows: list[dict[str, Any]], path: Path) -> None:
 
 def errors_table(results: Results, args: argparse.Namespace) -> Table:
     """How far the predictions of the callback are off."""
-    table = Table("optimizer", "sparsity", "method", title="Predictions, means over seeds", title_justify="left")
-    for label in ("loss, step 0", "last", "predicted", "off", "refreshed, off", "held until"):
+    table = Table("optimizer", "sparsity", "method", title="Predictions, means over seeds", **NARROW)
+    for label in ("loss, step 0", "last", "predicted", "off", "refreshed, off", "held\nuntil"):
         table.add_column(label, justify="right")
     for optimizer, (method, sparsity) in product(OPTIMIZERS, dict.fromkeys(cell[:2] for cell in results)):
         chosen = [r[optimizer] for cell, r in results.items() if cell[:2] == (method, sparsity)]
@@ -241,7 +244,7 @@ def _row(chosen: list[dict[str, Any]], steps: int) -> Iterator[str]:
 def correlations_table(found: Correlations) -> Table:
     """The exact kernel's numbers and those without a kernel; the Graphon NTK's are in the CSV."""
     title = "Spearman's ρ with the mean fall of log L: all networks [95 %], and inside a sparsity"
-    table = Table("number at initialisation", title=title, title_justify="left")
+    table = Table("number at initialisation", title=title, **NARROW)
     for optimizer in OPTIMIZERS:
         table.add_column(NAMES[optimizer], justify="right", no_wrap=True)
         table.add_column("inside", justify="right")

@@ -219,7 +219,7 @@ def run(args: argparse.Namespace, console: Console) -> Results:
 # ---- distances
 
 DISTANCES = {
-    "known": "from its own limit, the two sides known",
+    "known": "from its own limit, scales known",
     "fitted": "from its own limit, factors fitted to the scores",
     "other": "from the limit of the largest other networks",
     "chance": "chance alone: masks drawn by the known probabilities",
@@ -358,12 +358,12 @@ def draw_pictures(results: Results, args: argparse.Namespace, path: Path) -> Non
     for method in args.methods:
         line = {f"the mask, {s**2} inputs": _graphon(results[Cell(method, s, 0)]["found"]) for s in args.sides}
         largest = results[Cell(method, args.sides[-1], 0)]
-        line["the limit, sides known"] = _graphon(largest["known"])
+        line["the limit, scales known"] = _graphon(largest["known"])
         if "fitted" in largest:
             line["the limit, factors fitted"] = _graphon(largest["fitted"])
         grid[method] = line
     figure = plot_graphon_grid(grid, title=f"Graphons of masks, and their predicted limits\n{setting(args)}")
-    figure.savefig(path, dpi=85)
+    figure.savefig(path, dpi=130)
 
 
 # ---- command line

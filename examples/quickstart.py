@@ -18,6 +18,7 @@ from typing import NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -106,14 +107,15 @@ def train(method: str, args: argparse.Namespace) -> Result:
 
 def report(results: dict[str, Result]) -> Table:
     """One row a method: sparsity of each layer, accuracy, early loss, how long the prediction held."""
-    table = Table(title="Every method on the same network, the same data and the same seed", title_justify="left")
+    title = "Every method on the same network, the same data and the same seed"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("method")
     table.add_column("sparsity of each layer,\ninput to output (%)")
     table.add_column("accuracy,\nvalidation", justify="right")
-    for column in ("loss at step 50,\npredicted", "loss at step 50,\nobserved", "prediction\nheld until"):
+    for column in ("loss at\nstep 50,\npredicted", "loss at\nstep 50,\nobserved", "prediction\nheld until"):
         table.add_column(column, justify="right")
     for method, (masks, _, accuracy, decay) in results.items():
-        sparsities = " ".join(f"{100 * row['sparsity']:5.1f}" for row in masks.table()) if masks else "none"
+        sparsities = " ".join(f"{100 * row['sparsity']:.1f}" for row in masks.table()) if masks else "none"
         until = "the end" if decay.void_from is None else f"step {decay.void_from}"
         table.add_row(method, sparsities, f"{accuracy:.1%}", *loss_at(decay, 50), until)
     return table

@@ -29,7 +29,7 @@ _LOSS = {
     "kernel_drift": "how far the kernel has moved: relative change of gᵀΘg",
     "rate_ratio": "fitted decay rate of the loss, predicted over observed",
     "log_correlation": "correlation of the two curves' logarithms",
-    "valid_until": "first step with an error beyond the tolerance, or the last step measured",
+    "valid_until": "first step at which the prediction no longer held (error or drift), or the last step measured",
 }
 _LAYER = ("density", "degree_cv", "c4_ratio", "p_value", "moved")
 _GRAPHONS_TEXT = (

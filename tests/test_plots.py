@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from lightning_graphon.plots import (
     plot_graphon_grid,
     plot_graphons,
     plot_input_density,
+    plot_loss_decay,
     plot_masks,
     sort_by_degree,
 )
@@ -74,6 +76,27 @@ def test_title_of_a_grid_stands_clear_of_the_pictures(masks, lines):
     title = figure._suptitle.get_window_extent(renderer)
     assert title.y0 > max(axis.get_tightbbox(renderer).y1 for axis in figure.axes)
     assert title.y1 < figure.bbox.y1
+
+
+def test_no_label_of_a_grid_stands_on_another(masks):
+    figure = plot_graphon_grid(dict.fromkeys("ab", layer_graphons(masks, bins=5)))
+    renderer = figure.canvas.get_renderer()
+    axes = [part for axis in figure.axes for part in (axis, *axis.child_axes)]
+    labels = [t for axis in axes for t in (*axis.get_xticklabels(), *axis.get_yticklabels()) if t.get_text()]
+    boxes = [label.get_window_extent(renderer) for label in labels]
+    assert len(boxes) > 20
+    assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.36, 2.31), (1.0, 73.0), (2.25, 2.3), (1.51, 2.3), (1e-6, 5.0)])
+def test_losses_of_any_range_have_three_numbers_at_least_on_their_axis(low, high):
+    axis = plot_loss_decay({"observed": {0: high, 24: low}}).axes[0]
+    axis.figure.canvas.draw()
+    bottom, top = axis.get_ylim()
+    labels = zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)
+    shown = {at: float(label.get_text()) for at, label in labels if bottom <= at <= top}
+    assert len(shown) >= 3
+    assert list(shown.values()) == pytest.approx(list(shown))
 
 
 def test_input_density_is_drawn_over_the_image_and_cut_off_pixels_are_marked():

@@ -41,6 +41,15 @@ def test_methods_of_the_page_prune(tmp_path):
         assert prune(net, method, sparsity=0.5, batches=[batch]).sparsity == 0.5
 
 
+def test_numbers_of_the_page_of_graphons_are_what_its_code_gives():
+    names: dict[str, object] = {}
+    for code in blocks("docs/graphons.md"):
+        exec(compile(code, "docs/graphons.md", "exec"), names)  # noqa: S102
+    found = (names["W"](0.0, 0.0), names["test"].c4_ratio, names["cut"].lower, names["cut"].upper)
+    assert [float(number) for number in found] == pytest.approx([0.39, 6.8, 0.0494, 0.0494], rel=0.01)  # as rounded
+    assert "here 0.0494 and 0.0494" in (ROOT / "docs/graphons.md").read_text(encoding="utf-8")
+
+
 def test_numbers_of_the_page_of_limits_are_what_its_code_gives():
     names: dict[str, object] = {}
     for code in blocks("docs/limits.md"):

@@ -32,11 +32,17 @@ def chart_together(trainer: pl.Trainer) -> None:
 
 def summary(record: LossRecord, values: dict[str, float]) -> str:
     """How well the prediction did, in a sentence."""
-    until = f"until step {record.void_from}" if record.void_from is not None else "to the end"
+    held = "held to the end" if record.void_from is None else _no_longer(record, record.void_from)
     return (
-        f"loss_decay/...: the prediction held {until}; over {int(values['points'])} points it was "
+        f"loss_decay/...: the prediction {held}; over {int(values['points'])} points it was "
         f"{values['relative_error']:.1%} off, its decay rate {values['rate_ratio']:.2f} times the observed one"
     )
+
+
+def _no_longer(record: LossRecord, step: int) -> str:
+    """Nobody knows what was between two looks."""
+    before = [at for at in record.by_step()["predicted"] if at < step]
+    return f"held at step {before[-1]}, no longer at step {step}" if before else f"did not hold at step {step}"
 
 
 def figure(record: LossRecord, initial: Forecast, kernel: str) -> "Figure":

@@ -154,6 +154,8 @@ class LossRun:
         if self.watch is None or self.watch.initial is None or self._predicted() < 2:
             return None
         values = {k: float(v) for k, v in self.record.metric(self.options.tolerance).compute().items()}
+        if self.record.void_from is not None:  # the metric sees errors only; a kernel may have moved before
+            values["valid_until"] = float(self.record.void_from)
         kept = {k: values[k] for k in _loss_report.AT_THE_END if values[k] == values[k]}
         log_scalars(self._trainer, {f"loss_decay/{k}": v for k, v in kept.items()})
         return values

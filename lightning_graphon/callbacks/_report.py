@@ -1,14 +1,17 @@
 """What a user reads: the table of sparsities on the console, the same numbers in every logger."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from lightning_graphon.graphon.limits import limit_distances
 from lightning_graphon.pruning.masks import Masks
+
+_WORDS = ("layer", "shape", "verdict")  # columns that begin at the left
 
 
 def sparsity_scalars(masks: Masks) -> dict[str, float]:
@@ -29,11 +32,18 @@ def limit_scalars(scores: Mapping[str, Tensor], masks: Masks) -> dict[str, float
     return {f"graphon/{name}/limit_distance": d for name, d in limit_distances(scores, scored).items()}
 
 
+def layer_table(title: str, columns: Sequence[str]) -> Table:
+    """An empty table that leaves most of 80 columns to names such as `net.layer4.0.downsample.0.weight`."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in _WORDS else "right", overflow="fold")
+    return table
+
+
 def print_masks(masks: Masks, title: str, limits: Mapping[str, float] | None = None) -> None:
     """One table: layer, shape, kept weights, sparsity, units without a connection, distance from the limit."""
-    table = Table(title=title, title_justify="left")
-    for column in ("layer", "shape", "kept", "of", "sparsity", "dead out", "dead in", *(["limit"] if limits else [])):
-        table.add_column(column, justify="left" if column in ("layer", "shape") else "right", overflow="fold")
+    last = ["limit"] if limits else []
+    table = layer_table(title, ["layer", "shape", "kept", "of", "sparsity", "dead\nout", "dead\nin", *last])
     for row in masks.table():
         shape = "x".join(map(str, row["shape"]))
         cells = [row["kept"], row["total"], f"{row['sparsity']:.4f}", row["dead_out"], row["dead_in"]]

@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from typing_extensions import override
 
@@ -17,7 +16,7 @@ from lightning_graphon.callbacks._masks_of import masks_of, prune_first
 from lightning_graphon.callbacks._network import NotReadableError
 from lightning_graphon.callbacks._pickling import state_without_module
 from lightning_graphon.callbacks._pictures import send_picture
-from lightning_graphon.callbacks._report import log_scalars
+from lightning_graphon.callbacks._report import layer_table, log_scalars
 from lightning_graphon.callbacks._spectrum import KERNELS, KernelSpectrum, spectrum_scalars
 from lightning_graphon.graphon import (
     HomogeneityTest,
@@ -262,9 +261,7 @@ def _changed(before: Masks | None, now: Masks) -> list[str]:
 def _print_table(
     graphons: dict[str, StepGraphon], tests: dict[str, HomogeneityTest], scalars: dict[str, float]
 ) -> None:
-    table = Table(title="Layer graphons", title_justify="left")
-    for column in ("layer", "density", "degree CV", "C4 ratio", "p-value", "verdict"):
-        table.add_column(column, justify="left" if column in ("layer", "verdict") else "right")
+    table = layer_table("Layer graphons", ["layer", "density", "degree\nCV", "C4\nratio", "p-value", "verdict"])
     for name in graphons:
         numbers = [scalars.get(f"graphon/{name}/{key}") for key in ("density", "degree_cv", "c4_ratio")]
         tested = ("", "too large to test")

@@ -254,6 +254,8 @@ def _kept(rows: Tensor, room: int) -> Tensor:
 
 
 def _draw(axis: Any, curve: Tensor, void: float, tolerance: float) -> None:
+    from lightning_graphon.plots.losses import few_ticks
+
     step, predicted, observed = curve.T.tolist() if len(curve) else ([], [], [])
     axis.plot(step, observed, color="#1b1b1b", linewidth=1.6, label="observed")
     axis.plot(step, predicted, color="#c2410c", linewidth=1.6, linestyle="--", label="predicted")
@@ -263,6 +265,7 @@ def _draw(axis: Any, curve: Tensor, void: float, tolerance: float) -> None:
     shown = curve[:, 1:][curve[:, 1:].isfinite()]
     if len(shown) and bool((shown > 0).all()):
         axis.set_yscale("log")
+        few_ticks(axis, float(shown.max() / shown.min()))
     axis.set_xlabel("optimizer step")
     axis.set_ylabel("loss")
     axis.legend(fontsize=8)

@@ -12,7 +12,7 @@ and Θ = T of the last layer. γ_l = σ_w²/n_{l-1}, γ_b = σ_b² in the NTK pa
 own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from lightning_graphon.ntk.sharing import Share
 
 def graphon_ntk(
     x: Tensor,
-    graphons: Sequence[Graphon],
+    graphons: Sequence[Graphon] | Mapping[str, Graphon],
     *,
     activation: ActivationLike | Sequence[ActivationLike] = "relu",
     weight_variance: float | Sequence[float] = 2.0,
@@ -53,7 +53,7 @@ def graphon_ntk(
         graphons: L+1 of them for L hidden layers, input side first. Rows are a layer's outputs, columns its
         inputs: the first one's columns are the d inputs (or one column for all), the last one's rows the C
             outputs (or one row for all); in between, the rows of one and the columns of the next are the same
-            positions.
+            positions: `layer_graphons(masks, order="joint")`, not by degree, which moves every mask for itself.
         activation: name, torch function, module or `DualActivation`; or one a hidden layer.
         weight_variance: σ_w², one number or one a layer; unused where `propagate` reads energies and the
             parameterisation is "standard".
@@ -98,8 +98,9 @@ def graphon_ntk(
     check_choice("kernel", kernel, ("ntk", "nngp"))
     check_choice("parameter_term", parameter_term, ("kept", "all"))
     _check_samples(x, x2)
+    in_order = list(graphons.values()) if isinstance(graphons, Mapping) else graphons
     layers = build_layers(
-        graphons, x, propagate=propagate, parameterization=parameterization, widths=widths,
+        in_order, x, propagate=propagate, parameterization=parameterization, widths=widths,
         weight_variance=weight_variance, bias_variance=bias_variance,
         parameter_term=parameter_term, train_bias=train_bias,
     )  # fmt: skip

@@ -95,8 +95,10 @@ def _draw_graphon(axis: Any, graphon: "StepGraphon") -> Any:
     top, right = axis.inset_axes((0, 1.03, 1, 0.18)), axis.inset_axes((1.03, 0, 0.18, 1))
     top.stairs(graphon.col_degree.detach().cpu().numpy(), x, fill=True, color="0.4")
     right.stairs(graphon.row_degree.detach().cpu().numpy(), y, fill=True, color="0.4", orientation="horizontal")
-    top.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[0, 1])
-    right.set(ylim=(1, 0), xlim=(0, 1), yticks=[], xticks=[0, 1])
+    top.set(xlim=(0, 1), ylim=(0, 1), xticks=[])
+    top.set_yticks([0, 1], ["", "1"])  # its 0 would stand on the 0 of the cells, or on their 1 below
+    right.set(ylim=(1, 0), xlim=(0, 1), yticks=[])
+    right.set_xticks([0, 1], ["", "1"])
     for margin in (top, right):
         margin.tick_params(labelsize=5, length=2)
         margin.spines[["top", "right"]].set_visible(False)

@@ -90,19 +90,20 @@ def _draw_losses(axis: Any, curves: Curves, band: tuple[Tensor, Tensor, Tensor] 
     low, high = _range([value for value in curves["observed"].values() if math.isfinite(value)])
     if low > 0:
         axis.set_yscale("log")
-        _few_ticks(axis, wide=high > 10 * low)
+        few_ticks(axis, high / low)
     axis.set_ylim(low, high)
     axis.set_xlabel("optimizer step", fontsize=8)
     axis.set_ylabel("loss of the probe batch", fontsize=8)
     axis.tick_params(labelsize=7, which="both")
 
 
-def _few_ticks(axis: Any, *, wide: bool) -> None:
-    """Plain numbers on a logarithmic axis, between the powers of ten too where there are few of them."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+def few_ticks(axis: Any, ratio: float) -> None:
+    """Plain numbers on a logarithmic axis, at least three, also where powers of ten are few."""
+    from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter
 
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    axis.yaxis.set_major_formatter(ScalarFormatter())
+    subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if ratio < 10 else (1.0, 2.0, 5.0) if ratio < 1000 else (1.0,)
+    axis.yaxis.set_major_locator(AutoLocator() if ratio < 5 else LogLocator(subs=subs))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 

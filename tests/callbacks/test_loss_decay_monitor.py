@@ -298,6 +298,16 @@ def test_copies_and_pickles():
         torch.testing.assert_close(twin.curves, watch.curves, equal_nan=True)
 
 
+def test_the_logged_end_of_a_prediction_is_the_one_that_was_said(tmp_path):
+    """The kernel moves before the error passes its tolerance: console, picture, log and report name one step."""
+    watch, logger = monitor(drift_tolerance=1e-6, tolerance=10.0), CSVLogger(tmp_path)
+    fit(watch, logger=logger)
+    assert watch.metric.compute()["valid_until"] == 6, "errors alone would have let it pass"
+    with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
+        logged = [row["loss_decay/valid_until"] for row in csv.DictReader(file)]
+    assert [float(value) for value in logged if value] == [watch.void_from] == [2]
+
+
 # What cannot be predicted, and odd data
 
 
@@ -446,6 +456,9 @@ def test_a_short_fit_is_compared_at_its_end(capsys):
     fit(watch)
     assert watch.curves["step"].tolist() == [0.0, 2.0, 6.0]
     assert "over 2 points" in capsys.readouterr().out
+    wrong = monitor(start_step=2, every_n_steps=100, tolerance=1e-9, verbose=True)
+    fit(wrong)
+    assert "held at step 2, no longer at step 6" in capsys.readouterr().out
     late = monitor(start_step=6, every_n_steps=100, verbose=True)
     fit(late)
     assert late.curves["step"].tolist() == [0.0, 6.0]

@@ -3,11 +3,16 @@
 import csv
 
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from toys import Classifier, Gan, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import PruneAtInit
+from lightning_graphon.callbacks._report import print_masks
+from lightning_graphon.callbacks.graphon_monitor import _print_table
+from lightning_graphon.graphon import layer_graphons
+from lightning_graphon.pruning import Masks
 
 
 class Plain(Logger):
@@ -109,6 +114,16 @@ def test_table_is_printed_once_and_only_when_verbose(capsys, monkeypatch):
     assert str(total) in line
     make_trainer(quiet("snip")).fit(Classifier(), loader())
     assert capsys.readouterr().out == ""
+
+
+def test_names_of_a_resnet_have_a_line_each_on_eighty_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    masks = Masks({f"net.layer4.0.conv{i}.weight": torch.rand(512, 256, 3, 3) < 0.1 for i in (1, 2)})
+    print_masks(masks, "PruneAtInit: snip, sparsity 0.9")
+    _print_table(layer_graphons(masks), {}, {f"graphon/{name}/density": 0.0678 for name in masks})
+    lines = capsys.readouterr().out.splitlines()
+    assert [sum(name in line for line in lines) for name in masks] == [2, 2]
+    assert max(map(len, lines)) <= 80
 
 
 def test_table_of_a_resumed_run_is_not_printed_as_if_it_pruned(capsys, tmp_path):

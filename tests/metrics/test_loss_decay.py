@@ -318,6 +318,7 @@ def test_figure_without_pyplot():
     assert axis.get_xlabel() == "optimizer step"
     torch.testing.assert_close(torch.from_numpy(axis.lines[1].get_ydata()), metric.curve[:60, 1])
     figure.canvas.draw()
+    assert all(float(label.get_text()) > 0 for label in axis.get_yticklabels()), "plain numbers, no powers"
     assert metric.plot(ax=axis) is figure
 
 

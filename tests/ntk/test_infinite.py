@@ -55,6 +55,11 @@ def test_constant_graphon_scales_the_dense_kernel(hidden, rows):
     assert relative(graphon_ntk(x, chain, parameter_term="all"), c**hidden * dense) < 1e-12  # [P1]: c^L
 
 
+def test_graphons_of_layers_may_come_by_name():
+    x, chain = digits(8), random_chain()[0]
+    torch.testing.assert_close(graphon_ntk(x, dict(zip("abc", chain, strict=True))), graphon_ntk(x, chain))
+
+
 @pytest.mark.parametrize("standard", [False, True])
 @pytest.mark.parametrize("energy", [False, True])
 @pytest.mark.parametrize("bias", [0.0, 0.2])
