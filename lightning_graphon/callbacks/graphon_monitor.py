@@ -33,6 +33,7 @@ from lightning_graphon.plots.graphon_pixels import graphon_pixels
 from lightning_graphon.plots.graphons import p_value_text
 from lightning_graphon.plots.spectrum_pixels import spectrum_pixels
 from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.pruning.read import check_readable
 from lightning_graphon.pruning.shards import gathered
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ class GraphonMonitor(Callback):
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
 
     Raises:
-        ValueError: An argument has a value that is not allowed.
+        ValueError: An argument has a value that is not allowed; (on fit) a pattern of `include` or `exclude` matches no
+            weight.
 
     >>> GraphonMonitor(bins=32).graphons
     {}
@@ -129,6 +131,10 @@ class GraphonMonitor(Callback):
         self.tests: dict[str, HomogeneityTest] = {}
         self._masks: Masks | None = None
         self._told: set[str] = set()
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_readable(pl_module, self.include, self.exclude)  # a misspelt name is no failure of the analysis
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
