@@ -24,7 +24,7 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Tensor], int]:
 
 
 @given(problems())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_equals_sorting_with_ties_by_position(problem: tuple[dict[str, Tensor], int]) -> None:
     scores, keep = problem
     masks, expected = keep_largest(scores, keep), keep_largest_by_sorting(scores, keep)
