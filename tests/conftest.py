@@ -33,6 +33,14 @@ def same_random_numbers():
 
 
 @pytest.fixture(autouse=True)
+def plain_console(monkeypatch):
+    """What is printed does not depend on the terminal, nor on what a CI sets for it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
 def nothing_left_behind():
     threads, dtype = set(threading.enumerate()), torch.get_default_dtype()
     yield
