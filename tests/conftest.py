@@ -10,9 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # Models and small helpers that the callbacks' tests share; at the end, so that it shadows nothing.
 sys.path.append(str(Path(__file__).parent / "callbacks"))
+
+# A machine that others use too is slow now and then, and that is no failure.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +33,14 @@ def same_random_numbers():
 
 
 @pytest.fixture(autouse=True)
+def plain_console(monkeypatch):
+    """What is printed does not depend on the terminal, nor on what a CI sets for it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
 def nothing_left_behind():
     threads, dtype = set(threading.enumerate()), torch.get_default_dtype()
     yield
@@ -40,7 +53,7 @@ def nothing_left_behind():
         assert not figures, f"the test left figures open: {figures}"
     left = [t for t in set(threading.enumerate()) - threads if not t.daemon and t.is_alive()]
     for thread in left:
-        thread.join(timeout=5)
+        thread.join(timeout=60)
     assert not any(t.is_alive() for t in left), f"the test left threads running: {left}"
 
 

@@ -7,10 +7,9 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 import lightning.pytorch as pl
-import torch
 
 from lightning_graphon.callbacks._named_optimizer import NamedOptimizer
-from lightning_graphon.ntk._memory import out_of_memory
+from lightning_graphon.callbacks._room import NoRoomError, require_room
 from lightning_graphon.pruning.shards import gathered, is_sharded
 
 log = logging.getLogger(__name__)
@@ -49,10 +48,12 @@ class Meetings:
         Raises:
             RuntimeError: On the others, where `work` raised on the first, which raises its error.
         """
-        if self._together and not self._strategy.reduce_boolean_decision(self._has_room()):
+        try:
+            require_room(self._strategy, self._module, copies=2)  # the other one: a preconditioner
+        except NoRoomError as error:
             self.next = math.inf
             if self._first:
-                log.warning("LossDecayMonitor stops: the whole weights do not fit into the memory of every process")
+                log.warning("LossDecayMonitor stops: %s", error)
             return
         failure = self._gathered(work)
         self.next, said = self.agree((self.next, failure and repr(failure)))
@@ -77,17 +78,3 @@ class Meetings:
     def agree(self, value: T) -> T:
         """What the first process says, and every process must call it; the value itself where nothing is cut."""
         return self._strategy.broadcast(value) if self._together else value
-
-    def _has_room(self) -> bool:
-        """Whether this process can hold the whole weights, and a preconditioner.
-
-        Tried before the others depend on it: where memory ran out in the middle of gathering, they would wait forever.
-        """
-        cut = [t for t in (*self._module.parameters(), *self._module.buffers()) if is_sharded(t)]
-        try:
-            trial = [torch.empty(t.shape, dtype=t.dtype, device=self._strategy.root_device) for t in (*cut, *cut)]
-            return bool(trial)  # which held them all at the same time, and is gone now
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            return False

@@ -17,6 +17,7 @@ from lightning_graphon.callbacks._network import NotReadableError
 from lightning_graphon.callbacks._pickling import state_without_module
 from lightning_graphon.callbacks._pictures import send_picture
 from lightning_graphon.callbacks._report import layer_table, log_scalars
+from lightning_graphon.callbacks._room import NoRoomError, require_room
 from lightning_graphon.callbacks._spectrum import KERNELS, KernelSpectrum, spectrum_scalars
 from lightning_graphon.graphon import (
     HomogeneityTest,
@@ -32,6 +33,7 @@ from lightning_graphon.plots.graphon_pixels import graphon_pixels
 from lightning_graphon.plots.graphons import p_value_text
 from lightning_graphon.plots.spectrum_pixels import spectrum_pixels
 from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.pruning.read import check_readable
 from lightning_graphon.pruning.shards import gathered
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,8 @@ class GraphonMonitor(Callback):
     class labels) and the figure `ntk_spectrum`. It is the Graphon NTK where the network is a chain of Linear layers,
     the exact kernel of the finite network ("empirical NTK") otherwise; the console and the figure say which. Networks
     are evaluated in eval mode: batch norm that has seen no data yet does not normalise at step 0. Under FSDP2 and
-    tensor parallelism every process gathers the whole weights for it, and the first one computes.
+    tensor parallelism every process gathers the whole weights for it, and the first one computes; where they do not fit
+    on every process, the look is skipped.
 
     Args:
         bins: Intervals of each axis of a graphon.
@@ -80,7 +83,8 @@ class GraphonMonitor(Callback):
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
 
     Raises:
-        ValueError: An argument has a value that is not allowed.
+        ValueError: An argument has a value that is not allowed; (on fit) a pattern of `include` or `exclude` matches no
+            weight.
 
     >>> GraphonMonitor(bins=32).graphons
     {}
@@ -130,12 +134,16 @@ class GraphonMonitor(Callback):
         self._told: set[str] = set()
 
     @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_readable(pl_module, self.include, self.exclude)  # a misspelt name is no failure of the analysis
+
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         prune_first(trainer, pl_module)
         self._masks, self._told = None, set()
         self._spectra = KernelSpectrum(self.kernel, self.propagate, self.probe_size, self.probe_seed)
         self._look(trainer, pl_module)
-        self._guarded(self._log_spectrum, trainer, pl_module)
+        self._guarded("spectrum", self._log_spectrum, trainer, pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -143,7 +151,7 @@ class GraphonMonitor(Callback):
             self._look(trainer, pl_module)
         every = self.spectrum_every_n_epochs
         if every and trainer.current_epoch and trainer.current_epoch % every == 0:
-            self._guarded(self._log_spectrum, trainer, pl_module)
+            self._guarded("spectrum", self._log_spectrum, trainer, pl_module)
 
     @override
     def on_train_batch_end(
@@ -155,34 +163,34 @@ class GraphonMonitor(Callback):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._look(trainer, pl_module)
-        self._guarded(self._log_spectrum, trainer, pl_module)
+        self._guarded("spectrum", self._log_spectrum, trainer, pl_module)
         self._spectra = None
 
     def __getstate__(self) -> dict[str, Any]:
         return state_without_module(self, "_masks", "_spectra")
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._guarded(self._estimate, trainer, pl_module)
+        self._guarded("graphons", self._estimate, trainer, pl_module)
 
-    def _guarded(self, work: Work, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _guarded(self, shown: str, work: Work, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Training is not lost because of an analysis."""
         try:
             work(trainer, pl_module)
-        except NotReadableError as error:
+        except (NotReadableError, NoRoomError) as error:
             if self.raise_errors:
                 raise
-            if self._is_news(error):
-                log.warning("GraphonMonitor shows no spectrum: %s", error)
+            if trainer.is_global_zero and self._is_news(f"no {shown}: {error}"):
+                log.warning("GraphonMonitor shows no %s at step %d: %s", shown, trainer.global_step, error)
         except Exception as error:
             if self.raise_errors:
                 raise
-            if self._is_news(error):
+            if self._is_news(str(error)):
                 log.exception("GraphonMonitor failed at step %d; training goes on without it", trainer.global_step)
 
-    def _is_news(self, error: Exception) -> bool:
+    def _is_news(self, failure: str) -> bool:
         """Whether it was not told yet: once a fit, not at every look."""
-        told, self._told = self._told, self._told | {str(error)}
-        return str(error) not in told
+        told, self._told = self._told, self._told | {failure}
+        return failure not in told
 
     @torch.no_grad()
     def _estimate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -202,6 +210,7 @@ class GraphonMonitor(Callback):
         if self._spectra is None or self.kernel == "none":
             return
         masks = self._read(trainer, pl_module)
+        require_room(trainer.strategy, pl_module)
         with gathered(pl_module):  # on every process; then the first one needs nobody
             if trainer.is_global_zero:
                 self.spectrum = self._spectra.evaluate(trainer, pl_module, masks)

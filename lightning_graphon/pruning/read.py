@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.shards import whole
-from lightning_graphon.pruning.targets import Patterns, select_weights
+from lightning_graphon.pruning.targets import Patterns, check_patterns, select_weights
 
 
 def read_masks(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> Masks:
@@ -39,6 +39,16 @@ def read_masks(model: nn.Module, include: Patterns = None, exclude: Patterns = N
     order = [f"{path}.weight".lstrip(".") for path, _ in model.named_modules()]
     rank = {name: place for place, name in enumerate(order)}
     return Masks(dict(sorted(found.items(), key=lambda item: rank.get(item[0], len(rank)))))
+
+
+def check_readable(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> None:
+    """Raise where `include` or `exclude` name what `read_masks` will never find in this model.
+
+    Raises:
+        TypeError, ValueError: As `check_patterns`.
+    """
+    if not _foreign_masks(model):  # whose weights have other names
+        check_patterns(model, include, exclude)
 
 
 def _foreign_masks(model: nn.Module) -> dict[str, Tensor]:

@@ -80,10 +80,7 @@ def select_weights(model: nn.Module, include: Patterns = None, exclude: Patterns
     ['0.weight']
     """
     candidates = _candidates(model)
-    wanted, unwanted = _as_patterns(include, "include"), _as_patterns(exclude, "exclude")
-    both = {p for p in wanted if isinstance(p, str)} & {p for p in unwanted if isinstance(p, str)}
-    if both:
-        raise ValueError(f"include and exclude both name {sorted(both)}; remove it from one of them")
+    wanted, unwanted = _both_patterns(include, exclude)
     frozen = _candidates(model, frozen=True)
     for pattern in wanted:
         if not any(c.matches(pattern) for c in candidates) and any(c.matches(pattern) for c in frozen):
@@ -105,6 +102,19 @@ def select_weights(model: nn.Module, include: Patterns = None, exclude: Patterns
         raise ValueError(_nothing_selected(model, include, exclude))
     _check_built(chosen)
     return {c.name: c.parameter for c in chosen}
+
+
+def check_patterns(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> None:
+    """Raise unless every pattern names a weight that can be pruned, now or when it is no longer frozen.
+
+    Raises:
+        TypeError: A pattern is neither a string nor a module type.
+        ValueError: A pattern matches nothing, the message names the nearest; or `include` and `exclude` name the same.
+    """
+    weights = [*_candidates(model), *_candidates(model, frozen=True)]
+    for argument, patterns in zip(("include", "exclude"), _both_patterns(include, exclude), strict=True):
+        for pattern in patterns:
+            _check_matches(argument, pattern, weights)
 
 
 def match_layers(pattern: Pattern, model: nn.Module, names: Iterable[str]) -> list[str]:
@@ -173,6 +183,14 @@ def _is_empty(parameter: nn.Parameter) -> bool:
 
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
+
+
+def _both_patterns(include: Patterns, exclude: Patterns) -> tuple[list[Pattern], list[Pattern]]:
+    wanted, unwanted = _as_patterns(include, "include"), _as_patterns(exclude, "exclude")
+    both = {p for p in wanted if isinstance(p, str)} & {p for p in unwanted if isinstance(p, str)}
+    if both:
+        raise ValueError(f"include and exclude both name {sorted(both)}; remove it from one of them")
+    return wanted, unwanted
 
 
 def _as_patterns(patterns: Patterns, argument: str) -> list[Pattern]:

@@ -56,7 +56,7 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(tmp_path):
     """Masks, metrics and their steps are those of a run that nothing interrupted."""
     here = str(Path(__file__).parent)
     command = [sys.executable, "-c", KILLED.format(here=here), str(tmp_path)]
-    killed = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    killed = subprocess.run(command, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr[-2000:]
 
     whole, resumed = all_three(), all_three()

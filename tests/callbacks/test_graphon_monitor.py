@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
+from torch.nn.utils.prune import l1_unstructured
 from toys import Classifier, cnn, loader, make_trainer
 
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
@@ -212,7 +213,42 @@ def read_csv(trainer):
         return list(csv.DictReader(file))
 
 
-def test_a_failure_is_told_once(caplog):
-    make_trainer(monitor(include="nett", kernel="auto", raise_errors=False), max_epochs=3).fit(Classifier(), loader())
+@pytest.mark.parametrize("kwargs", [{"include": "nett"}, {"exclude": ["net.0", "nett"]}], ids=str)
+def test_a_misspelt_layer_ends_the_fit_before_anything_is_trained(kwargs):
+    trainer = make_trainer(monitor(raise_errors=False, **kwargs))
+    with pytest.raises(ValueError, match=r"pattern 'nett' matches no prunable weight\. Did you mean 'net'\?"):
+        trainer.fit(Classifier(), loader(), loader(32))
+    assert trainer.global_step == 0
+    assert not trainer.sanity_checking
+
+
+def test_frozen_layers_may_be_named_before_they_thaw():
+    class Thaw(Callback):
+        def setup(self, trainer, pl_module, stage):
+            pl_module.net[0].requires_grad_(False)
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            pl_module.net[0].requires_grad_(True)
+
+    watch = monitor(include="net.0", raise_errors=False, figure=False)
+    fit(watch, Thaw())
+    assert list(watch.graphons) == LAYERS[:1]
+
+
+def test_layers_that_torch_prunes_may_be_named():
+    model = Classifier()
+    for layer in (model.net[0], model.net[2]):
+        l1_unstructured(layer, "weight", amount=0.5)
+    watch = monitor(include="net.0", figure=False)
+    fit(watch, model=model)
+    assert watch.graphons[LAYERS[0]].density == pytest.approx(0.5)
+
+
+def test_a_failure_is_told_once(caplog, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("broken estimate")
+
+    monkeypatch.setattr("lightning_graphon.callbacks.graphon_monitor.layer_graphons", broken)
+    fit(monitor(raise_errors=False), max_epochs=3)
     (said,) = [record for record in caplog.records if record.name.startswith("lightning_graphon")]
-    assert "Did you mean 'net'?" in said.exc_text
+    assert "broken estimate" in said.exc_text

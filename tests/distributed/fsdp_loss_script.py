@@ -3,6 +3,7 @@
 Not a test by itself: `test_fsdp_loss.py` starts it, and trains the same networks in one process.
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -21,9 +22,8 @@ from torch.optim import AdamW, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 from toys import loader, make_trainer
 
-from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit, _room
 from lightning_graphon.callbacks import _kernels as kernels
-from lightning_graphon.callbacks._meetings import Meetings
 from lightning_graphon.pruning.shards import is_sharded
 
 DATA, STEPS = 96, 18
@@ -157,18 +157,34 @@ def broken(*args, **kwargs):
     raise RuntimeError("broken kernel")
 
 
-def without_room():
-    """The second process has no memory left from the second look on."""
-    looks, ask = [], Meetings._has_room
+def without_room(watch, lacking):
+    """The second process has no memory at the trials whose numbers are `lacking`."""
+    trials, ask = [], _room._failure_to_hold
 
-    def has_room(meetings):
-        looks.append(meetings)
-        return ask(meetings) and (len(looks) == 1 or torch.distributed.get_rank() == 0)
+    def fails(*args):
+        trials.append(args)
+        lacks = len(trials) in lacking and torch.distributed.get_rank() == 1
+        return MemoryError() if lacks else ask(*args)
 
-    Meetings._has_room = has_room
-    found = fit_cut(Cut(), monitor())
-    Meetings._has_room = ask
-    return found
+    said = Said()
+    _room._failure_to_hold = fails
+    found = fit_cut(Cut(), watch)
+    _room._failure_to_hold = ask
+    logging.getLogger("lightning_graphon").removeHandler(said)
+    spectrum = getattr(watch, "spectrum", None)
+    return {**found, "trials": len(trials), "said": said.sentences, "spectrum": spectrum and spectrum.trace}
+
+
+class Said(logging.Handler):
+    """What this package says in its log."""
+
+    def __init__(self):
+        super().__init__()
+        self.sentences = []
+        logging.getLogger("lightning_graphon").addHandler(self)
+
+    def emit(self, record):
+        self.sentences.append(record.getMessage())
 
 
 def resume(folder):
@@ -210,7 +226,9 @@ def main(folder):
     found["two optimizers"] = fit_cut(TwoOptimizers(), monitor())
     found["failed"] = fails(raise_errors=False)
     found["failed aloud"] = fails(raise_errors=True)
-    found["no room"] = without_room()
+    found["no room"] = without_room(monitor(), range(2, 100))
+    graphons = GraphonMonitor(verbose=False, figure=False, probe_size=16, every_n_steps=1)
+    found["no room for graphons"] = without_room(graphons, {2, 3, 4})
     found["resume"] = resume(folder)
     write_and_leave(found, folder)
 

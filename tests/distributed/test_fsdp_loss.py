@@ -109,6 +109,26 @@ def test_memory_that_lacks_on_one_process_ends_the_analysis_on_both(ranks):
     assert ranks[0]["no room"]["curves"]["step"].tolist() == [0.0]
     for rank in ranks:
         assert rank["no room"]["steps"] == STEPS
+        assert rank["no room"]["trials"] == 2
+    assert [rank["no room"]["said"] for rank in ranks] == [
+        ["LossDecayMonitor stops: the whole weights do not fit into the memory of every process"],
+        [],
+    ]
+
+
+def test_while_memory_lacks_on_one_process_a_graphon_monitor_skips_its_looks_on_both(ranks):
+    """Room for masks at the start; none for the spectrum and the next looks; room again later."""
+    first, second = (rank["no room for graphons"] for rank in ranks)
+    assert [sentence.partition(":")[0] for sentence in first["said"]] == [
+        "GraphonMonitor shows no spectrum at step 0",
+        "GraphonMonitor shows no graphons at step 0",
+    ]
+    assert second["said"] == []
+    assert first["spectrum"] > 0
+    assert second["spectrum"] is None
+    for found in (first, second):
+        assert found["steps"] == STEPS
+        assert found["trials"] == 2 * STEPS + 5
 
 
 @pytest.mark.parametrize("kind", ["7 whole", "13 whole", "13 shards"])

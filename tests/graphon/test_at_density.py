@@ -13,7 +13,7 @@ def draw(rows, cols, scale=1.0, seed=0):
     return scale * torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(density=st.floats(0.001, 0.999), scale=st.sampled_from([0.0, 0.1, 3.0, 30.0, 300.0]), seed=st.integers(0, 99))
 def test_the_density_is_exact_and_values_are_probabilities(density, scale, seed):
     values = values_at_density(draw(5, 7, scale, seed), density)

@@ -41,7 +41,7 @@ def draw(rows, cols, seed, kind):
 KINDS = ["gauss", "signs", "positive", "sparse", "rank one"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=st.integers(1, 6), cols=st.integers(1, 6), seed=st.integers(0, 10**6), kind=st.sampled_from(KINDS))
 def test_the_bracket_holds_the_enumerated_norm(rows, cols, seed, kind):
     values, r, c = draw(rows, cols, seed, kind)

@@ -48,7 +48,7 @@ def test_average_ties_is_the_mean_over_all_orders_of_tied_rows_and_columns():
     torch.testing.assert_close(estimate_graphon(mask, (2, 3)).values, total / len(orders) ** 2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 40),
     cols=st.integers(1, 40),

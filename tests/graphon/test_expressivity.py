@@ -40,7 +40,7 @@ def largest_covered(number_of, active: list[int]) -> int:
 masks = st.builds(mask_of, st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 7), st.floats(0.05, 1.0))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(mask=masks, size=st.integers(1, 4))
 def test_counts_are_those_of_enumeration(mask, size):
     chosen = sets(mask, size)
@@ -49,7 +49,7 @@ def test_counts_are_those_of_enumeration(mask, size):
     assert mean_joined_units(mask, size) == pytest.approx(np.mean(found) if found else 0.0, abs=1e-9)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(mask=masks)
 def test_the_covered_order_is_bracketed_and_its_witness_is_not_covered(mask):
     order = covered_order(mask)
@@ -69,7 +69,7 @@ def test_the_bracket_is_exact_for_most_small_masks():
     assert sum(o.lower == o.upper for o in orders) >= 50  # measured 56 of 60
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), units=st.integers(1, 200), size=st.integers(1, 3))
 def test_a_graphon_gives_expectations(seed, units, size):
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lightning_graphon.graphon import StepGraphon, as_graphon, block, constant, power_law, product
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(density=st.floats(0, 1), shape=st.floats(0, 0.95), bins=st.integers(1, 40))
 def test_density_is_exact(density, shape, bins):
     for graphon in (power_law(density, shape, bins), product(density, 4 * shape, bins), constant(density)):
@@ -16,7 +16,7 @@ def test_density_is_exact(density, shape, bins):
         assert graphon.values.max() <= 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(density=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_block_scales_any_positive_shape(density, seed):
     rng = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ def mask_of(shape, density, seed):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < density
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=SHAPES, density=st.floats(0.0, 1.0), seed=st.integers(0, 10**6), bins=st.integers(1, 20))
 @pytest.mark.parametrize("order", ["degree", "none"])
 def test_measure_density_and_shape(order, shape, density, seed, bins):
@@ -26,7 +26,7 @@ def test_measure_density_and_shape(order, shape, density, seed, bins):
     assert graphon.density == pytest.approx(float(mask.double().mean()), abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(density=st.floats(0.0, 1.0), seed=st.integers(0, 10**6), bins=st.integers(1, 12))
 def test_relabelling_units_changes_no_graphon_of_sorted_degrees(density, seed, bins):
     mask = mask_of((11, 7), density, seed)
@@ -36,7 +36,7 @@ def test_relabelling_units_changes_no_graphon_of_sorted_degrees(density, seed, b
     torch.testing.assert_close(one.values, other.values, rtol=0, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(1, 5), min_size=6, max_size=6))
 def test_l2_is_a_distance(seed, sizes):
     g = torch.Generator().manual_seed(seed)
@@ -52,7 +52,7 @@ def test_l2_is_a_distance(seed, sizes):
     assert abs(a.density - b.density) <= d(a, b) + 1e-12  # Cauchy-Schwarz
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 6), cols=st.integers(1, 6))
 def test_cycles_and_cherries_are_at_least_those_of_a_constant(seed, rows, cols):
     """Sidorenko: t(C4) >= t(K2)^4 and t(cherry) >= t(K2)^2 for every graphon, with equality for constant ones."""

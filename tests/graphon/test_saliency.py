@@ -29,7 +29,7 @@ def test_probabilities_are_those_of_enumeration_for_any_sign(threshold):
     assert torch.equal(ScaledSaliency(scales, noise).probabilities(threshold), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(density=st.floats(0, 1), seed=st.integers(0, 10_000), exponent=st.integers(-250, 250), signed=st.booleans())
 def test_any_density_is_met_at_any_scale_and_sign(density, seed, exponent, signed):
     noise = draw(seed, 50)

@@ -113,7 +113,7 @@ def test_path_graphon_on_different_partitions_is_the_integral():
     assert path == second @ first
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=st.integers(1, 7), cols=st.integers(1, 7), seed=st.integers(0, 1000))
 def test_refinement_keeps_the_function_and_coarsening_keeps_the_mean(rows, cols, seed):
     a, b = random_graphon(rows, cols, seed), random_graphon(cols, rows, seed + 1)

@@ -21,7 +21,7 @@ def problem(seed, samples, outputs, rank):
     return features, theta, targets
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=SEEDS,
     samples=st.integers(1, 6),
@@ -54,7 +54,7 @@ def test_the_prediction_is_what_sgd_does_to_a_linear_model(
     assert predictor.loss == float(loss(predictor.outputs, targets))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS, samples=st.integers(1, 6), rank=st.integers(1, 8), share=st.floats(0.01, 0.99))
 def test_below_the_largest_stable_rate_the_squared_error_never_rises(seed, samples, rank, share):
     features, theta, targets = problem(seed, samples, 2, rank)
@@ -65,7 +65,7 @@ def test_below_the_largest_stable_rate_the_squared_error_never_rises(seed, sampl
     assert bool((losses[1:] <= losses[:-1] * (1 + 1e-12) + 1e-15).all())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS, before=st.integers(0, 4), momentum=st.sampled_from([0.0, 0.9]))
 def test_a_restored_predictor_goes_on_as_if_nothing_had_happened(seed, before, momentum):
     features, theta, targets = problem(seed, 4, 2, 3)
@@ -80,7 +80,7 @@ def test_a_restored_predictor_goes_on_as_if_nothing_had_happened(seed, before, m
     assert torch.equal(first.run([0.02] * 3), second.run([0.02] * 3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS, size=st.integers(2, 9), rank=st.integers(1, 9), scale=st.floats(1e-6, 1e6))
 def test_a_spectrum_is_ordered_complete_and_knows_its_scale(seed, size, rank, scale):
     features = problem(seed, size, 1, rank)[0]

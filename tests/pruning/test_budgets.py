@@ -23,7 +23,7 @@ SHAPES = st.one_of(
     sparsity=st.floats(0, 1, exclude_max=True),
     profile=st.sampled_from(["uniform", "er", "erk"]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_totals_are_exact_and_no_layer_overflows(shapes: list, sparsity: float, profile: str) -> None:
     named = {str(i): shape for i, shape in enumerate(shapes)}
     keep = round((1 - sparsity) * sum(map(math.prod, shapes)))

@@ -47,7 +47,7 @@ def test_equality_is_of_names_and_bits(masks: Masks) -> None:
     st.floats(0, 1),
     st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_table_and_totals_equal_a_count_by_hand(shapes: list, density: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     masks = Masks({f"l{i}": torch.rand(shape, generator=generator) < density for i, shape in enumerate(shapes)})

@@ -43,7 +43,7 @@ def test_the_kept_number_is_exact(method: str, allocation: str, sparsity: float)
     allocation=st.sampled_from(["global", "uniform", "er", "erk"]),
     seed=st.integers(0, 10),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_counts_are_exact_whatever_the_ties(
     values: str, sparsity: float, steps: int, schedule: str, allocation: str, seed: int
 ) -> None:

@@ -1,7 +1,6 @@
 """Exact selection: counts, ties, memory."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Tensor], int]:
 
 
 @given(problems())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_equals_sorting_with_ties_by_position(problem: tuple[dict[str, Tensor], int]) -> None:
     scores, keep = problem
     masks, expected = keep_largest(scores, keep), keep_largest_by_sorting(scores, keep)
@@ -80,7 +79,7 @@ def test_scores_are_not_changed() -> None:
 
 
 MEMORY = """
-import resource, sys, torch
+import sys, torch
 from lightning_graphon.pruning.select import keep_largest
 torch.set_num_threads(1)
 kind = sys.argv[1]
@@ -89,17 +88,15 @@ scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
 if kind == "relu":
     scores.sub_(0.7).clamp_(min=0)
 keep_largest({"warm": torch.rand(1000)}, 10)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 masks = keep_largest({"a": scores[: n // 2], "b": scores[n // 2 :]}, n // 10)
 kept = sum(int(mask.count_nonzero()) for mask in masks.values())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, kept)
+print((peak() - before) / (4 * n), kept)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
 @pytest.mark.parametrize("kind", ["uniform", "relu"])
-def test_selection_needs_less_than_three_times_the_scores(kind: str) -> None:
-    result = subprocess.run([sys.executable, "-c", MEMORY, kind], capture_output=True, text=True, check=True)
-    extra_kib, kept = map(int, result.stdout.split())
+def test_selection_needs_less_than_the_scores(measured: Callable[..., list[float]], kind: str) -> None:
+    needed, kept = measured(MEMORY, kind)
     assert kept == 2_000_000
-    assert extra_kib * 1024 < 3 * 4 * 20_000_000
+    assert 0.25 < needed < 1  # measured: 0.43; the masks alone are a quarter

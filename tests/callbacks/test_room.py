@@ -1,0 +1,146 @@
+"""Whether the whole weights fit is tried before anything is gathered; the other processes are only pretended here."""
+
+import logging
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from lightning_graphon.callbacks import GraphonMonitor
+from lightning_graphon.callbacks._meetings import Meetings
+from lightning_graphon.callbacks._room import NoRoomError, require_room
+
+SHAPES = [(8, 5), (8,)]
+
+
+class Strategy:
+    """Of one process among four; `others` have room or not."""
+
+    root_device = torch.device("cpu")
+
+    def __init__(self, others=True):
+        self.others, self.asked = others, []
+
+    def reduce_boolean_decision(self, decision):
+        self.asked.append(decision)
+        return decision and self.others
+
+
+@pytest.fixture
+def net():
+    dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+    net = nn.Linear(5, 8)
+    fully_shard(net, mesh=init_device_mesh("cpu", (4,)))
+    yield net
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Shapes and dtypes of what is tried."""
+    made, empty = [], torch.empty
+
+    def record(shape, dtype, device):
+        made.append((shape, dtype))
+        return empty(shape, dtype=dtype, device=device)
+
+    monkeypatch.setattr(torch, "empty", record)
+    return made
+
+
+def no_memory(monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "empty", fail)
+
+
+def trainer_of(strategy, **kwargs):
+    return SimpleNamespace(strategy=strategy, is_global_zero=False, optimizers=[], global_step=7, **kwargs)
+
+
+def test_the_whole_of_what_is_cut_is_tried(net, made):
+    net.register_buffer("plain", torch.zeros(3))
+    require_room(Strategy(), net)
+    require_room(Strategy(), net, dtype=torch.bool)
+    assert made == [(s, dtype) for dtype in (torch.float32, torch.bool) for s in SHAPES]
+
+
+def test_nothing_is_tried_and_nobody_asked_where_nothing_is_cut(made):
+    net = nn.Linear(5, 8)
+    made.clear()
+    require_room(None, net)
+    assert made == []
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=repr
+)
+def test_there_is_none_where_memory_runs_out_here(net, monkeypatch, error):
+    no_memory(monkeypatch, error)
+    strategy = Strategy()
+    with pytest.raises(NoRoomError, match="do not fit into the memory of every process"):
+        require_room(strategy, net)
+    assert strategy.asked == [False]
+
+
+def test_there_is_none_where_memory_runs_out_elsewhere(net):
+    strategy = Strategy(others=False)
+    with pytest.raises(NoRoomError):
+        require_room(strategy, net)
+    assert strategy.asked == [True]
+
+
+def test_other_errors_are_errors_when_the_others_know(net, monkeypatch):
+    no_memory(monkeypatch, RuntimeError("device lost"))
+    strategy = Strategy()
+    with pytest.raises(RuntimeError, match="device lost"):
+        require_room(strategy, net)
+    assert strategy.asked == [False]
+
+
+def test_meetings_need_room_for_a_preconditioner_too(net, made):
+    meetings = Meetings(trainer_of(Strategy(others=False)), net)
+    meetings.hold(None)
+    assert [shape for shape, _ in made] == SHAPES * 2
+    assert meetings.next == math.inf
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("fatal", [True, False])
+def test_a_graphon_monitor_says_so_once_in_the_first_process(net, caplog, monkeypatch, first, fatal):
+    monkeypatch.setattr("lightning_graphon.callbacks._masks_of.read_masks", None)  # would gather
+    trainer = trainer_of(Strategy(others=False), callbacks=[])
+    trainer.is_global_zero = first
+    watch = GraphonMonitor(raise_errors=fatal)
+    if fatal:
+        with pytest.raises(NoRoomError):
+            watch.on_train_start(trainer, net)
+        return
+    with caplog.at_level(logging.WARNING, logger="lightning_graphon"):
+        watch.on_train_start(trainer, net)
+        watch.on_train_end(trainer, net)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"GraphonMonitor shows no {shown} at step 7: the whole weights do not fit into the memory of every process"
+        for shown in ("graphons", "spectrum")
+    ] * first
+    assert trainer.strategy.asked == [True] * 4
+
+
+def test_masks_need_a_byte_a_weight_and_kernels_the_weights(net, made, monkeypatch):
+    monkeypatch.setattr("lightning_graphon.callbacks._masks_of.read_masks", lambda *a: {})
+    trainer = trainer_of(SimpleNamespace(root_device="cpu", reduce_boolean_decision=lambda d: d), callbacks=[])
+    monkeypatch.setattr("lightning_graphon.callbacks.graphon_monitor.gathered", _stop)
+    with pytest.raises(InterruptedError):
+        GraphonMonitor(raise_errors=True).on_train_start(trainer, net)
+    assert [dtype for _, dtype in made] == [torch.bool] * 4 + [torch.float32] * 2
+
+
+def _stop(module):
+    raise InterruptedError
