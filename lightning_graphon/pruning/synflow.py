@@ -49,6 +49,11 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             scores = trial if _all_finite(trial) else scores
             if _in_range(scores):
                 break
+    if not problem.kept and not any(bool(score.any()) for score in scores.values()):
+        raise ValueError(
+            f"synflow: every score is zero, in all selected layers ({', '.join(list(scores)[:5])}): nothing flows from "
+            "the inputs to the outputs, because a layer is all zero (a head initialised so) or the batch is empty"
+        )
     # The next round's |θ| takes the memory of these scores, unless somebody else still holds them then.
     problem.kept.update({name: score.detach() for name, score in scores.items()})
     return {name: problem.average(scores.pop(name)) for name in problem.weights}

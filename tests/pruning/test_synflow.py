@@ -210,3 +210,17 @@ def test_outputs_that_ignore_the_weights_are_an_error() -> None:
 
     with pytest.raises(ValueError, match="synflow: the outputs do not depend on the weights"):
         prune(Constant(), "synflow", sparsity=0.5)
+
+
+def test_an_empty_batch_has_a_shape_too() -> None:
+    model = seeded(mlp)
+    batches = [(torch.randn(n, 8), torch.zeros(n, dtype=torch.long)) for n in (0, 4)]
+    empty, full = (prune(model, "synflow", sparsity=0.5, batches=[batch]) for batch in batches)
+    assert empty == full
+
+
+def test_a_network_that_nothing_flows_through_is_an_error() -> None:
+    model = seeded(mlp)
+    nn.init.zeros_(model[-1].weight)
+    with pytest.raises(ValueError, match=r"synflow: every score is zero.*a head initialised so"):
+        prune(model, "synflow", sparsity=0.5)
