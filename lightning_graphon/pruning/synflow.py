@@ -53,8 +53,8 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
     if not problem.kept and not any(bool(score.any()) for score in scores.values()):
         raise ValueError(
             f"synflow: every score is zero, in all selected layers ({', '.join(list(scores)[:5])}): nothing flows from "
-            "the inputs to the outputs, because a layer is all zero (a head initialised so), the batch is empty, or the "
-            "outputs have a constant sum (a softmax)"
+            "the inputs to the outputs, because a layer is all zero (a head initialised so), the batch is empty, or "
+            "the outputs have a constant sum (a softmax)"
         )
     # The next round's |θ| takes the memory of these scores, unless somebody else still holds them then.
     problem.kept.update({name: score.detach() for name, score in scores.items()})
