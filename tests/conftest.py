@@ -10,14 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 # Models and small helpers that the callbacks' tests share; at the end, so that it shadows nothing.
 sys.path.append(str(Path(__file__).parent / "callbacks"))
-
-# A machine that others use too is slow now and then, and that is no failure.
-settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy machine")
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +40,7 @@ def nothing_left_behind():
         assert not figures, f"the test left figures open: {figures}"
     left = [t for t in set(threading.enumerate()) - threads if not t.daemon and t.is_alive()]
     for thread in left:
-        thread.join(timeout=60)
+        thread.join(timeout=5)
     assert not any(t.is_alive() for t in left), f"the test left threads running: {left}"
 
 
