@@ -48,7 +48,7 @@ def _warn_unresolved(dual: DualActivation, variances: Tensor, number: int) -> No
     if variances.numel() and not dual.resolves(largest := variances.detach().max()):
         warnings.warn(
             f"the pre-activations of hidden layer {number} have variances up to {float(largest):.3g}, too large for "
-            f"the quadrature of {dual.name!r}: the kernel of similar samples is wrong. Scale the inputs or "
+            f"the quadrature of {dual.name!r}: the kernel of similar samples is inaccurate. Scale the inputs or "
             "weight_variance down, or take an activation with a closed form (erf, gelu, relu, ...)",
             stacklevel=5,
         )
