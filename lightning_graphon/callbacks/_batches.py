@@ -49,7 +49,7 @@ def train_batches(
         count = min(count, int(trainer.num_training_batches))
     with random_state_kept(seed), _generators_kept(loaders):
         copies = tree_map(_fresh, [] if loaders is None else loaders, is_leaf=_is_loader)
-        stream = iter(copies) if _is_loader(copies) else (b for b, _, _ in CombinedLoader(copies, "max_size_cycle"))
+        stream = iter(copies) if _is_loader(copies) else (b for b, _, _ in CombinedLoader(copies, _mode(trainer)))
         drawn: list[Any] = []
         for batch in islice(stream, count):
             drawn.append(batch)
@@ -57,7 +57,10 @@ def train_batches(
                 break
         batches = [to_device(trainer, pl_module, batch) for batch in drawn]
     if required and not batches:
-        raise ValueError("the train dataloader yielded no batch: a method that scores by data needs at least one")
+        raise ValueError(
+            "the train dataloader yielded no batch (or limit_train_batches is 0), and the method scores by data: give "
+            "batches=[...], masks=... or a method that needs none"
+        )
     return batches
 
 
@@ -70,6 +73,11 @@ def scoring_batches(
     if needs == "nothing":
         return []
     return train_batches(trainer, pl_module, batches, required=needs == "loss")
+
+
+def _mode(trainer: pl.Trainer) -> Any:
+    """How several train dataloaders are combined; Lightning does so in cycles unless told otherwise."""
+    return getattr(getattr(trainer.fit_loop, "_combined_loader", None), "_mode", "max_size_cycle")
 
 
 def to_device(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:

@@ -135,7 +135,8 @@ def _final(watch: Watch, count: int, name: str) -> int:
     """
     finals = sorted(watch.final_calls())
     if len(finals) != 1:
-        what = "calls none of its modules" if not finals else f"has {len(finals)} networks with outputs of their own"
+        several = f"has {len(finals)} outputs, of several networks or of one that is called several times"
+        what = several if finals else "calls none of its modules"
         raise NotReadableError(f"{name}.training_step {what}: there is no single tensor of outputs")
     output = watch.outputs[finals[0]]
     if not (is_float(output) and output.ndim > 0 and len(output) == count):

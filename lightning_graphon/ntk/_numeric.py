@@ -43,3 +43,9 @@ def legendre_nodes(edges: tuple[float, ...], count: int) -> tuple[np.ndarray, np
     nodes = [(b - a) / 2 * x + (a + b) / 2 for a, b in panels]
     weights = [(b - a) / 2 * w for a, b in panels]
     return np.concatenate(nodes), np.concatenate(weights)
+
+
+def determinant(qx: Tensor, qy: Tensor, k: Tensor) -> Tensor:
+    """qx qy - k² of a covariance; exactly 0 for equal rows, however large."""
+    root = safe_sqrt(qx * qy)
+    return (root - k) * (root + k)

@@ -1,5 +1,6 @@
 """The centred recursion of the Graphon NTK, tile by tile over pairs of samples."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,10 +37,21 @@ def diagonals(x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation
     moments = [x.square().T]
     inputs = layers[0].propagate @ moments[0]
     variances = [inputs + layers[0].bias[:, None]]
-    for layer, dual in zip(layers[1:], duals, strict=True):
+    for number, (layer, dual) in enumerate(zip(layers[1:], duals, strict=True), start=1):
+        _warn_unresolved(dual, variances[-1], number)
         moments.append(dual.second_moment(variances[-1]))
         variances.append(layer.propagate @ moments[-1] + layer.bias[:, None])
     return Diagonals(x, inputs, variances, moments)
+
+
+def _warn_unresolved(dual: DualActivation, variances: Tensor, number: int) -> None:
+    if variances.numel() and not dual.resolves(largest := variances.detach().max()):
+        warnings.warn(
+            f"the pre-activations of hidden layer {number} have variances up to {float(largest):.3g}, too large for "
+            f"the quadrature of {dual.name!r}: the kernel of similar samples is inaccurate. Scale the inputs or "
+            "weight_variance down, or take an activation with a closed form (erf, gelu, relu, ...)",
+            stacklevel=5,
+        )
 
 
 def tile_edge(positions: int, itemsize: int, device: str, max_memory: int | None) -> int:

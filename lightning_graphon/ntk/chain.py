@@ -67,9 +67,8 @@ def read_chain(model: nn.Module, x: Tensor) -> list[Affine]:
         ValueError: something else is in the chain; the message names it and points to `empirical_ntk`.
     """
     with eval_semantics(model, x.device):
-        if isinstance(model, nn.Linear):
-            return [Affine("", model, None)]
-        chain = _Reader(model).read()
+        chain = [Affine("", model, None)] if isinstance(model, nn.Linear) else _Reader(model).read()
+        _check_weights(chain)
         with torch.no_grad():
             _compare(chain, model, x[:4])
     return chain
@@ -213,11 +212,25 @@ def _function_dual(function: Callable[..., Any], node: torch.fx.Node) -> DualAct
     return HermiteDual(lambda z: function(z, *extra, **options), name=name)
 
 
+def _check_weights(chain: list[Affine]) -> None:
+    """The kernel is that of weights that are parameters, each of them in one layer."""
+    seen: set[nn.Parameter] = set()
+    for layer in chain:
+        module, label = layer.module, f"layer {layer.name!r} ({type(layer.module).__name__})"
+        pruned = module._parameters.get("weight_orig") if "weight_mask" in module._buffers else None  # by torch
+        weight = module._parameters.get("weight", pruned)
+        if weight is None:
+            raise _refusal(f"{label}, whose weight is computed (weight_norm, spectral_norm, a parametrization),")
+        if weight in seen:
+            raise _refusal(f"{label}, which shares its weight with an earlier one,")
+        seen.add(weight)
+
+
 def _compare(chain: list[Affine], model: nn.Module, x: Tensor) -> None:
     x = x.to(chain[0].module.weight.dtype)  # the kernel is float64 whatever the model's and the samples' dtypes
     h = x.flatten(1)
     for layer in chain:
-        h = layer.module(h)
+        h = nn.functional.linear(h, layer.module.weight, layer.module.bias)  # and not what hooks make of it
         h = h if layer.dual is None else layer.dual.forward(h)
     out = model(x)
     if not isinstance(out, Tensor):

@@ -41,6 +41,10 @@ class DualActivation(ABC):
         """E[φ(z)²] for z ~ N(0, q)."""
         return self.covariance(q, q, q)[0]
 
+    def resolves(self, q: Tensor) -> bool:
+        """Whether the expectations can be trusted at variance `q`, a scalar; default: always, as closed forms."""
+        return True
+
     def pair(self, qx: Tensor, qy: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the recursion on squared distances.
 

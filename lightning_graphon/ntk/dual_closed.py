@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_graphon.ntk._numeric import safe_sqrt
+from lightning_graphon.ntk._numeric import determinant, safe_sqrt
 from lightning_graphon.ntk.dual import DualActivation
 
 
@@ -25,8 +25,7 @@ class Erf(DualActivation):
 
     def covariance(self, qx: Tensor, qy: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E[φφ'] and E[φ̇φ̇'], centred."""
-        scale = (1 + 2 * qx) * (1 + 2 * qy)
-        slack = safe_sqrt(scale - 4 * k * k)
+        slack = safe_sqrt(1 + 2 * (qx + qy) + 4 * determinant(qx, qy, k))
         return 2 / math.pi * torch.atan2(2 * k, slack), 4 / math.pi / slack
 
 
@@ -47,11 +46,11 @@ class GELU(DualActivation):
     def covariance(self, qx: Tensor, qy: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E[φφ'] and E[φ̇φ̇'], centred."""
         outer, product, k2 = (1 + qx) * (1 + qy), qx * qy, k * k
-        slack2 = outer - k2
+        slack2 = 1 + qx + qy + determinant(qx, qy, k)
         slack = safe_sqrt(slack2)
         angle = torch.atan2(k, slack)
         value = (k2 + product * slack2) / (outer * slack) + k * angle
-        slope = (2 * k + k * k2 / slack2 - product * k) / (outer * slack) + angle + k / slack
+        slope = k / slack * ((3 + qx + qy + k2 / slack2) / outer) + angle
         return value / (2 * math.pi) + k / 4, slope / (2 * math.pi) + 0.25
 
 
@@ -138,5 +137,5 @@ class Gaussian(DualActivation):
 
     def covariance(self, qx: Tensor, qy: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E[φφ'] and E[φ̇φ̇'], centred."""
-        inner = (1 + 2 * qx) * (1 + 2 * qy) - 4 * k * k
+        inner = 1 + 2 * (qx + qy) + 4 * determinant(qx, qy, k)
         return inner.rsqrt(), 4 * k * inner.pow(-1.5)

@@ -23,6 +23,7 @@ from lightning_graphon.ntk.dual_relu import half_angle
 
 _SERIES = 0.8  # |correlation| up to which 96 terms leave less than 1e-10: 0.8 ** 96 = 5e-10 times a_k² < 1e-2
 _RADII = (0.0, 1.0, 3.0, 6.0, 10.0)  # beyond 10 the density r exp(-r²/2) is below 1e-20
+_LARGEST = 100.0  # variance, where the error is 1e-6; it grows fast from there
 _RADIAL, _ANGULAR = 12, 20  # nodes a panel, nodes a sector
 _CHUNK = 4096  # pairs at once: 48 radii each, 1.5 MB a tensor
 
@@ -46,6 +47,10 @@ class KinkedDual(HermiteDual):
         """E[φφ'] and E[φ̇φ̇'], centred."""
         distance, slope = self.pair(qx, qy, qx + qy - 2 * k)
         return 0.5 * (self.second_moment(qx) + self.second_moment(qy) - distance), slope
+
+    def resolves(self, q: Tensor) -> bool:
+        """Whether the rule of the sectors sees how φ bends near 0."""
+        return bool(q <= _LARGEST)
 
     def pair(self, qx: Tensor, qy: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distance after the activation and E[φ̇φ̇'], centred."""

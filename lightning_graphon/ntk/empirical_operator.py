@@ -1,6 +1,7 @@
 """The finite-width kernel as an operator: products by a VJP and a JVP, for kernels too large to write out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,18 +84,30 @@ class EmpiricalNTK(KernelOperator):
         """J P Jᵀ applied to [N, C]."""
         tangent = {n: torch.zeros_like(v) for n, v in self._values.items()}
         for part in self._parts():
-            pair: Any = torch.func.vjp(lambda v, p=part: self._fm(v, select(self._x, p)), self._values)
+            pair: Any = torch.func.vjp(partial(self._outputs, part), self._values)
             for name, g in pair[1](field[part])[0].items():
                 tangent[name] += g
         for name in tangent:
             weight = self._fm.weight(name)
             if weight is not None:
                 tangent[name] = tangent[name] * weight
-        rows = [
-            torch.func.jvp(lambda v, p=part: self._fm(v, select(self._x, p)), (self._values,), (tangent,))[1]
-            for part in self._parts()
-        ]
+        rows = [_pushed(partial(self._outputs, part), self._values, tangent) for part in self._parts()]
         return torch.cat(rows).detach()
+
+    def _outputs(self, part: slice, values: dict[str, Tensor]) -> Tensor:
+        return self._fm(values, select(self._x, part))
 
     def _parts(self) -> list[slice]:
         return [slice(i, min(i + self._batch, self._n)) for i in range(0, self._n, self._batch)]
+
+
+def _pushed(
+    function: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], tangent: dict[str, Tensor]
+) -> Tensor:
+    """J · tangent."""
+    try:
+        pushed: Tensor = torch.func.jvp(function, (at,), (tangent,))[1]
+    except NotImplementedError:  # an operation without forward mode, as in weight_norm: Jᵀ u is linear in u
+        pull: Any = torch.func.vjp(function, at)
+        pushed = torch.func.vjp(lambda u: pull[1](u)[0], torch.zeros_like(pull[0]))[1](tangent)[0]
+    return pushed

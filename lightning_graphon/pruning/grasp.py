@@ -28,7 +28,8 @@ def grasp(problem: Problem, *, absolute: bool = False, temperature: float = 200.
         for loss in losses:
             for total, grad in zip(mean, problem.gradients(loss()), strict=True):
                 total += grad / len(losses)
-        mean = [problem.average(g) for g in mean]
+        # Pruned weights do not move, so the gradient flow of later rounds is that of the kept ones.
+        mean = [problem.average(g) * problem.masks[name] for name, g in zip(problem.weights, mean, strict=True)]
         products = [torch.zeros_like(weight) for weight in problem.weights.values()]
         for loss in losses:
             for total, product in zip(products, _hessian_product(problem, loss(), mean), strict=True):

@@ -90,7 +90,10 @@ def ones_like_sample(inputs: Any, model: nn.Module, scale: float = 1.0) -> Any:
     def one(x: Any) -> Any:
         if not isinstance(x, Tensor) or x.ndim == 0:
             return x
-        return torch.full_like(x[:1], scale, dtype=dtype) if is_float(x) else x[:1]
+        if not is_float(x):
+            return x[:1]
+        sample = x[:1] if len(x) else x.new_empty(1, *x.shape[1:])  # an empty batch has a shape, too
+        return torch.full_like(sample, scale, dtype=dtype)
 
     return tree_map(one, inputs)
 

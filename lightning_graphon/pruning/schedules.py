@@ -5,17 +5,18 @@ from collections.abc import Callable
 from lightning_graphon._checks import check_choice
 
 
-def exponential(density: float, fraction: float) -> float:
-    """Density after `fraction` of the rounds: density^fraction (Tanaka et al. 2020)."""
-    return density**fraction
+def exponential(density: float, step: int, steps: int) -> float:
+    """Density after round `step` of `steps`: density^(step/steps) (Tanaka et al. 2020)."""
+    return density ** (step / steps)
 
 
-def linear(density: float, fraction: float) -> float:
-    """Density after `fraction` of the rounds: the same number of weights removed in every round."""
-    return 1 - (1 - density) * fraction
+def linear(density: float, step: int, steps: int) -> float:
+    """Density after round `step` of `steps`: the same number of weights removed in every round."""
+    # Multiplied before it is divided, as in the reference: the last digit decides where the number is whole.
+    return 1 - (1 - density) * step / steps
 
 
-SCHEDULES: dict[str, Callable[[float, float], float]] = {"exponential": exponential, "linear": linear}
+SCHEDULES: dict[str, Callable[[float, int, int], float]] = {"exponential": exponential, "linear": linear}
 
 
 def kept_after(total: int, density: float, kept: int, step: int, steps: int, schedule: str = "exponential") -> int:
@@ -40,5 +41,5 @@ def kept_after(total: int, density: float, kept: int, step: int, steps: int, sch
         return kept
     # The rounds on the way truncate the number removed, as the reference implementation does: one weight more or
     # less in an early round changes a hundred later ones.
-    removed = int((1 - SCHEDULES[schedule](density, step / steps)) * total)
+    removed = int((1 - SCHEDULES[schedule](density, step, steps)) * total)
     return max(kept, total - removed)

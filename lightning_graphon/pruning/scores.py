@@ -63,6 +63,7 @@ def check_any(method: Method, scores: Mapping[str, Tensor]) -> None:
     """
     if not any(bool(score.any()) for score in scores.values()):
         raise ValueError(
-            f"{method.name}: the loss does not depend on the weights: its gradient is zero in every selected layer "
-            f"({', '.join(list(scores)[:5])})"
+            f"{method.name}: the loss does not depend on the weights, or a layer of zeros (a head initialised so) or "
+            "of dead units lets nothing through, or gradients underflow (score a float32 copy of a float16 model): "
+            f"every score is zero, in all selected layers ({', '.join(list(scores)[:5])})"
         )

@@ -43,12 +43,19 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             raise
         warnings.warn(f"synflow scores in the model's own precision, since it fails in float64: {error}", stacklevel=2)
         return synflow(problem, biases=biases, double=False)
-    if double and not _SMALL < flow < 1 / _SMALL:
+    # A flow may be negative, or nothing, where scores are well: of log-probabilities, of a last layer of zeros.
+    if double and not (_SMALL < abs(flow) < 1 / _SMALL or _in_range(scores)):
         for scale in _UP if _all_finite(scores) else _DOWN:
             trial, _ = _flow_scores(problem, batch, dtype, scale, biases)
             scores = trial if _all_finite(trial) else scores
             if _in_range(scores):
                 break
+    if not problem.kept and not any(bool(score.any()) for score in scores.values()):
+        raise ValueError(
+            f"synflow: every score is zero, in all selected layers ({', '.join(list(scores)[:5])}): nothing flows from "
+            "the inputs to the outputs, because a layer is all zero (a head initialised so), the batch is empty, or "
+            "the outputs have a constant sum (a softmax)"
+        )
     # The next round's |θ| takes the memory of these scores, unless somebody else still holds them then.
     problem.kept.update({name: score.detach() for name, score in scores.items()})
     return {name: problem.average(scores.pop(name)) for name in problem.weights}

@@ -293,7 +293,7 @@ def test_skipping_every_batch_is_a_clear_error():
         def training_step(self, batch, batch_idx):
             return None
 
-    with pytest.warns(UserWarning, match="returned None"), pytest.raises(ValueError, match="gradient is zero"):
+    with pytest.warns(UserWarning, match="returned None"), pytest.raises(ValueError, match="every score is zero"):
         make_trainer(quiet("snip")).fit(Skips(), loader())
 
 
@@ -385,6 +385,23 @@ class Nothing(IterableDataset):
 def test_empty_dataloader_is_a_clear_error(method):
     with pytest.raises(ValueError, match="train dataloader yielded no batch"):
         make_trainer(quiet(method)).fit(Classifier(), DataLoader(Nothing(), 4))
+
+
+def test_no_training_batches_at_all_is_a_clear_error():
+    with pytest.raises(ValueError, match="limit_train_batches is 0"):
+        make_trainer(quiet("snip"), limit_train_batches=0).fit(Classifier(), loader())
+
+
+def test_loaders_are_combined_for_scoring_as_they_are_for_training():
+    """With "min_size" training ends with the shorter loader, after two batches: there is no third one to score."""
+
+    def masks(batches, mode):
+        prune = quiet("snip", batches=batches)
+        make_trainer(prune).fit(FromCombined(), CombinedLoader({"a": loader(), "b": loader(32)}, mode))
+        return prune.masks
+
+    assert masks(4, "min_size") == masks(2, "min_size")
+    assert masks(4, "max_size_cycle") != masks(2, "max_size_cycle")
 
 
 def test_dataloader_iter_is_a_clear_error():

@@ -168,7 +168,7 @@ def test_two_networks_with_outputs_of_their_own():
         def training_step(self, batch, batch_idx):
             return self.net[0](batch[0]).mean() + self.net[:3](batch[0]).mean()
 
-    with pytest.raises(NotReadableError, match=r"Two.training_step has 2 networks"):
+    with pytest.raises(NotReadableError, match=r"Two.training_step has 2 outputs, of several networks"):
         network_of(Two())
 
 

@@ -185,6 +185,21 @@ def test_registry_and_messages():
         dual_activation(3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["erf", "gelu", "gaussian"])
+def test_equal_rows_of_any_size_keep_their_digits(name, dtype):
+    """(1 + 2q)² - 4k² loses 1 + 4q at k = q; both expectations then have a closed form in s = 1 + 4q, or 1 + 2q."""
+    q = torch.tensor([1.0, 1e4, 1e8, 1e16], dtype=dtype)
+    slope = dual_activation(name).covariance(q, q, q)[1]
+    exact = {
+        "erf": 4 / torch.pi / (1 + 4 * q).sqrt(),
+        "gelu": (k := q / (1 + 2 * q).sqrt()).atan() / (2 * torch.pi) + 0.25
+        + k * (3 + 5 * q) / (1 + q) / (1 + 2 * q) / (2 * torch.pi),
+        "gaussian": 4 * q * (1 + 4 * q).pow(-1.5),
+    }[name]  # fmt: skip
+    torch.testing.assert_close(slope, exact)
+
+
 def test_truncation_reports_the_mass_beyond_the_series():
     dual = HermiteDual(torch.tanh, degree=5)
     value, _ = dual.truncation(scalar(0.0), scalar(4.0))

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from ntk_oracles import digits, relative
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from lightning_graphon.graphon import StepGraphon
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk, graphon_ntk_from_model
@@ -187,7 +188,22 @@ class Branching(nn.Linear):
         return super().forward(x) if x.sum() > 0 else x[:, :3]
 
 
+def tied():
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    net[2].weight = net[0].weight
+    return net
+
+
+def hooked():
+    net = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    net[0].register_forward_hook(lambda module, args, output: 3 * output)
+    return net
+
+
 REFUSED = {
+    "layer '' .ParametrizedLinear., whose weight is computed": lambda: spectral_norm(nn.Linear(64, 3)),
+    "layer '2' .Linear., which shares its weight": tied,
+    "not the chain of layers": hooked,
     "BatchNorm1d": lambda: nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)),
     "layer '1' .Softmax.": lambda: nn.Sequential(nn.Linear(64, 8), nn.Softmax(-1), nn.Linear(8, 3)),
     "activation follows the last": lambda: nn.Sequential(nn.Linear(64, 8), nn.ReLU()),

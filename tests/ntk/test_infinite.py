@@ -1,5 +1,6 @@
 """The Graphon NTK: neural-tangents, the design's own recursion by loops, two laws, sampled networks."""
 
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -278,3 +279,15 @@ def test_drift_with_one_unit_a_position_is_the_network_itself(act):
     # 1e-6: the variances are zero up to rounding, and their square roots enter.
     assert relative(graphon_ntk(x, chain, reduce=None, **options), truth) < 1e-6
     assert relative(graphon_ntk(x[:3], chain, x2=x[3:], **options), truth.mean(0)[:3, 3:]) < 1e-6
+
+
+@pytest.mark.parametrize("act", ["tanh", "sigmoid", "softsign", "silu", "erf", "relu"])
+def test_variances_that_the_quadrature_cannot_resolve_are_named(act):
+    x = torch.eye(2, dtype=torch.float64)  # variance 1 for both samples
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        graphon_ntk(x, [ONE, ONE], activation=act)
+        graphon_ntk(100 * x, [ONE, ONE], activation=act)
+    poor = [str(w.message) for w in caught if "of hidden layer 1 have variances up to" in str(w.message)]
+    assert len(poor) == (act in ("tanh", "sigmoid", "softsign"))  # the others bend at 0 only, or are exact
+    assert all("1e+04" in message for message in poor)

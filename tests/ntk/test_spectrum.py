@@ -103,6 +103,12 @@ def test_operator_is_the_kernel(reduce, batch):
         operator @ torch.ones(4)
 
 
+def test_operator_of_a_layer_without_forward_mode_derivatives():
+    model, x, _ = model_and_data()
+    nn.utils.parametrizations.weight_norm(model[0])
+    torch.testing.assert_close(EmpiricalNTK(model, x).to_dense(), jacobian_kernel(model, x, {}).reshape(21, 21))
+
+
 def test_summary_from_operator_and_from_matrix():
     model, x, masks = model_and_data()
     a = spectral_summary(EmpiricalNTK(model, x, masks=masks))

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_graphon.pruning import prune, select_weights
+from lightning_graphon.pruning import Problem, prune, select_weights
+from lightning_graphon.pruning.methods import get_method
 from tests.cases import CASES, mlp, seeded
 from tests.oracles_pruning import dense_hessian_times_gradient, scores_of
 
@@ -75,6 +76,22 @@ def test_the_largest_signed_scores_stay_and_removing_the_others_raises_the_gradi
         shrunk[i] *= 1 - step
         # first order in the step: relative error of order 1e-6 times the ratio of second to first derivatives
         assert ((flow(shrunk) - flow(w)) / step).item() == pytest.approx(-2 * score.item(), rel=1e-3)
+
+
+def test_in_later_rounds_the_gradient_flow_is_that_of_the_kept_weights() -> None:
+    """|m ∘ g|², as only kept weights move: its derivative at the effective weights v = m ∘ w is 2 A (m ∘ g)."""
+    model, rounds = seeded(Quadratic), []
+
+    def spy(problem: Problem) -> dict[str, Tensor]:
+        scores = get_method("grasp").score(problem, temperature=1.0)
+        rounds.append((problem.masks["row.weight"][0].clone(), scores["row.weight"][0].clone()))
+        return scores
+
+    prune(model, spy, sparsity=0.6, steps=3, batches=[(torch.ones(1), None)], loss_fn=lambda out, _: out)
+    assert not rounds[-1][0].all()
+    for mask, scores in rounds:
+        v = model.row.weight[0].detach() * mask
+        torch.testing.assert_close(scores, v * (model.A @ (mask * (model.A @ v + model.b))))
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "grouped"])

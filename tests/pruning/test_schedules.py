@@ -12,8 +12,8 @@ from lightning_graphon.pruning.schedules import SCHEDULES, exponential, kept_aft
 def test_closed_forms(steps: int, density: float) -> None:
     for step in range(1, steps + 1):
         # to the last digits of float64: one power, one product
-        assert exponential(density, step / steps) == pytest.approx(density ** (step / steps), rel=1e-14)
-        assert linear(density, step / steps) == pytest.approx(1 - (1 - density) * step / steps, rel=1e-14)
+        assert exponential(density, step, steps) == pytest.approx(density ** (step / steps), rel=1e-14)
+        assert linear(density, step, steps) == pytest.approx(1 - (1 - density) * step / steps, rel=1e-14)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -21,9 +21,14 @@ def test_closed_forms(steps: int, density: float) -> None:
 def test_counts_follow_the_schedule_within_one_weight(schedule: str, steps: int) -> None:
     total, kept = 27_400, 548
     for step in range(1, steps):
-        ideal = SCHEDULES[schedule](0.02, step / steps) * total
+        ideal = SCHEDULES[schedule](0.02, step, steps) * total
         assert abs(kept_after(total, 0.02, kept, step, steps, schedule) - ideal) <= 1
     assert kept_after(total, 0.02, kept, steps, steps, schedule) == kept
+
+
+def test_linear_rounds_are_truncated_like_those_of_the_reference() -> None:
+    """It removes int((1 − d_t) n) with d_t = 1 − (1 − d)(t + 1)/N: 107 here, and 108 with (1 − d) · (1/5)."""
+    assert kept_after(600, 0.1, 60, 1, 5, "linear") == 600 - 107
 
 
 @given(

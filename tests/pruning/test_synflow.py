@@ -210,3 +210,31 @@ def test_outputs_that_ignore_the_weights_are_an_error() -> None:
 
     with pytest.raises(ValueError, match="synflow: the outputs do not depend on the weights"):
         prune(Constant(), "synflow", sparsity=0.5)
+
+
+def test_an_empty_batch_has_a_shape_too() -> None:
+    model = seeded(mlp)
+    batches = [(torch.randn(n, 8), torch.zeros(n, dtype=torch.long)) for n in (0, 4)]
+    empty, full = (prune(model, "synflow", sparsity=0.5, batches=[batch]) for batch in batches)
+    assert empty == full
+
+
+def test_a_network_that_nothing_flows_through_is_an_error() -> None:
+    model = seeded(mlp)
+    with pytest.raises(ValueError, match=r"synflow: every score is zero.*constant sum"):
+        prune(nn.Sequential(*model, nn.Softmax(-1)), "synflow", sparsity=0.5)
+    nn.init.zeros_(model[-1].weight)
+    with pytest.raises(ValueError, match=r"synflow: every score is zero.*a head initialised so"):
+        prune(model, "synflow", sparsity=0.5)
+
+
+def test_a_negative_flow_is_a_flow_like_any_other() -> None:
+    """Log-probabilities: no other scale of the inputs may be tried, since the ranking would be that of another flow."""
+    model = nn.Sequential(*seeded(mlp), nn.LogSoftmax(-1)).double()
+    scores = scores_of("synflow", model, batches=[(torch.randn(2, 8), torch.zeros(2, dtype=torch.long))])
+    parameters = {name: p.detach().abs().requires_grad_() for name, p in model.named_parameters()}
+    flow = torch.func.functional_call(model, parameters, torch.ones(1, 8, dtype=torch.float64)).sum()
+    flow.backward()
+    assert flow < 0
+    for name, score in scores.items():
+        torch.testing.assert_close(score, (parameters[name] * parameters[name].grad).abs())
