@@ -149,6 +149,28 @@ def test_the_full_kernel():
     assert watch._run.watch.initial.kernels.shape[1:] == (96, 10, 96, 10)
 
 
+class Mixed(Scheduled):
+    """Linear in its parameters, and every output moves with every other: the layer on top stands still."""
+
+    def __init__(self, optimizer, **kwargs):
+        super().__init__(optimizer, **kwargs)
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.top = nn.Linear(10, 10).requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return self.loss(self.top(self.net(x)), y)
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, mse])
+@pytest.mark.parametrize("rates", [(0.5, 0.5), (0.5, 0.05)], ids=str)
+def test_outputs_that_mix(rates, loss):
+    watch = monitor()
+    fit(Mixed(two_groups(*rates), loss=loss), watch)
+    check(watch)
+
+
 @pytest.mark.parametrize("loss", [mse, bce])
 def test_other_losses(loss):
     watch = monitor()
