@@ -65,7 +65,11 @@ class Forecast:
         self._ratios = self._ratios_now = relative(self._rates)
         self._mixed = self._stopped = False
         self.predictor = self._predictor()
-        self.largest_stable_rate = self.predictor.max_learning_rate(1e-2)
+
+    @property
+    def largest_stable_rate(self) -> float:
+        """At the start."""
+        return self._predictor().max_learning_rate(1e-2)
 
     @property
     def loss(self) -> float:

@@ -208,7 +208,6 @@ class LossWatch:
         if self.void is not None or self.initial is None:
             return
         error, drift = values["relative_error"], values.get("kernel_drift", 0.0)
-        stable = self.initial.largest_stable_rate
         if not math.isfinite(values["observed"]):
             self.void = step, f"the observed loss is {values['observed']}"
         elif not drift <= self.options.drift_tolerance:
@@ -216,6 +215,7 @@ class LossWatch:
             self.void = step, f"the kernel has moved by {drift:.0%} (kernel_drift, at most {limit:.0%})"
         elif not error <= self.options.tolerance:
             limit, rate = self.options.tolerance, max(self._descent.rates)
+            stable = self.initial.largest_stable_rate
             why = (
                 f"; the learning rate {rate:.3g} is beyond {stable:.3g}, the largest stable one"
                 if rate > stable
