@@ -44,7 +44,7 @@ class KernelDrift:
 
     def start(self, clusters: Clusters) -> None:
         """Remember the kernels of the clusters of parameter groups at the current weights."""
-        kernels = self._optimized.kernels("empirical", "", clusters, mixing=True)
+        kernels = self._optimized.kernels(clusters, reduce=None)
         self.clusters, self.reference = clusters, kernels.flatten(3, 4).flatten(1, 2)
 
     def since_start(self, gradient: Tensor, ratios: Mapping[int, float]) -> float:

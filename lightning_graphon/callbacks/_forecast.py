@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_graphon.callbacks._network import NotReadableError
 from lightning_graphon.callbacks._traced_loss import RecordedLoss
-from lightning_graphon.ntk import Descent, LossBand, LossDecayPredictor, finite_probe_kernel
+from lightning_graphon.ntk import Descent, KroneckerKernel, LossBand, LossDecayPredictor, finite_probe_kernel
 
 Clusters = tuple[tuple[int, ...], ...]
 _SAME_RATIO = 1e-6  # learning rates of groups may drift apart by this before the kernels are mixed anew
@@ -40,6 +40,8 @@ class Forecast:
 
     Args:
         kernels: [G, ...], the tangent kernel of each cluster of parameter groups.
+        grams: [G, C, C], how outputs move each other, the second factors of Kronecker products; None where the kernels
+            say it themselves, or where outputs are taken to be alike.
         clusters: Which groups.
         outputs: [N, ...], measured with the kernels.
         loss: Of the outputs.
@@ -49,10 +51,11 @@ class Forecast:
     """
 
     def __init__(
-        self, kernels: Tensor, clusters: Clusters, outputs: Tensor, loss: RecordedLoss, descent: Descent,
-        dataset_size: int, step: int,
+        self, kernels: Tensor, grams: Tensor | None, clusters: Clusters, outputs: Tensor, loss: RecordedLoss,
+        descent: Descent, dataset_size: int, step: int,
     ) -> None:  # fmt: skip
-        self.kernels, self.clusters, self.outputs, self.dataset_size = kernels, clusters, outputs, dataset_size
+        self.kernels, self.grams, self.clusters = kernels, grams, clusters
+        self.outputs, self.dataset_size = outputs, dataset_size
         self.start, self.descent = step, descent
         self._loss = loss
         self._history: list[tuple[float, float]] = []
@@ -62,7 +65,11 @@ class Forecast:
         self._ratios = self._ratios_now = relative(self._rates)
         self._mixed = self._stopped = False
         self.predictor = self._predictor()
-        self.largest_stable_rate = self.predictor.max_learning_rate(1e-2)
+
+    @property
+    def largest_stable_rate(self) -> float:
+        """At the start."""
+        return self._predictor().max_learning_rate(1e-2)
 
     @property
     def loss(self) -> float:
@@ -138,10 +145,11 @@ class Forecast:
         return self._plain().fall_by_mode()
 
     @property
-    def kernel(self) -> Tensor:
+    def kernel(self) -> Tensor | KroneckerKernel:
         """The kernel of one step, with the learning rates of the clusters relative to the largest."""
         weights = torch.tensor(self._ratios, dtype=self.kernels.dtype, device=self.kernels.device)
-        return torch.tensordot(weights, self.kernels, 1)
+        kernel = torch.tensordot(weights, self.kernels, 1)
+        return kernel if self.grams is None else KroneckerKernel(kernel, torch.tensordot(weights, self.grams, 1))
 
     def _predictor(self) -> LossDecayPredictor:
         kernel = finite_probe_kernel(self.kernel, self.outputs, self.dataset_size, positive=True)
@@ -174,6 +182,7 @@ class Forecast:
         d = self.descent
         return {
             "kernels": self.kernels,
+            "grams": self.grams,
             "clusters": [list(cluster) for cluster in self.clusters],
             "outputs": self.outputs,
             "descent": [list(d.rates), d.momentum, d.nesterov, d.dampening, d.adaptive],
@@ -196,10 +205,13 @@ class Forecast:
         """
         rates, *rest = state["descent"]
         kernels, outputs = state["kernels"].to(device), state["outputs"].to(device)
+        grams = state.get("grams")  # older checkpoints have none, and go on without
+        grams = None if grams is None else grams.to(device)
         if not math.isclose(float(loss(outputs.double())), state["loss"], rel_tol=_SAME_LOSS):
             raise ValueError("the loss of the probe batch is another one: the training data or the loss have changed")
         clusters = tuple(map(tuple, state["clusters"]))
-        new = cls(kernels, clusters, outputs, loss, Descent(tuple(rates), *rest), state["dataset_size"], state["start"])
+        descent = Descent(tuple(rates), *rest)
+        new = cls(kernels, grams, clusters, outputs, loss, descent, state["dataset_size"], state["start"])
         new._history = [(rate, momentum) for rate, momentum in state["history"].tolist()]
         new._mixed, new._ratios_now = state["mixed"], state["ratios_now"]
         if new._ratios != state["ratios"]:

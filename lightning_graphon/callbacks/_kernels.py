@@ -1,34 +1,41 @@
 """Tangent kernels of the network inside a LightningModule, in the precision that its code allows."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_graphon.callbacks._network import Network
-from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model
+from lightning_graphon.ntk import graphon_ntk_from_model
 from lightning_graphon.pruning.untouched import untouched
 
+_Kernel = TypeVar("_Kernel")
 
-def empirical_kernel(network: Network, masks: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> Tensor:
-    """Exact kernel of the network on its probe batch.
+
+def empirical_kernel(
+    compute: Callable[..., _Kernel], network: Network, masks: Mapping[str, Tensor], dtype: torch.dtype, **options: Any
+) -> _Kernel:
+    """Kernel of the network itself on its probe batch.
 
     Args:
+        compute: `empirical_ntk` or `kronecker_ntk`.
         network: Its weights, and whatever its code changes, come back bit for bit.
         masks: By the names inside `network.module`.
         dtype: To compute in; the module's own where its code or the device does not allow it.
-        options: For `empirical_ntk`.
+        options: For `compute`.
     """
+    own = partial(compute, network.module, masks=masks, **options)
     if {p.dtype for p in network.module.parameters()} != {dtype}:
         with untouched(network.root):
             try:
                 network.module.to(dtype)
-                return _kernel(network, masks, lambda x: x.to(dtype) if x.is_floating_point() else x, **options)
+                return own(_inputs(network, lambda x: x.to(dtype) if x.is_floating_point() else x))
             except (RuntimeError, TypeError):
                 pass
     with untouched(network.root):
-        return _kernel(network, masks, lambda x: x, **options)
+        return own(_inputs(network, lambda x: x))
 
 
 def graphon_kernel(network: Network, masks: Mapping[str, Tensor], propagate: str) -> Tensor:
@@ -42,10 +49,9 @@ def graphon_kernel(network: Network, masks: Mapping[str, Tensor], propagate: str
     return graphon_ntk_from_model(network.module, network.inputs, masks, propagate=propagate)
 
 
-def _kernel(network: Network, masks: Mapping[str, Tensor], cast: Callable[[Tensor], Tensor], **options: Any) -> Tensor:
+def _inputs(network: Network, cast: Callable[[Tensor], Tensor]) -> Tensor | tuple[Tensor, ...]:
     inputs = network.inputs
-    x = tuple(map(cast, inputs)) if isinstance(inputs, tuple) else cast(inputs)
-    return empirical_ntk(network.module, x, masks=masks, **options)
+    return tuple(map(cast, inputs)) if isinstance(inputs, tuple) else cast(inputs)
 
 
 def working_dtype(module: nn.Module) -> torch.dtype:

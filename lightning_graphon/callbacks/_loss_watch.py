@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_graphon.callbacks._drift import KernelDrift
-from lightning_graphon.callbacks._forecast import Forecast, clusters_of
+from lightning_graphon.callbacks._forecast import Clusters, Forecast, clusters_of
 from lightning_graphon.callbacks._loss_options import Options
 from lightning_graphon.callbacks._named_optimizer import NamedOptimizer
 from lightning_graphon.callbacks._network import Network, NotReadableError
@@ -21,6 +21,7 @@ from lightning_graphon.metrics import loss_decay_errors
 from lightning_graphon.ntk import Descent, read_descent
 
 _LARGEST_MIXING = 2048  # rows of a kernel that tells outputs apart; 4 million numbers, multiplied at every step
+_LARGEST_GRAM = 1024  # outputs that may move each other: likewise, a matrix of a million numbers
 # Adam's second moments are means of few gradients at first; its kernel stands still only after some steps.
 _START_OF_ADAPTIVE = 10
 _SAME_LOSS = 1e-3  # recorded and real one, in single precision
@@ -157,12 +158,22 @@ class LossWatch:
     def _forecast(self, outputs: Tensor, step: int) -> Forecast:
         clusters = clusters_of(self._optimizer)
         try:
-            kernels = self._optimized.kernels(self.options.kernel, self.options.propagate, clusters, self._mixing)
-            new = Forecast(kernels, clusters, outputs, self.loss, self._descent, self.dataset_size, step)
+            kernels, grams = self._kernels(clusters, outputs)
+            new = Forecast(kernels, grams, clusters, outputs, self.loss, self._descent, self.dataset_size, step)
         except ValueError as error:
             raise NotReadableError(f"there is no {self.options.kernel} kernel: {error}") from error
         new.inherit(self._buffer(outputs, step))
         return new
+
+    def _kernels(self, clusters: Clusters, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Kernels [G, ...] of the clusters, and how outputs move each other, [G, C, C], where these do not say it."""
+        if self.options.kernel == "graphon":
+            return self._optimized.graphon_kernels(clusters, self.options.propagate), None
+        if self._mixing:
+            return self._optimized.kernels(clusters, reduce=None), None
+        if outputs[0].numel() > _LARGEST_GRAM:
+            return self._optimized.kernels(clusters, reduce="mean"), None
+        return self._optimized.kronecker_kernels(clusters)
 
     def _buffer(self, outputs: Tensor, step: int) -> Tensor | None:
         """Momentum buffer that the optimizer has by now: of the last prediction, or of a steady gradient."""
@@ -197,7 +208,6 @@ class LossWatch:
         if self.void is not None or self.initial is None:
             return
         error, drift = values["relative_error"], values.get("kernel_drift", 0.0)
-        stable = self.initial.largest_stable_rate
         if not math.isfinite(values["observed"]):
             self.void = step, f"the observed loss is {values['observed']}"
         elif not drift <= self.options.drift_tolerance:
@@ -205,6 +215,7 @@ class LossWatch:
             self.void = step, f"the kernel has moved by {drift:.0%} (kernel_drift, at most {limit:.0%})"
         elif not error <= self.options.tolerance:
             limit, rate = self.options.tolerance, max(self._descent.rates)
+            stable = self.initial.largest_stable_rate
             why = (
                 f"; the learning rate {rate:.3g} is beyond {stable:.3g}, the largest stable one"
                 if rate > stable

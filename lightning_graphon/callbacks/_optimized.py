@@ -1,6 +1,7 @@
 """Kernels and slopes of a network as its optimizer sees them: by parameter group, preconditioned, masked."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from lightning_graphon.callbacks._forecast import Clusters
 from lightning_graphon.callbacks._kernels import empirical_kernel, graphon_kernel, working_dtype
 from lightning_graphon.callbacks._named_optimizer import NamedOptimizer
 from lightning_graphon.callbacks._network import Network
+from lightning_graphon.ntk import empirical_ntk, kronecker_ntk
+
+_Kernel = TypeVar("_Kernel")
 
 
 class OptimizedNetwork:
@@ -23,32 +27,36 @@ class OptimizedNetwork:
     def __init__(self, network: Network, optimizer: NamedOptimizer, masks: Mapping[str, Tensor]) -> None:
         self.network, self.optimizer, self.masks = network, optimizer, masks
 
-    def kernels(self, kind: str, propagate: str, clusters: Clusters, mixing: bool) -> Tensor:
+    def kernels(self, clusters: Clusters, reduce: str | None) -> Tensor:
         """[G, ...]: the tangent kernel of each cluster of parameter groups at the current weights, float64.
 
         Args:
-            kind: "empirical" or "graphon".
-            propagate: For the Graphon NTK.
             clusters: Which groups.
-            mixing: Whether the kernel is to tell pairs of outputs apart; else it is the mean of the outputs' own.
+            reduce: As in `empirical_ntk`.
+        """
+        return torch.stack([self._empirical(empirical_ntk, cluster, reduce=reduce) for cluster in clusters]).double()
+
+    def kronecker_kernels(self, clusters: Clusters) -> tuple[Tensor, Tensor]:
+        """[G, N, N] and [G, C, C]: the factors of each cluster's kernel, the second one with the trace of the first."""
+        parts = [self._empirical(kronecker_ntk, cluster) for cluster in clusters]
+        # So that those of the clusters add up in the proportion of their kernels.
+        grams = [part.outputs * part.samples.trace() for part in parts]
+        return torch.stack([part.samples for part in parts]).double(), torch.stack(grams).double()
+
+    def graphon_kernels(self, clusters: Clusters, propagate: str) -> Tensor:
+        """[1, N, N]: the Graphon NTK, float64.
 
         Raises:
-            ValueError: There is no Graphon NTK: the network is no chain, or there are several clusters or P.
+            ValueError: There is none: the network is no chain, or there are several clusters or P.
         """
-        if kind == "graphon":
-            return self._graphon(propagate, clusters)[None]
-        parts = [self._empirical(self._weights(cluster), mixing) for cluster in clusters]
-        return torch.stack(parts).double()
-
-    def _empirical(self, weights: Mapping[str, Tensor], mixing: bool) -> Tensor:
-        own, reduce = self.network.own, None if mixing else "mean"
-        dtype = working_dtype(self.network.module)
-        return empirical_kernel(self.network, own(self.masks), dtype, reduce=reduce, preconditioner=own(weights))
-
-    def _graphon(self, propagate: str, clusters: Clusters) -> Tensor:
         if len(clusters) > 1 or self.optimizer.adaptive:
             raise ValueError("the Graphon NTK knows one learning rate and no preconditioner: use kernel='empirical'")
-        return graphon_kernel(self.network, self.network.own(self.masks), propagate)
+        return graphon_kernel(self.network, self.network.own(self.masks), propagate)[None]
+
+    def _empirical(self, compute: Callable[..., _Kernel], cluster: tuple[int, ...], **options: Any) -> _Kernel:
+        own, dtype = self.network.own, working_dtype(self.network.module)
+        weights = own(self._weights(cluster))
+        return empirical_kernel(compute, self.network, own(self.masks), dtype, preconditioner=weights, **options)
 
     def _weights(self, cluster: tuple[int, ...]) -> dict[str, Tensor]:
         """The preconditioner; 0 for parameters that no group of the cluster moves; nothing where it is 1."""

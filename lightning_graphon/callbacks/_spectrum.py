@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_graphon.callbacks._kernels import empirical_kernel, graphon_kernel
 from lightning_graphon.callbacks._network import Network, find_network
-from lightning_graphon.ntk import SpectralSummary, spectral_summary
+from lightning_graphon.ntk import SpectralSummary, empirical_ntk, spectral_summary
 
 KERNELS = ("auto", "graphon", "empirical")
 
@@ -51,7 +51,7 @@ class KernelSpectrum:
             else:
                 self.source = f"Graphon NTK ({self.propagate}, float64)"
                 return kernel
-        kernel = empirical_kernel(network, masks, torch.float64)
+        kernel = empirical_kernel(empirical_ntk, network, masks, torch.float64)
         self.source = f"empirical NTK ({str(kernel.dtype).removeprefix('torch.')})"
         return kernel
 

@@ -62,8 +62,8 @@ class LossDecayMonitor(Callback):
         start_step: Optimizer step of the prediction; None: 0 for SGD, 10 for adaptive optimizers.
         tolerance: Largest relative error of a prediction that holds.
         drift_tolerance: Largest kernel drift of a prediction that holds.
-        full_kernel: Use the kernel between all pairs of outputs, [N·C, N·C], instead of the mean of the outputs' own,
-            [N, N]: better for SNIP's masks, and a few milliseconds a step.
+        full_kernel: Use the kernel between all pairs of outputs, [N·C, N·C], instead of a Kronecker product for it
+            (`kronecker_ntk`): better for networks of few units, and a few milliseconds a step.
         loss_fn: `loss_fn(pl_module, batch)` -> scalar in place of `training_step`.
         figure: Draw the figure at the end of training.
         verbose: Print what was found.

@@ -8,7 +8,7 @@ from lightning_graphon.ntk.dual_hermite import HermiteDual
 from lightning_graphon.ntk.dual_relu import PiecewiseLinear, ReLULike
 from lightning_graphon.ntk.dynamics import LossDecayPredictor
 from lightning_graphon.ntk.empirical import LayerShare, empirical_ntk, ntk_layer_shares
-from lightning_graphon.ntk.empirical_operator import EmpiricalNTK
+from lightning_graphon.ntk.empirical_operator import EmpiricalNTK, kronecker_ntk
 from lightning_graphon.ntk.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.ntk.from_model import graphon_ntk_from_model
 from lightning_graphon.ntk.generalisation import (
@@ -19,7 +19,7 @@ from lightning_graphon.ntk.generalisation import (
 )
 from lightning_graphon.ntk.infinite import graphon_ntk
 from lightning_graphon.ntk.modes import DecayModes
-from lightning_graphon.ntk.operator import DenseOperator, KernelOperator, top_eigenpairs
+from lightning_graphon.ntk.operator import DenseOperator, KernelOperator, KroneckerKernel, top_eigenpairs
 from lightning_graphon.ntk.sharing import Share, world_share
 from lightning_graphon.ntk.spectrum import SpectralSummary, kernel_target_alignment, spectral_summary
 from lightning_graphon.ntk.stability import stable_product
@@ -34,6 +34,7 @@ __all__ = [
     "GeneralisationBound",
     "HermiteDual",
     "KernelOperator",
+    "KroneckerKernel",
     "LayerShare",
     "LossBand",
     "LossDecayPredictor",
@@ -50,6 +51,7 @@ __all__ = [
     "graphon_ntk_from_model",
     "kernel_ridge_regression",
     "kernel_target_alignment",
+    "kronecker_ntk",
     "ntk_layer_shares",
     "optimizer_preconditioner",
     "read_descent",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_graphon.ntk.operator import KernelOperator
+from lightning_graphon.ntk.operator import KernelOperator, KroneckerKernel
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,13 @@ class Eigen:
         values: eigenvalues, ascending, [K, 1] where all outputs share them and [K, C] where each has its own.
         vectors: [N, N], [C, N, N] or [N·C, N·C], columns.
         form: as in `FieldKernel`.
+        mixtures: of outputs, [C, C], columns; "kronecker" only.
     """
 
     values: Tensor
     vectors: Tensor
     form: str
+    mixtures: Tensor | None = None
 
     def project(self, field: Tensor) -> Tensor:
         """Coefficients of a field [N, C]: [K, C], or [N·C, 1] for a full kernel."""
@@ -28,7 +30,7 @@ class Eigen:
             return self.vectors.T @ field.reshape(-1, 1)
         if self.form == "per_output":
             return torch.einsum("cnk,nc->kc", self.vectors, field)
-        return self.vectors.T @ field
+        return self.vectors.T @ (field if self.mixtures is None else field @ self.mixtures)
 
     def expand(self, coefficients: Tensor, outputs: int) -> Tensor:
         """Fields [..., N, C] of coefficients [..., K, *], the inverse of `project`."""
@@ -36,7 +38,7 @@ class Eigen:
             return (self.vectors @ coefficients).reshape(*coefficients.shape[:-2], -1, outputs)
         if self.form == "per_output":
             return torch.einsum("cnk,...kc->...nc", self.vectors, coefficients)
-        return self.vectors @ coefficients
+        return self.vectors @ (coefficients if self.mixtures is None else coefficients @ self.mixtures.T)
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,24 @@ class FieldKernel:
 
     Attributes:
         kernel: [M, N] ("shared"), [C, M, N] ("per_output"), [M·C, N·C] ("full", sample-major), or an operator
-            of the first or the last shape.
+            of the first or the last shape; or [N, N] beside `mixing` ("kronecker").
         form: which of them.
         outputs: C.
+        mixing: [C, C], how outputs move each other, or None.
     """
 
     kernel: Tensor | KernelOperator
     form: str
     outputs: int
+    mixing: Tensor | None = None
 
     def __matmul__(self, field: Tensor) -> Tensor:
         """Kernel times a field [N, C]; float64 whatever an operator works in."""
         if self.form == "per_output":
             assert isinstance(self.kernel, Tensor)  # noqa: S101 - operators are shared or full
             return torch.einsum("cmn,nc->mc", self.kernel, field)
+        if self.mixing is not None:
+            field = field @ self.mixing
         given = field.reshape(-1) if self.form == "full" else field
         product = (self.kernel @ given).to(dtype=field.dtype, device=field.device)
         return product.reshape(-1, self.outputs)
@@ -74,6 +80,9 @@ class FieldKernel:
         matrix = self.dense(like).kernel
         assert isinstance(matrix, Tensor)  # noqa: S101
         values, vectors = torch.linalg.eigh(matrix)
+        if self.mixing is not None:
+            factors, mixtures = torch.linalg.eigh(self.mixing)
+            return Eigen(torch.outer(values, factors), vectors, self.form, mixtures)
         return Eigen(values.T if self.form == "per_output" else values[:, None], vectors, self.form)
 
 
@@ -93,6 +102,9 @@ def field_kernel(
     """
     n, c = like.shape
     m = n if rows is None else rows
+    if isinstance(kernel, KroneckerKernel) and kernel.shape == (m * c, n * c):
+        samples, mixing = field_kernel(kernel.samples, like), _symmetric(kernel.outputs.to(like))
+        return FieldKernel(samples.kernel, "kronecker", c, mixing)
     if isinstance(kernel, KernelOperator):
         if tuple(kernel.shape) not in ((m, n), (m * c, n * c)):
             raise ValueError(_no_fit(name, tuple(kernel.shape), m, n, c))

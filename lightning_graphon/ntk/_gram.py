@@ -1,7 +1,7 @@
 """A layer's part of the tangent kernel from the two sides of its gradients, never from a stored Jacobian.
 
-Modes: "mean" sums over outputs to [N, M], "outputs" gives [C, N, M], "full" gives [N, C, M, C]. The caller
-divides.
+Modes: "mean" sums over outputs to [N, M], "outputs" gives [C, N, M], "full" gives [N, C, M, C], "samples" sums the
+self-terms of samples to [C, C]. The caller divides.
 """
 
 import torch
@@ -18,15 +18,17 @@ def layer_gram(left: Factors, right: Factors, weight: Tensor | None, mode: str, 
         left: sides for N samples.
         right: for M samples; the same object where the block is symmetric.
         weight: [groups, rows, cols] or None for ones.
-        mode: "mean", "outputs" or "full".
+        mode: "mean", "outputs", "full" or "samples", the last for a symmetric block only.
         budget: bytes for temporary tensors.
 
     Returns:
-        [N, M], [C, N, M] or [N, C, M, C].
+        [N, M], [C, N, M], [N, C, M, C] or [C, C].
     """
     simple = left.units.shape[2] == 1 and left.units.shape[3] == 1 and left.inputs.shape[1] == 1
     if simple:
         return _one_position(left, right, None if weight is None else weight[0], mode)
+    if weight is None and mode == "samples" and _own_positions_are_cheaper(left):
+        return _own_position_gram(left, budget)
     if weight is None and mode == "mean" and _positions_are_cheaper(left, right):
         return _position_gram(left, right, budget)
     return _packed(left, right, weight, mode, budget)
@@ -38,6 +40,8 @@ def contract(left: Tensor, right: Tensor, mode: str) -> Tensor:
         return left.flatten(1) @ right.flatten(1).T
     if mode == "outputs":
         return left.transpose(0, 1) @ right.permute(1, 2, 0)
+    if mode == "samples":
+        return (left @ right.mT).sum(0)
     n, c, m = len(left), left.shape[1], len(right)
     return (left.flatten(0, 1) @ right.flatten(0, 1).T).reshape(n, c, m, c)
 
@@ -55,6 +59,9 @@ def squared_norm(sides: Factors, weight: Tensor | None, budget: int) -> float:
 def _one_position(left: Factors, right: Factors, weight: Tensor | None, mode: str) -> Tensor:
     """One position, one group: H [N, cols], G [N, C, rows]."""
     H, G = left.inputs[:, 0, 0, 0], left.units[:, :, 0, 0]
+    if mode == "samples":
+        size = H.square().sum(1, keepdim=True) if weight is None else H.square() @ weight.T
+        return contract(G * size[:, None], G, mode)
     H2, G2 = (H, G) if left is right else (right.inputs[:, 0, 0, 0], right.units[:, :, 0, 0])
     if mode == "mean":
         return (H @ H2.T) * contract(G, G2, mode) if weight is None else row_gram(H, G, H2, G2, weight)
@@ -93,6 +100,27 @@ def _position_gram(left: Factors, right: Factors, budget: int) -> Tensor:
         b = torch.einsum("nktgc,mksgc->gntms", left.inputs[part], right.inputs)
         rows.append((a * b).sum((0, 2, 4)))
     return torch.cat(rows)
+
+
+def _own_positions_are_cheaper(sides: Factors) -> bool:
+    """Likewise for the self-terms between pairs of outputs."""
+    t, groups, rows = sides.units.shape[2:]
+    cols, c = sides.inputs.shape[4], sides.outputs
+    direct = t * t * (cols * sides.inputs.shape[1] ** 2 + rows * sides.units.shape[1] ** 2) * groups
+    return direct < groups * rows * cols * c * (t + c)
+
+
+def _own_position_gram(sides: Factors, budget: int) -> Tensor:
+    """Σ_ntt' (δ_k δ'_l)(h h') for all pairs of outputs k, l, a few samples at a time."""
+    t, groups = sides.units.shape[2:4]
+    step = max(1, budget // max(1, 3 * t * t * groups * sides.outputs**2 * sides.units.element_size()))
+    total = sides.units.new_zeros(sides.outputs, sides.outputs)
+    for i in range(0, sides.samples, step):
+        part = slice(i, i + step)
+        a = torch.einsum("nktgr,nlsgr->nklgts", sides.units[part], sides.units[part])
+        b = torch.einsum("nktgc,nlsgc->nklgts", sides.inputs[part], sides.inputs[part])
+        total += (a * b).sum((0, 3, 4, 5))
+    return total
 
 
 def _packed(left: Factors, right: Factors, weight: Tensor | None, mode: str, budget: int) -> Tensor:

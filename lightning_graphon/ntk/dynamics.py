@@ -33,7 +33,7 @@ class LossDecayPredictor(ClosedFormPredictions):
 
     Args:
         kernel: Θ between the N samples: [N, N] the same for every output, [C, N, N] one an output, the full
-            [N, C, N, C] or [N·C, N·C]; or a `KernelOperator` over N or N·C.
+            [N, C, N, C] or [N·C, N·C]; or a `KernelOperator` over N or N·C, such as `kronecker_ntk` gives.
         outputs: f_0 [N, ...], floating point, measured at initialisation; trailing dimensions are the C
             outputs.
         targets: second argument of `loss_fn`; floating point tensors become float64.

@@ -32,6 +32,7 @@ from lightning_graphon.ntk.sharing import Share
 
 _MODES = {"mean": "mean", "per_output": "outputs", "none": "full"}
 DEFAULT_MEMORY = 1 << 30
+Modes = tuple[str, ...]
 
 
 def empirical_ntk(
@@ -92,16 +93,32 @@ def empirical_ntk(
     check_choice("parameterization", parameterization, ("standard", "ntk"))
     check_choice("reduce", "none" if reduce is None else reduce, _MODES)
     mode = _MODES[reduce or "none"]
-    n, m = batch_size(x), batch_size(x if x2 is None else x2)
-    share = Share.of(group)
     fm = functional_model(model, masks, preconditioner, parameterization, weight_variance, bias_variance)
-    with eval_semantics(model, _device(x)):
+    return evaluate(fm, x, x2, (mode,), max_memory, Share.of(group))[0]
+
+
+def evaluate(
+    fm: FunctionalModel, x: Inputs, x2: Inputs | None, modes: Modes, max_memory: int | None, share: Share
+) -> list[Tensor]:
+    """The kernel in several modes (`layer_gram`'s) from one pass over the signals, means in place of sums.
+
+    Args:
+        fm: the model with its masks.
+        x: samples.
+        x2: other samples; "samples" needs None.
+        modes: which.
+        max_memory: as in `empirical_ntk`.
+        share: this process's part.
+    """
+    n, m = batch_size(x), batch_size(x if x2 is None else x2)
+    with eval_semantics(fm.model, _device(x)):
         left, right = plain(x), None if x2 is None else plain(x2)
         plan = make_plan(fm, left)
         budget = max_memory or DEFAULT_MEMORY
         chunk = share.edge(_chunk(fm, plan, budget), max(n, m))
-        kernel = _with_retries(fm, plan, left, right, mode, budget, min(chunk, max(n, m)), share)
-    return kernel / plan.outputs if mode == "mean" else kernel
+        kernels = _with_retries(fm, plan, left, right, modes, budget, min(chunk, max(n, m)), share)
+    counts = {"mean": plan.outputs, "samples": n}
+    return [k / counts[mode] if mode in counts else k for mode, k in zip(modes, kernels, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -195,13 +212,13 @@ def _chunk(fm: FunctionalModel, plan: Plan, budget: int) -> int:
 
 
 def _with_retries(
-    fm: FunctionalModel, plan: Plan, x: Inputs, x2: Inputs | None, mode: str, budget: int, chunk: int, share: Share
-) -> Tensor:
+    fm: FunctionalModel, plan: Plan, x: Inputs, x2: Inputs | None, modes: Modes, budget: int, chunk: int, share: Share
+) -> list[Tensor]:
     """Run with ever smaller chunks while memory runs out, and say so; alone only: processes must agree on the tiles."""
     first = chunk
     while True:
         try:
-            kernel = _assemble(fm, plan, x, x2, mode, budget, chunk, share)
+            kernels = _assemble(fm, plan, x, x2, modes, budget, chunk, share)
         except (RuntimeError, MemoryError) as error:  # noqa: PERF203 - a few tries
             if not out_of_memory(error) or chunk == 1 or share.size > 1:
                 raise
@@ -212,9 +229,9 @@ def _with_retries(
         warnings.warn(
             f"empirical_ntk ran out of memory with {first} samples at a time and went on with {chunk}, "
             f"max_memory={budget} bytes: give that as max_memory to begin there",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return kernel
+    return kernels
 
 
 @dataclass(frozen=True)
@@ -224,27 +241,34 @@ class _Chunk:
 
 
 def _assemble(
-    fm: FunctionalModel, plan: Plan, x: Inputs, x2: Inputs | None, mode: str, budget: int, chunk: int, share: Share
-) -> Tensor:
+    fm: FunctionalModel, plan: Plan, x: Inputs, x2: Inputs | None, modes: Modes, budget: int, chunk: int, share: Share
+) -> list[Tensor]:
     n, m = batch_size(x), batch_size(x if x2 is None else x2)
-    c, like = plan.outputs, fm.values[fm.trainable[0]]
-    shape = {"mean": (n, m), "outputs": (c, n, m), "full": (n, c, m, c)}[mode]
-    out = like.new_zeros(shape)
+    out = _zeros(fm, n, m, plan.outputs, modes)
     rows_now, left = None, None
     for rows, cols in share.mine(tiles(n, m, chunk, symmetric=x2 is None)):
         if left is None or rows != rows_now:
             left, rows_now = _read(fm, plan, select(x, rows)), rows
         same = x2 is None and rows == cols
         right = left if same else _read(fm, plan, select(x if x2 is None else x2, cols))
-        block = _block(fm, plan, left, right, mode, budget)
-        _place(out, block, rows, cols, mode)
-        if x2 is None and not same:
-            _place(out, block.permute(2, 3, 0, 1) if mode == "full" else block.mT, cols, rows, mode)
-    return share.collect(out)
+        # Self-terms lie in the tiles on the diagonal alone.
+        here = modes if same else tuple(mode for mode in modes if mode != "samples")
+        for mode, block in _block(fm, plan, left, right, here, budget).items():
+            _place(out[mode], block, rows, cols, mode)
+            if x2 is None and not same:
+                _place(out[mode], block.permute(2, 3, 0, 1) if mode == "full" else block.mT, cols, rows, mode)
+    return [share.collect(out[mode]) for mode in modes]
+
+
+def _zeros(fm: FunctionalModel, n: int, m: int, c: int, modes: Modes) -> dict[str, Tensor]:
+    shapes = {"mean": (n, m), "outputs": (c, n, m), "full": (n, c, m, c), "samples": (c, c)}
+    return {mode: fm.values[fm.trainable[0]].new_zeros(shapes[mode]) for mode in modes}
 
 
 def _place(out: Tensor, block: Tensor, rows: slice, cols: slice, mode: str) -> None:
-    if mode == "full":
+    if mode == "samples":
+        out += block
+    elif mode == "full":
         out[rows, :, cols] = block
     else:
         out[..., rows, cols] = block
@@ -254,24 +278,32 @@ def _read(fm: FunctionalModel, plan: Plan, x: Inputs) -> _Chunk:
     return _Chunk(x, capture(fm, x, plan.sites))
 
 
-def _block(fm: FunctionalModel, plan: Plan, left: _Chunk, right: _Chunk, mode: str, budget: int) -> Tensor:
+def _block(
+    fm: FunctionalModel, plan: Plan, left: _Chunk, right: _Chunk, modes: Modes, budget: int
+) -> dict[str, Tensor]:
     """All parameters' parts for one pair of chunks."""
     n, m, c = left.signals.samples, right.signals.samples, plan.outputs
-    shape = {"mean": (n, m), "outputs": (c, n, m), "full": (n, c, m, c)}[mode]
-    total = fm.values[fm.trainable[0]].new_zeros(shape)
+    totals = _zeros(fm, n, m, c, modes)
     for i, site in enumerate(plan.sites):
         a, b = left.signals.layers[i], right.signals.layers[i]
         if site.weight and a is not None and b is not None:
-            total += layer_gram(a, b, _matrix(fm, site.module, site.weight), mode, budget // 4)
+            weight = _matrix(fm, site.module, site.weight)
+            for mode, total in totals.items():
+                total += layer_gram(a, b, weight, mode, budget // 4)
         p, q = left.signals.biases[i], right.signals.biases[i]
         if site.bias and p is not None and q is not None:
-            total += contract(_scaled(p, fm.weight(site.bias)), q, mode)
-    per_entry = (n + m) * c * total.element_size() * 2
+            _add(totals, _scaled(p, fm.weight(site.bias)), q)
+    per_entry = (n + m) * c * fm.values[fm.trainable[0]].element_size() * 2
     for names in groups(fm, plan.generic, max(1, budget // 2 // per_entry)):
         ja = gradients(fm, left.x, names, c)
         jb = ja if left is right else gradients(fm, right.x, names, c)
-        total += contract(_scaled(ja, entry_weights(fm, names)), jb, mode)
-    return total
+        _add(totals, _scaled(ja, entry_weights(fm, names)), jb)
+    return totals
+
+
+def _add(totals: dict[str, Tensor], left: Tensor, right: Tensor) -> None:
+    for mode, total in totals.items():
+        total += contract(left, right, mode)
 
 
 def _matrix(fm: FunctionalModel, module: nn.Module, name: str) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The finite-width kernel as an operator: products by a VJP and a JVP, for kernels too large to write out."""
+"""The finite-width kernel without its full matrix: products by a VJP and a JVP, or a Kronecker product for it."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,8 +9,43 @@ from torch import Tensor, nn
 
 from lightning_graphon._checks import check_choice
 from lightning_graphon.ntk._functional import Inputs, batch_size, eval_semantics, functional_model, plain, select
-from lightning_graphon.ntk.empirical import ntk_layer_shares
-from lightning_graphon.ntk.operator import KernelOperator
+from lightning_graphon.ntk.empirical import evaluate, ntk_layer_shares
+from lightning_graphon.ntk.operator import KernelOperator, KroneckerKernel
+from lightning_graphon.ntk.sharing import Share
+
+
+def kronecker_ntk(
+    model: nn.Module,
+    x: Inputs,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    preconditioner: Mapping[str, Tensor] | None = None,
+    max_memory: int | None = None,
+    group: object | None = None,
+) -> KroneckerKernel:
+    """Tangent kernel of a module as a Kronecker product, hardly dearer than its mean over outputs.
+
+    K is that mean, B the mean over samples of the kernel of each sample with itself, between all pairs of outputs: the
+    product has both means of the full kernel, and its trace. For a last layer alone it is exact.
+
+    Args:
+        model: as in `empirical_ntk`.
+        x: samples [N, ...].
+        masks: as in `empirical_ntk`.
+        preconditioner: as in `empirical_ntk`.
+        max_memory: as in `empirical_ntk`.
+        group: as in `empirical_ntk`.
+
+    Raises:
+        KeyError: a mask or preconditioner names no parameter.
+        ValueError: shapes; or an output depends on other samples of the batch.
+
+    >>> kernel = kronecker_ntk(nn.Linear(3, 2, bias=False).double(), torch.eye(3, dtype=torch.float64))
+    >>> kernel.samples.diagonal().tolist(), kernel.outputs.tolist()
+    ([1.0, 1.0, 1.0], [[1.0, 0.0], [0.0, 1.0]])
+    """
+    fm = functional_model(model, masks, preconditioner, "standard", 1.0, 1.0)
+    return KroneckerKernel(*evaluate(fm, x, None, ("mean", "samples"), max_memory, Share.of(group)))
 
 
 class EmpiricalNTK(KernelOperator):

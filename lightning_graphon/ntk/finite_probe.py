@@ -15,20 +15,20 @@ from torch import Tensor
 from lightning_graphon.ntk._field import FieldKernel, field_kernel
 from lightning_graphon.ntk._objective import LossFn, as_field
 from lightning_graphon.ntk.dynamics import LossDecayPredictor
-from lightning_graphon.ntk.operator import KernelOperator
+from lightning_graphon.ntk.operator import KernelOperator, KroneckerKernel
 
 
 def finite_probe_kernel(
     kernel: Tensor | KernelOperator, outputs: Tensor, dataset_size: int, *, positive: bool = False
-) -> Tensor:
+) -> Tensor | KroneckerKernel:
     """The kernel with self-terms at 1/D and the others scaled to keep each row's weight.
 
     To be used with the probe's own mean loss, whose gradient carries 1/N: self-terms are multiplied by N/D, all
     others by N(D−1)/(D(N−1)).
 
     Args:
-        kernel: [N, N], [C, N, N], [N, C, N, C] or [N·C, N·C], or an operator, which is written out. The
-            self-terms are those of one sample with itself, between all its outputs.
+        kernel: [N, N], [C, N, N], [N, C, N, C] or [N·C, N·C], a `KroneckerKernel`, or another operator, which is
+            written out. The self-terms are those of one sample with itself, between all its outputs.
         outputs: a batch of outputs [N, ...], which tells the shapes apart.
         dataset_size: D, the number of training points that the probe stands for.
         positive: replace negative eigenvalues by 0, the nearest positive semi-definite kernel. Removing self-terms
@@ -37,7 +37,7 @@ def finite_probe_kernel(
             D points.
 
     Returns:
-        float64 [N, N], [C, N, N] or [N·C, N·C].
+        float64 [N, N], [C, N, N] or [N·C, N·C]; for a `KroneckerKernel` another one.
 
     Raises:
         ValueError: D < N, or the kernel does not fit.
@@ -56,7 +56,8 @@ def finite_probe_kernel(
     weight = torch.full((n, n), others, dtype=field.dtype, device=field.device)
     weight.fill_diagonal_(n / d)
     corrected = read.kernel * _spread(weight, read)
-    return _nearest_positive(corrected) if positive else corrected
+    settled = _nearest_positive(corrected) if positive else corrected
+    return settled if read.mixing is None else KroneckerKernel(settled, read.mixing)
 
 
 def _nearest_positive(kernel: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ multiplied by one 2 by 2 matrix a step.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class ClosedForm:
                 stacklevel=5,
             )
         floor = max(top, 0.0) * len(values) * torch.finfo(values.dtype).eps
-        clean = Eigen(torch.where(values > floor, values, 0.0), eigen.vectors, eigen.form)
+        clean = replace(eigen, values=torch.where(values > floor, values, 0.0))
         return cls(clean, square, clean.project(square.residual))
 
     def modes(self) -> DecayModes:

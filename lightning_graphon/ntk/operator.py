@@ -81,6 +81,40 @@ class DenseOperator(KernelOperator):
         return float(self.matrix.diagonal().sum())
 
 
+class KroneckerKernel(KernelOperator):
+    r"""A full kernel between N samples and C outputs, told by two small matrices.
+
+    :math:`Θ_{nc,md} ≈ K_{nm} B_{cd}`, B of trace C, so that K is the mean over outputs of the product as it is of Θ.
+    Exact where all outputs share their kernel up to how they mix; positive semi-definite where K and B are.
+
+    Args:
+        samples: K [N, N], symmetric.
+        outputs: B [C, C], symmetric; its scale does not count, and zeros stand for the identity.
+
+    Attributes:
+        samples: K.
+        outputs: B, of trace C.
+
+    >>> kernel = KroneckerKernel(torch.eye(2), torch.tensor([[3.0, 1.0], [1.0, 1.0]]))
+    >>> kernel.outputs.tolist(), (kernel @ torch.tensor([1.0, 0, 0, 0])).tolist()
+    ([[1.5, 0.5], [0.5, 0.5]], [1.5, 0.5, 0.0, 0.0])
+    """
+
+    def __init__(self, samples: Tensor, outputs: Tensor) -> None:
+        c, trace = len(outputs), float(outputs.trace())
+        self.samples = samples
+        self.outputs = outputs * (c / trace) if trace > 0 else torch.eye(c).to(outputs)
+        self.size, self.dtype, self.device = len(samples) * c, samples.dtype, samples.device
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Kernel times a vector [N·C], sample-major."""
+        return (self.samples @ (vector.reshape(len(self.samples), -1) @ self.outputs)).reshape(-1)
+
+    def trace(self) -> float:
+        """Trace of the product."""
+        return float(self.samples.trace() * self.outputs.trace())
+
+
 def top_eigenpairs(
     kernel: Tensor | KernelOperator, k: int = 10, *, tolerance: float = 1e-8, seed: int = 0
 ) -> tuple[Tensor, Tensor]:

@@ -32,8 +32,8 @@ def monitor(**kwargs):
 class Scheduled(Classifier):
     """A linear classifier with an optimizer of parameter groups and a scheduler that moves at every step."""
 
-    def __init__(self, optimizer, scheduler=None, loss=F.cross_entropy):
-        super().__init__(linear, optimizer)
+    def __init__(self, optimizer, scheduler=None, loss=F.cross_entropy, net=linear):
+        super().__init__(net, optimizer)
         self.make_scheduler, self.loss = scheduler, loss
 
     def training_step(self, batch, batch_idx):
@@ -147,6 +147,23 @@ def test_the_full_kernel():
     fit(Scheduled(one_group()), watch)
     check(watch)
     assert watch._run.watch.initial.kernels.shape[1:] == (96, 10, 96, 10)
+
+
+def mixed():
+    """Linear in its parameters, and every output moves with every other: the layer on top stands still."""
+    return nn.Sequential(nn.Linear(64, 10), nn.Linear(10, 10).requires_grad_(False))
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, mse])
+@pytest.mark.parametrize("rates", [(0.5, 0.5), (0.5, 0.05)], ids=str)
+def test_outputs_that_mix(rates, loss):
+    def optimizer(module):
+        weight, bias = module.net[0].parameters()
+        return SGD([{"params": weight, "lr": rates[0]}, {"params": bias, "lr": rates[1]}], momentum=0.9)
+
+    watch = monitor()
+    fit(Scheduled(optimizer, loss=loss, net=mixed), watch)
+    check(watch)
 
 
 @pytest.mark.parametrize("loss", [mse, bce])

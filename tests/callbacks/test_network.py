@@ -123,7 +123,7 @@ def test_parts_of_a_batch():
 
 
 def same_kernel(network, module, inputs):
-    found = empirical_kernel(network, {}, torch.float64, reduce=None)
+    found = empirical_kernel(empirical_ntk, network, {}, torch.float64, reduce=None)
     expected = empirical_ntk(copy.deepcopy(module).double(), inputs.double(), reduce=None)
     torch.testing.assert_close(found, expected)
 

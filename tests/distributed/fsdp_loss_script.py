@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from toys import loader, make_trainer
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit, _room
-from lightning_graphon.callbacks import _kernels as kernels
+from lightning_graphon.callbacks import _optimized as optimized
 from lightning_graphon.pruning.shards import is_sharded
 
 DATA, STEPS = 96, 18
@@ -144,13 +144,13 @@ def fit_cut(model, watch, *others, full=True, sizes=(2, 1), **kwargs):
 
 def fails(raise_errors):
     """No kernel can be computed."""
-    kept, kernels.empirical_ntk = kernels.empirical_ntk, broken
+    kept, optimized.kronecker_ntk = optimized.kronecker_ntk, broken
     try:
         return fit_cut(Cut(), monitor(raise_errors=raise_errors, start_step=4))
     except RuntimeError as error:
         return {"said": str(error)}
     finally:
-        kernels.empirical_ntk = kept
+        optimized.kronecker_ntk = kept
 
 
 def broken(*args, **kwargs):

@@ -7,7 +7,14 @@ from dynamics_cases import digits, error, half_mse, predictor_of, train, wide_ne
 from ntk_oracles import FIXTURES
 from torch import nn
 
-from lightning_graphon.ntk import DenseOperator, EmpiricalNTK, LossDecayPredictor, empirical_ntk, stable_product
+from lightning_graphon.ntk import (
+    DenseOperator,
+    EmpiricalNTK,
+    KroneckerKernel,
+    LossDecayPredictor,
+    empirical_ntk,
+    stable_product,
+)
 
 SGD = [
     {},
@@ -147,9 +154,10 @@ def test_every_form_of_one_kernel_agrees():
     shared, f0, y = random_kernel(n), torch.randn(n, c).double(), torch.randint(c, (n,))
     eye = torch.eye(c).double()
     full = torch.einsum("nm,cd->ncmd", shared, eye)
+    products = [KroneckerKernel(shared, 7 * eye), KroneckerKernel(shared, torch.zeros(c, c).double())]
     forms = [
         shared, shared.expand(c, n, n), full, full.reshape(n * c, n * c),
-        DenseOperator(shared), DenseOperator(full.reshape(n * c, n * c)),
+        DenseOperator(shared), DenseOperator(full.reshape(n * c, n * c)), *products,
     ]  # fmt: skip
     runs = []
     for kernel in forms:
@@ -160,6 +168,28 @@ def test_every_form_of_one_kernel_agrees():
         assert square.modes.shares.sum() == pytest.approx(1.0)
     for run in runs[1:]:
         torch.testing.assert_close(run, runs[0])
+
+
+@pytest.mark.parametrize("rank", [3, 1])
+def test_a_kronecker_product_is_its_matrix(rank):
+    n, c = 6, 3
+    product = KroneckerKernel(random_kernel(n), random_kernel(c, rank=rank))
+    matrix = torch.kron(product.samples, product.outputs)
+    torch.testing.assert_close(product.to_dense(), matrix)
+    assert product.trace() == pytest.approx(float(matrix.trace()))
+    f0, y = torch.randn(n, c).double(), torch.randint(c, (n,))
+    left, right = (LossDecayPredictor(k, f0, y, F.cross_entropy, momentum=0.5) for k in (product, matrix))
+    assert left.speed == pytest.approx(right.speed)
+    assert left.max_learning_rate() == pytest.approx(right.max_learning_rate())
+    torch.testing.assert_close(left.fall_by_mode(), right.fall_by_mode())
+    torch.testing.assert_close(left.run([0.02, 0.05, 0.1]), right.run([0.02, 0.05, 0.1]))
+    left, right = (LossDecayPredictor(k, f0, torch.zeros(n, c), F.mse_loss) for k in (product, matrix))
+    for options in ({"flow": True}, {}):
+        torch.testing.assert_close(left.predict([0, 3, 7], 0.1, **options), right.predict([0, 3, 7], 0.1, **options))
+    torch.testing.assert_close(left.predict_outputs([0, 3], 0.1), right.predict_outputs([0, 3], 0.1))
+    torch.testing.assert_close(left.modes.rates, right.modes.rates)
+    falls = left.modes.rates > 1e-9  # modes that never fall have any basis
+    torch.testing.assert_close(left.modes.shares[falls], right.modes.shares[falls])
 
 
 def test_outputs_that_differ_and_outputs_that_mix():

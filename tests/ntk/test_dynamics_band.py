@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_graphon.ntk import DenseOperator, LossBand, LossDecayPredictor, empirical_ntk, finite_probe_kernel
+from lightning_graphon.ntk import (
+    DenseOperator,
+    KroneckerKernel,
+    LossBand,
+    LossDecayPredictor,
+    empirical_ntk,
+    finite_probe_kernel,
+)
 
 
 def test_weights():
@@ -24,6 +31,19 @@ def test_weights():
     assert finite_probe_kernel(torch.ones(1, 1), torch.zeros(1, 2), 10).tolist() == [[0.1]]
     with pytest.raises(ValueError, match="at least the 4"):
         finite_probe_kernel(ones, f, 3)
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_weights_of_a_kronecker_product(positive):
+    n, c, d = 5, 3, 60
+    factor, gram = torch.randn(n, 2).double(), torch.randn(c, c).double()
+    kernel, f = KroneckerKernel(factor @ factor.T, gram @ gram.T), torch.zeros(n, c)
+    mine = finite_probe_kernel(kernel, f, d, positive=positive)
+    assert isinstance(mine, KroneckerKernel), "the structure stays, and with it the price of a step"
+    truth = finite_probe_kernel(kernel.to_dense(), f, d, positive=positive)
+    torch.testing.assert_close(mine.to_dense(), truth)
+    lowest = float(torch.linalg.eigvalsh(truth)[0]) / float(truth.trace())
+    assert (lowest < -0.01) is not positive, "the correction takes a kernel of low rank below zero"
 
 
 def test_band_is_the_two_predictors():

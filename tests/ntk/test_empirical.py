@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ntk_oracles import jacobian_kernel, relative
 from torch import nn
 
-from lightning_graphon.ntk import empirical_ntk, ntk_layer_shares
+from lightning_graphon.ntk import empirical_ntk, kronecker_ntk, ntk_layer_shares
 from lightning_graphon.ntk._capture import make_plan
 from lightning_graphon.ntk._functional import eval_semantics, functional_model
 from lightning_graphon.ntk._rowgram import row_gram
@@ -144,6 +144,32 @@ def test_equals_the_dense_jacobian(name, density):
             assert relative(mine, kernel) < 1e-12
     cross = empirical_ntk(model, x[:2], masks=masks, reduce=None, preconditioner=scale, x2=x[2:])
     assert relative(cross, truth[:2, :, 2:]) < 1e-12
+
+
+@pytest.mark.parametrize("density", [None, 0.3, 0.8])
+@pytest.mark.parametrize("name", CASES)
+def test_kronecker_factors_are_the_means_of_the_full_kernel(name, density):
+    model, x = build(name)
+    masks = None if density is None else random_masks(model, density)
+    scale = {n: torch.rand(p.shape).double() for n, p in model.named_parameters()} if density == 0.8 else None
+    full = empirical_ntk(model, x, masks=masks, reduce=None, preconditioner=scale)
+    mean, gram = torch.einsum("ncmc->nm", full) / full.shape[1], torch.einsum("ncnd->cd", full)
+    for memory in (None, 20_000):
+        mine = kronecker_ntk(model, x, masks=masks, preconditioner=scale, max_memory=memory)
+        assert relative(mine.samples, mean) < 1e-12
+        assert relative(mine.outputs, gram * len(gram) / gram.trace()) < 1e-12
+        assert mine.trace() == pytest.approx(float(torch.einsum("ncnc->", full)))
+
+
+def test_kronecker_product_is_the_kernel_where_one_layer_alone_is_trained():
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.Linear(4, 3)).double()
+    for layer in (model[0], model[3]):
+        layer.requires_grad_(False)
+    x = torch.randn(N, 5).double()
+    full, product = empirical_ntk(model, x, reduce=None), kronecker_ntk(model, x)
+    mixing = model[3].weight.detach() @ model[3].weight.detach().T
+    assert relative(product.outputs, mixing * 3 / mixing.trace()) < 1e-12, "the outputs of one layer mix"
+    assert relative(product.to_dense(), full.reshape(3 * N, 3 * N)) < 1e-12
 
 
 @pytest.mark.parametrize("density", [None, 0.3])
