@@ -76,10 +76,13 @@ class Sin(DualActivation):
 
     def covariance(self, qx: Tensor, qy: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E[φφ'] and E[φ̇φ̇'], centred."""
-        square = self.frequency**2
+        square, turn = self.frequency**2, math.cos(2 * self.phase)
         near = torch.exp(-0.5 * square * (qx + qy - 2 * k))
-        far = math.cos(2 * self.phase) * torch.exp(-0.5 * square * (qx + qy + 2 * k))
-        return 0.5 * (near - far), 0.5 * square * (near + far)
+        far = torch.exp(-0.5 * square * (qx + qy + 2 * k))
+        # near - far, each side of k = 0 from the larger one, so that small variances keep their digits.
+        above, below = torch.where(k > 0, k, 0), torch.where(k > 0, 0, k)
+        odd = torch.where(k > 0, -near * torch.expm1(-2 * square * above), far * torch.expm1(2 * square * below))
+        return 0.5 * ((1 - turn) * near + turn * odd), 0.5 * square * (near + turn * far)
 
 
 class Exp(DualActivation):

@@ -200,6 +200,19 @@ def test_equal_rows_of_any_size_keep_their_digits(name, dtype):
     torch.testing.assert_close(slope, exact)
 
 
+def test_the_sine_of_small_and_large_variances():
+    """E[sin sin'] = exp(-(q + q') / 2) sinh k: the identity's k for small q, and finite for large ones."""
+    q = torch.tensor([1e-30, 1e-12, 1e-3, 1.0, 1e4], dtype=torch.float64)
+    for rho in (-0.9, 0.0, 0.5):
+        k = (rho * q).requires_grad_()
+        value = dual_activation("sin").covariance(q, q, k)[0]
+        torch.testing.assert_close(value[:4], ((-q).exp() * k.sinh())[:4], rtol=1e-14, atol=0)
+        (slope,) = torch.autograd.grad(value.sum(), k)
+        torch.testing.assert_close(slope[:4], ((-q).exp() * k.cosh())[:4], rtol=1e-14, atol=0)
+        assert torch.isfinite(value[4])
+        assert torch.isfinite(slope[4])
+
+
 def test_truncation_reports_the_mass_beyond_the_series():
     dual = HermiteDual(torch.tanh, degree=5)
     value, _ = dual.truncation(scalar(0.0), scalar(4.0))
