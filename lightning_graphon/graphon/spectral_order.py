@@ -129,7 +129,7 @@ def _nearer(away: Tensor, first: Tensor, smallest: int) -> Tensor:
     for _ in range(_MOST_MOVES):
         means = away[:, first].mean(1), away[:, ~first].mean(1)
         middle, across = (means[0] + means[1]) / 2, means[0] - means[1]
-        moved = across @ (away - middle[:, None]) > 0
+        moved = torch.round(across @ (away - middle[:, None]), decimals=9) > 0  # equal rows stay together
         if torch.equal(moved, first) or not smallest <= int(moved.sum()) <= len(moved) - smallest:
             break
         first = moved

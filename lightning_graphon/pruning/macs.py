@@ -63,7 +63,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Every Linear, Conv and ConvTranspose layer with its weight's own name."""
     for path, module in model.named_modules():
         if isinstance(module, LAYERS):
-            yield f"{path}.weight".lstrip("."), module
+            yield f"{path}.weight".removeprefix("."), module
 
 
 def _kept(masks: Mapping[str, Tensor], sizes: Mapping[str, int], aliases: Mapping[str, str]) -> dict[str, int]:
