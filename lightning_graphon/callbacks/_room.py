@@ -12,7 +12,9 @@ class NoRoomError(MemoryError):
     """The whole weights do not fit into the memory of every process; raised on all of them."""
 
 
-def require_room(strategy: Strategy, module: nn.Module, copies: int = 1, dtype: torch.dtype | None = None) -> None:
+def require_room(
+    strategy: Strategy, module: nn.Module, copies: int = 1, dtype: torch.dtype | None = None, advice: str = ""
+) -> None:
     """Return where every process can hold the whole weights at the same time; all must call it.
 
     Tried before the others depend on it: where memory ran out in the middle of gathering, they would wait forever.
@@ -23,6 +25,7 @@ def require_room(strategy: Strategy, module: nn.Module, copies: int = 1, dtype: 
         module: Its parameters and buffers that are cut are tried.
         copies: Of each of them.
         dtype: Of the copies; None: their own.
+        advice: What the error says to do.
 
     Raises:
         NoRoomError: They do not fit, here or elsewhere.
@@ -36,7 +39,7 @@ def require_room(strategy: Strategy, module: nn.Module, copies: int = 1, dtype: 
     if failure is not None and not out_of_memory(failure):
         raise failure
     if not everywhere:
-        raise NoRoomError("the whole weights do not fit into the memory of every process")
+        raise NoRoomError("the whole weights do not fit into the memory of every process" + advice)
 
 
 def _failure_to_hold(shapes: list[tuple[torch.Size, torch.dtype]], device: torch.device) -> Exception | None:

@@ -20,6 +20,7 @@ from lightning_graphon.callbacks._given import GivenMasks, as_masks, refuse_besi
 from lightning_graphon.callbacks._identity import check_same, identity
 from lightning_graphon.callbacks._pickling import state_without_module
 from lightning_graphon.callbacks._report import limit_scalars, log_scalars, print_masks, sparsity_scalars
+from lightning_graphon.callbacks._room import require_room
 from lightning_graphon.callbacks._training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.pruning.enforce import Enforcer
 from lightning_graphon.pruning.masks import Masks
@@ -29,6 +30,8 @@ from lightning_graphon.pruning.prune import compute_masks
 from lightning_graphon.pruning.rescale import RESCALES, rescale_
 from lightning_graphon.pruning.shards import gathered
 from lightning_graphon.pruning.untouched import untouched
+
+_NO_ROOM = ", which PruneAtInit gathers to score them: find the masks elsewhere and give PruneAtInit(masks='masks.pt')"
 
 
 class PruneAtInit(Callback):
@@ -78,6 +81,7 @@ class PruneAtInit(Callback):
             is that of `pytorch_lightning`.
         ValueError: An argument has a value that is not allowed, the file holds no masks, or (on fit) the masks were
             made for another model.
+        MemoryError: (on fit) the whole weights of a sharded network do not fit on every process.
         RuntimeError: (on fit) the strategy flattens parameters (FSDPStrategy, DeepSpeed), or processes disagree on the
             masks.
 
@@ -260,6 +264,7 @@ class PruneAtInit(Callback):
         return masks
 
     def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan) -> Masks:
+        require_room(trainer.strategy, pl_module, advice=_NO_ROOM)
         batches = scoring_batches(trainer, pl_module, self.batches, plan.resolved.needs)
         objective = TrainingStepObjective(trainer, pl_module, self.loss_fn, batches)
         hidden = plan.rounds == 1 or not (self.verbose and trainer.is_global_zero)

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lightning_graphon.callbacks import GraphonMonitor
+from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
 from lightning_graphon.callbacks._meetings import Meetings
 from lightning_graphon.callbacks._room import NoRoomError, require_room
 
@@ -144,3 +144,11 @@ def test_masks_need_a_byte_a_weight_and_kernels_the_weights(net, made, monkeypat
 
 def _stop(module):
     raise InterruptedError
+
+
+def test_nothing_is_pruned_where_another_process_has_no_room(net):
+    """An error on all of them, and what to do instead."""
+    pruner = PruneAtInit("magnitude", sparsity=0.5)
+    with pytest.raises(NoRoomError, match=r"to score them: .*PruneAtInit\(masks="):
+        pruner._score(trainer_of(Strategy(others=False)), net, pruner.plan)
+    assert pruner.masks is None

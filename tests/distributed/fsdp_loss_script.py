@@ -175,6 +175,18 @@ def without_room(watch, lacking):
     return {**found, "trials": len(trials), "said": said.sentences, "spectrum": spectrum and spectrum.trace}
 
 
+def pruned_without_room():
+    """What PruneAtInit says on either process when the second one has no memory."""
+    ask = _room._failure_to_hold
+    _room._failure_to_hold = lambda *args: MemoryError() if torch.distributed.get_rank() == 1 else ask(*args)
+    try:
+        return fit_cut(Cut(), PruneAtInit("magnitude", sparsity=0.5, verbose=False))
+    except MemoryError as error:
+        return str(error)
+    finally:
+        _room._failure_to_hold = ask
+
+
 class Said(logging.Handler):
     """What this package says in its log."""
 
@@ -230,6 +242,7 @@ def main(folder):
     graphons = GraphonMonitor(verbose=False, figure=False, probe_size=16, every_n_steps=1)
     found["no room for graphons"] = without_room(graphons, {2, 3, 4})
     found["resume"] = resume(folder)
+    found["no room to prune"] = pruned_without_room()
     write_and_leave(found, folder)
 
 

@@ -141,6 +141,11 @@ def test_resumed_is_unbroken(ranks, kind):
         assert rank["resume"][kind]["steps"] == STEPS
 
 
+def test_where_one_process_has_no_room_all_refuse_to_prune(ranks):
+    for rank in ranks:
+        assert "PruneAtInit(masks='masks.pt')" in rank["no room to prune"]
+
+
 def test_a_process_that_is_lost_while_gathering_leaves_nobody_waiting(tmp_path, two_processes):
     with pytest.raises(AssertionError):  # the script ends with an error, not at the fixture's time limit
         two_processes("lost_rank_script.py", tmp_path)
