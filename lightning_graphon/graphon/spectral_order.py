@@ -6,6 +6,7 @@ as long as a part is wider than chance alone would make it.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from lightning_graphon.graphon._channels import ChannelGraph
 from lightning_graphon.graphon._singular import leading, times, times_transposed
 
 _RANK, _MOST_MOVES = 24, 20
+_LEAST = 1e-6  # dispersion of entries that do not scatter at all
 
 
 def spectral_parts(graph: ChannelGraph, bins: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -22,7 +24,8 @@ def spectral_parts(graph: ChannelGraph, bins: tuple[int, int]) -> tuple[Tensor, 
     Equal rows are in one part, and so are all rows where nothing but chance tells them apart. Neighbouring numbers are
     parts that were separated late; of two halves the one with more edges comes first.
     """
-    edge = noise_edge(graph)
+    noise = _Noise.of(graph)
+    edge = noise.edge
     u, s, v = leading(
         lambda x: times(graph, x),
         lambda y: times_transposed(graph, y),
@@ -34,20 +37,48 @@ def spectral_parts(graph: ChannelGraph, bins: tuple[int, int]) -> tuple[Tensor, 
     u, v = u[:, s > edge], v[:, s > edge]
     if u.shape[1] == 0:  # all vectors are noise: what is left is the number of edges
         u, v = (x.new_full((len(x), 1), len(x) ** -0.5) for x in (u, v))
-    return _parts(times(graph, v), v, bins[0]), _parts(times_transposed(graph, u), u, bins[1])
+    rows, cols = times(graph, v), times_transposed(graph, u)
+    return _parts(rows, v, noise.dispersion, bins[0]), _parts(cols, u, noise.dispersion, bins[1])
 
 
-def noise_edge(graph: ChannelGraph) -> float:
-    """Largest singular value that chance adds to the probabilities of a mask's entries, from above.
+@dataclass(frozen=True)
+class _Noise:
+    """What chance adds to the probabilities of a graph's entries, from above.
 
-    The largest standard deviations of a row sum and of a column sum, added (Bandeira and van Handel, Annals of
-    Probability 2016), read from the degrees; and a margin of three times the scale of the Tracy-Widom law.
+    Attributes:
+        edge: Largest singular value.
+        dispersion: Variance of entries, relative to that of draws of 0 or 1: less where they are means over taps.
     """
-    rows, cols = graph.degrees()
-    m, n = graph.shape
-    largest = [float((d * (1 - d / side)).clamp_min(0).max().sqrt()) for d, side in ((rows, n), (cols, m))]
-    scale = sum(largest) / (m**0.5 + n**0.5)
-    return sum(largest) + 1.5 * scale * (m**-0.5 + n**-0.5) ** (1 / 3)
+
+    edge: float
+    dispersion: float
+
+    @classmethod
+    def of(cls, graph: ChannelGraph) -> "_Noise":
+        """From the variances inside rows and columns, which are those of sums of draws, and of structure on top.
+
+        The edge is the largest standard deviations of a row sum and of a column sum, added (Bandeira and van Handel,
+        Annals of Probability 2016), and a margin of three times the scale of the Tracy-Widom law.
+        """
+        (m, n), (rows, cols), (row_squares, col_squares) = graph.shape, graph.degrees(), _squares(graph)
+        variances = (row_squares - rows**2 / n).clamp_min(0), (col_squares - cols**2 / m).clamp_min(0)
+        largest = sum(float(v.max().sqrt()) for v in variances)
+        scale = largest / (m**0.5 + n**0.5)
+        of_draws = float((rows * (1 - rows / n)).sum())
+        return cls(
+            largest + 1.5 * scale * (m**-0.5 + n**-0.5) ** (1 / 3),
+            max(float(variances[0].sum()) / of_draws, _LEAST) if of_draws > 0 else 1.0,
+        )
+
+
+def _squares(graph: ChannelGraph) -> tuple[Tensor, Tensor]:
+    """Sums of squared entries of rows [out] and columns [in]."""
+    rows, cols = [], torch.zeros(graph.shape[1], dtype=torch.float64, device=graph.device)
+    for _, part in graph.chunks():
+        squares = part.square()
+        rows.append(squares.sum(1))
+        cols += squares.sum(0)
+    return torch.cat(rows), cols
 
 
 @dataclass(frozen=True)
@@ -58,30 +89,32 @@ class _Cut:
     halves: tuple[Tensor, Tensor]
 
 
-def _parts(points: Tensor, directions: Tensor, bins: int) -> Tensor:
+def _parts(points: Tensor, directions: Tensor, dispersion: float, bins: int) -> Tensor:
     """Labels [n] of rows with the coordinates `points` [n, r] along `directions` [m, r], the widest part cut first."""
     smallest = max(1, len(points) // (4 * bins))
     leaves = [torch.arange(len(points), device=points.device)]
-    cuts = [_cut(points, directions, leaves[0], smallest)]
+    cut_up = partial(_cut, points, directions, dispersion, smallest)
+    cuts = [cut_up(leaves[0])]
     while len(leaves) < bins:
         widest = max(range(len(cuts)), key=lambda i: 0.0 if (cut := cuts[i]) is None else cut.excess)
         if (cut := cuts[widest]) is None:
             break
         leaves[widest : widest + 1] = cut.halves
-        cuts[widest : widest + 1] = [_cut(points, directions, half, smallest) for half in cut.halves]
+        cuts[widest : widest + 1] = [cut_up(half) for half in cut.halves]
     label = torch.empty(len(points), dtype=torch.long, device=points.device)
     for number, members in enumerate(leaves):
         label[members] = number
     return label
 
 
-def _cut(points: Tensor, directions: Tensor, members: Tensor, smallest: int) -> _Cut | None:
+def _cut(points: Tensor, directions: Tensor, dispersion: float, smallest: int, members: Tensor) -> _Cut | None:
     """The part in two along its widest direction in units of chance, or None if it is no wider than that."""
     size, rank = len(members), points.shape[1]
     if size < 2 * smallest or size < 2:
         return None
     centre = points[members].mean(0)
-    away = torch.linalg.solve_triangular(_chance(centre, directions, size), (points[members] - centre).T, upper=False)
+    chance = dispersion**0.5 * _chance(centre, directions, size)
+    away = torch.linalg.solve_triangular(chance, (points[members] - centre).T, upper=False)
     widths, axes = torch.linalg.eigh(away @ away.T / size)
     # Of a Gaussian cloud of `size` points in `rank` directions; three standard deviations of a variance on top.
     by_chance = (1 + (rank / size) ** 0.5) ** 2 * (1 + 3 * (2 / size) ** 0.5)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from lightning_graphon.graphon import block, constant, estimate_graphon, layer_graphons, product
 from lightning_graphon.graphon._channels import ChannelGraph
 from lightning_graphon.graphon._singular import leading
-from lightning_graphon.graphon.spectral_order import noise_edge, spectral_parts
+from lightning_graphon.graphon.spectral_order import _Noise, spectral_parts
 
 
 def draw(probabilities, seed=0):
@@ -140,6 +140,27 @@ def test_groups_of_a_convolution_are_its_parts():
     assert depthwise.shape == (1, 1), "64 channels with one neighbour each: nothing to tell apart"
 
 
+def test_entries_that_do_not_scatter():
+    assert estimate_graphon(torch.full((20, 30), 0.3), order="spectral").shape == (1, 1)
+    rows = torch.tensor([0.2, 0.7]).repeat_interleave(20)[:, None].expand(40, 30)
+    found = estimate_graphon(rows, order="spectral")
+    torch.testing.assert_close(found.values, torch.tensor([[0.7], [0.2]]).double(), atol=1e-6, rtol=0)
+
+
+def test_taps_of_a_convolution_are_draws_of_their_own():
+    """Means over nine taps scatter three times less than single weights, so weaker communities can be told apart."""
+    part = torch.arange(96) % 2
+    probabilities = torch.where(part[:, None] == part, 0.30, 0.22)
+    mask = draw(probabilities[..., None, None].expand(96, 96, 3, 3))
+    found = spectral_parts(ChannelGraph(mask), (32, 32))
+    assert same_partition(found[0], part)
+    assert same_partition(found[1], part)
+    assert spectral_parts(ChannelGraph(mask[..., 0, 0]), (32, 32))[0].max() == 0, "one tap does not show them"
+    chance = [spectral_parts(ChannelGraph(draw(torch.full((96, 64, 3, 3), 0.1), s)), (32, 32)) for s in range(30)]
+    # 60 chances of one in a thousand each.
+    assert sum(int(labels.max() > 0) for pair in chance for labels in pair) <= 1
+
+
 def test_hubs_of_a_sparse_mask_are_a_part():
     probabilities = torch.full((400, 300), 0.005)
     probabilities[:20] = 0.5
@@ -165,7 +186,7 @@ def test_the_edge_is_above_the_noise(scale):
     for seed in range(10):
         mask = draw(probabilities, seed)
         noise = torch.linalg.matrix_norm(mask.float() - probabilities, 2)
-        assert noise < noise_edge(ChannelGraph(mask)) < 2.5 * noise
+        assert noise < _Noise.of(ChannelGraph(mask)).edge < 2.5 * noise
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (40, 25), (5, 300)])
