@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from lightning_graphon.graphon import block, constant, estimate_graphon, layer_graphons, product
 from lightning_graphon.graphon._channels import ChannelGraph
 from lightning_graphon.graphon._singular import leading
-from lightning_graphon.graphon.spectral_order import _Noise, spectral_parts
+from lightning_graphon.graphon.spectral_order import _nearer, _Noise, spectral_parts
 
 
 def draw(probabilities, seed=0):
@@ -210,3 +210,37 @@ def test_all_layers_and_their_weights():
     assert graphons["2.weight"].shape == (1, 1)
     energy = graphons["2.weight"].energy
     torch.testing.assert_close(energy[0, 0], (net[2].weight.double() ** 2 * masks["2.weight"]).mean())
+
+
+def by_iteration(a, **options):
+    return leading(lambda x: a @ x, lambda y: a.T @ y, a.shape, a.device, **options)
+
+
+def test_singular_values_that_lie_close_together_converge():
+    g = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(80, 80, generator=g, dtype=torch.float64)).Q for _ in range(2))
+    values = torch.linspace(1, 0.2, 80, dtype=torch.float64)
+    _, found, _ = by_iteration(u * values @ v.T, rank=3)
+    torch.testing.assert_close(found, values[:3], rtol=1e-7, atol=0)  # squares of the vectors' errors
+
+
+def test_a_value_is_waited_for_until_it_rises_above_the_floor():
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(512, 512, generator=g, dtype=torch.float64) / 512**0.5  # values up to 2
+    a += 2.2 * torch.outer(*(torch.nn.functional.normalize(torch.randn(2, 512, generator=g, dtype=torch.float64))))
+    _, found, _ = by_iteration(a, rank=24, floor=2.5)
+    assert found[0] == pytest.approx(float(torch.linalg.matrix_norm(a, 2)), rel=1e-9)
+
+
+def test_the_widest_part_is_cut_first():
+    density = torch.tensor([0.02, 0.2, 0.7, 0.75]).repeat_interleave(60)
+    rows, _ = spectral_parts(ChannelGraph(draw(density[:, None].expand(240, 400))), (3, 3))
+    assert [row.unique().numel() for row in rows.view(4, 60)] == [1, 1, 1, 1]
+    assert rows.view(4, 60)[:, 0].tolist() == [2, 1, 0, 0]
+
+
+def test_moving_to_the_nearer_mean_leaves_no_part_too_small():
+    places = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.0]])
+    first = torch.arange(8) < 4
+    assert torch.equal(_nearer(places, first, smallest=2), first)
+    assert int(_nearer(places, first, smallest=1).sum()) == 7
