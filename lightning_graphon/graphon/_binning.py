@@ -48,8 +48,9 @@ def index_ties(keys: Tensor | None, n: int, bins: int, device: torch.device) -> 
     return one_hot(label, bins)
 
 
-def one_hot(label: Tensor, bins: int) -> Tensor:
-    """Membership [n, bins] of items in the bin of their label, float64."""
+def one_hot(label: Tensor, bins: int | None = None) -> Tensor:
+    """Membership [n, bins] of items in the bin of their label, float64; as many bins as there are labels by default."""
+    bins = int(label.max()) + 1 if bins is None else bins
     out = torch.zeros(len(label), bins, dtype=torch.float64, device=label.device)
     out[torch.arange(len(label), device=label.device), label] = 1.0
     return out

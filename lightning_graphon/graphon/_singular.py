@@ -23,6 +23,18 @@ def times_transposed(graph: ChannelGraph, y: Tensor) -> Tensor:
     return out
 
 
+def leading_of(graph: ChannelGraph, *, rank: int, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """`leading` of the graph itself."""
+    return leading(
+        lambda x: times(graph, x),
+        lambda y: times_transposed(graph, y),
+        graph.shape,
+        graph.device,
+        rank=rank,
+        floor=floor,
+    )
+
+
 def leading(
     forward: Callable[[Tensor], Tensor],
     backward: Callable[[Tensor], Tensor],
@@ -53,8 +65,7 @@ def leading(
         y, triangle = torch.linalg.qr(forward(torch.linalg.qr(x).Q))
         values = torch.linalg.svdvals(triangle)
         change = (values - before)[:rank][values[:rank] > floor].abs()
-        still = step >= _LEAST_STEPS and not bool((change > _TOLERANCE * values[0]).any())
-        if still:
+        if step >= _LEAST_STEPS and not bool((change > _TOLERANCE * values[0]).any()):
             break
         x, before = backward(y), values
     v = torch.linalg.qr(backward(y)).Q

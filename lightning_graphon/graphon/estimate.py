@@ -87,8 +87,8 @@ def memberships(graph: ChannelGraph, bins: int | Sequence[int], order: str, ties
     """Membership of rows [out, row bins] and of columns [in, col bins] for one mask sorted for itself."""
     n_row, n_col = _bins(bins, graph.shape)
     if order == "spectral":
-        parts = spectral_parts(graph, (n_row, n_col))
-        return _binning.one_hot(parts[0], int(parts[0].max()) + 1), _binning.one_hot(parts[1], int(parts[1].max()) + 1)
+        row_parts, col_parts = spectral_parts(graph, (n_row, n_col))
+        return _binning.one_hot(row_parts), _binning.one_hot(col_parts)
     row_keys, col_keys = graph.degrees()
     if order == "none":
         return (

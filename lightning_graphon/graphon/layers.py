@@ -182,9 +182,9 @@ def _joint(layers: list[_Layer], bins: int, positions: str) -> dict[str, StepGra
     for before, after in pairwise(layers):
         owner = _owner(before.graph.shape[0], after.graph)
         label = _labels(before, after, owner, bins, positions)
-        count = int(label.max()) + 1
-        rows.append(_binning.one_hot(label, count))
-        cols.append(_binning.one_hot(label[owner.to(label.device)], count))
+        member = _binning.one_hot(label)
+        rows.append(member)
+        cols.append(member[owner.to(label.device)])
     rows.append(None)
     return {layer.name: _graphon(layer, row, col) for layer, row, col in zip(layers, rows, cols, strict=True)}
 

@@ -4,14 +4,12 @@ Every rule maps two profiles of the neurons to a bin label. Neurons that the rul
 bin, so the labels do not depend on the order of the neurons, and bins may be fewer than asked and unequal.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from lightning_graphon.graphon._binning import quantised
 from lightning_graphon.graphon._channels import ChannelGraph
-from lightning_graphon.graphon._singular import leading, times, times_transposed
+from lightning_graphon.graphon._singular import leading, leading_of, times, times_transposed
 
 POSITIONS = ("degree", "energy", "spectral")
 
@@ -84,7 +82,7 @@ _RANK = 2
 
 def _leading_left(graph: ChannelGraph) -> Tensor:
     """First left singular vectors [out, rank], each times its share of the singular values."""
-    return _scaled(lambda x: times(graph, x), lambda y: times_transposed(graph, y), graph.shape, graph.device)
+    return _scaled(*leading_of(graph, rank=_RANK))
 
 
 def _leading_left_transposed(graph: ChannelGraph, owner: Tensor, neurons: int) -> Tensor:
@@ -94,16 +92,11 @@ def _leading_left_transposed(graph: ChannelGraph, owner: Tensor, neurons: int) -
         out = x.new_zeros(neurons, x.shape[1])
         return out.index_add_(0, owner, times_transposed(graph, x))
 
-    return _scaled(forward, lambda y: times(graph, y[owner]), (neurons, graph.shape[0]), graph.device)
+    shape = neurons, graph.shape[0]
+    return _scaled(*leading(forward, lambda y: times(graph, y[owner]), shape, graph.device, rank=_RANK))
 
 
-def _scaled(
-    forward: Callable[[Tensor], Tensor],
-    backward: Callable[[Tensor], Tensor],
-    shape: tuple[int, int],
-    device: torch.device,
-) -> Tensor:
-    u, s, _ = leading(forward, backward, shape, device, rank=_RANK)
+def _scaled(u: Tensor, s: Tensor, _: Tensor) -> Tensor:
     keep = u * (s / s.norm().clamp_min(1e-300))
     sign = torch.where((keep**3).sum(0) < 0, -1.0, 1.0).to(keep)
     return torch.round(keep * sign, decimals=9)

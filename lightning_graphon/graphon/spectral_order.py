@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.graphon._channels import ChannelGraph
-from lightning_graphon.graphon._singular import leading, times, times_transposed
+from lightning_graphon.graphon._singular import leading_of, times, times_transposed
 
 _RANK, _MOST_MOVES = 24, 20
 _LEAST = 1e-6  # dispersion of entries that do not scatter at all
@@ -25,16 +25,8 @@ def spectral_parts(graph: ChannelGraph, bins: tuple[int, int]) -> tuple[Tensor, 
     parts that were separated late; of two halves the one with more edges comes first.
     """
     noise = _Noise.of(graph)
-    edge = noise.edge
-    u, s, v = leading(
-        lambda x: times(graph, x),
-        lambda y: times_transposed(graph, y),
-        graph.shape,
-        graph.device,
-        rank=_RANK,
-        floor=edge,
-    )
-    u, v = u[:, s > edge], v[:, s > edge]
+    u, s, v = leading_of(graph, rank=_RANK, floor=noise.edge)
+    u, v = u[:, s > noise.edge], v[:, s > noise.edge]
     if u.shape[1] == 0:  # all vectors are noise: what is left is the number of edges
         u, v = (x.new_full((len(x), 1), len(x) ** -0.5) for x in (u, v))
     rows, cols = times(graph, v), times_transposed(graph, u)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_graphon._checks import nearest
 from lightning_graphon._eager import eager
 from lightning_graphon.pruning.objective import call
-from lightning_graphon.pruning.targets import FUSED, LAYERS
+from lightning_graphon.pruning.targets import FUSED, LAYERS, qualified
 from lightning_graphon.pruning.untouched import untouched
 
 
@@ -63,7 +63,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Every Linear, Conv and ConvTranspose layer with its weight's own name."""
     for path, module in model.named_modules():
         if isinstance(module, LAYERS):
-            yield f"{path}.weight".removeprefix("."), module
+            yield qualified(path, "weight"), module
 
 
 def _kept(masks: Mapping[str, Tensor], sizes: Mapping[str, int], aliases: Mapping[str, str]) -> dict[str, int]:

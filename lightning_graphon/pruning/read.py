@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.shards import whole
-from lightning_graphon.pruning.targets import Patterns, check_patterns, select_weights
+from lightning_graphon.pruning.targets import Patterns, check_patterns, qualified, select_weights
 
 
 def read_masks(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> Masks:
@@ -36,7 +36,7 @@ def read_masks(model: nn.Module, include: Patterns = None, exclude: Patterns = N
             raise
         weights = {}
     found = {**foreign, **{name: whole(weight.detach() != 0) for name, weight in weights.items()}}
-    order = [f"{path}.weight".lstrip(".") for path, _ in model.named_modules()]
+    order = [qualified(path, "weight") for path, _ in model.named_modules()]
     rank = {name: place for place, name in enumerate(order)}
     return Masks(dict(sorted(found.items(), key=lambda item: rank.get(item[0], len(rank)))))
 
@@ -54,7 +54,7 @@ def check_readable(model: nn.Module, include: Patterns = None, exclude: Patterns
 def _foreign_masks(model: nn.Module) -> dict[str, Tensor]:
     """`weight_mask` buffers that stand beside a `weight_orig` parameter."""
     return {
-        f"{path}.weight".lstrip("."): module._buffers["weight_mask"].detach() != 0
+        qualified(path, "weight"): module._buffers["weight_mask"].detach() != 0
         for path, module in model.named_modules()
         if "weight_orig" in module._parameters and module._buffers.get("weight_mask") is not None
     }

@@ -145,7 +145,9 @@ def _candidates(model: nn.Module, frozen: bool = False) -> list[_Candidate]:
             kind = _kind(module, key)
             if kind is not None:
                 aliases = {
-                    a for p, k, m in homes[parameter] for a in (_join(p, k), *_ancestors(p), plain_class(m).__name__)
+                    a
+                    for p, k, m in homes[parameter]
+                    for a in (qualified(p, k), *_ancestors(p), plain_class(m).__name__)
                 }
                 found.append(_Candidate(name, parameter, module, frozenset(aliases - {""}), kind == "default"))
                 break
@@ -181,7 +183,8 @@ def _is_empty(parameter: nn.Parameter) -> bool:
     return not isinstance(parameter, UninitializedParameter) and parameter.numel() == 0
 
 
-def _join(path: str, key: str) -> str:
+def qualified(path: str, key: str) -> str:
+    """Name in the whole network of a module's parameter."""
     return f"{path}.{key}" if path else key
 
 
