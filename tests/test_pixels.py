@@ -1,20 +1,32 @@
 """The pictures that callbacks draw straight in pixels."""
 
+import io
 import math
 
 import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
+from PIL import Image
 
 from lightning_graphon.graphon import HomogeneityTest, StepGraphon, homogeneity_test
 from lightning_graphon.ntk import spectral_summary
-from lightning_graphon.plots._canvas import BLACK, BLUE, Canvas
-from lightning_graphon.plots.graphon_pixels import graphon_pixels
-from lightning_graphon.plots.spectrum_pixels import _log_ticks, spectrum_pixels
+from lightning_graphon.plots import graphon_pixels as graphons_module
+from lightning_graphon.plots import spectrum_pixels as spectrum_module
+from lightning_graphon.plots._canvas import BLACK, BLUE, GREY, Canvas
+from lightning_graphon.plots._picture import Picture
+from lightning_graphon.plots.spectrum_pixels import _log_ticks
 
 X, Y, SIDE = 46, 94, 192  # the cells of the first graphon
-GREY = [102, 102, 102]
+NEAREST = 3  # of 255: the palette has 184 of a colour map's 256 colours
+
+
+def graphon_pixels(*args, **kwargs):
+    return graphons_module.graphon_pixels(*args, **kwargs).rgb()
+
+
+def spectrum_pixels(*args, **kwargs):
+    return spectrum_module.spectrum_pixels(*args, **kwargs).rgb()
 
 
 def test_cells_have_the_colours_of_the_probability_on_a_square_root_scale():
@@ -23,7 +35,7 @@ def test_cells_have_the_colours_of_the_probability_on_a_square_root_scale():
     places = {(0, 0): (1 / 8, 1 / 4), (0, 1): (1 / 8, 3 / 4), (1, 0): (5 / 8, 1 / 4), (1, 1): (5 / 8, 3 / 4)}
     for cell, (u, v) in places.items():
         expected = colormaps["magma_r"](math.sqrt(values[cell]), bytes=True)[:3]
-        assert picture[int(Y + u * SIDE), int(X + v * SIDE)].tolist() == list(expected)
+        assert picture[int(Y + u * SIDE), int(X + v * SIDE)].tolist() == pytest.approx(list(expected), abs=NEAREST)
     # The border lies where the measure says, to a pixel.
     column = picture[Y + 1 : Y + SIDE - 1, X + SIDE // 4]
     assert abs(int((column != column[0]).any(1).argmax()) + 1 - SIDE // 4) <= 1
@@ -32,10 +44,10 @@ def test_cells_have_the_colours_of_the_probability_on_a_square_root_scale():
 def test_margins_are_the_degree_functions():
     picture = graphon_pixels({"a": StepGraphon([[0.5, 0.0], [1.0, 0.0]])})
     above = picture[Y - 5 - 34 : Y - 5, X + SIDE // 4]
-    assert (above == GREY).all(1).mean() == pytest.approx(0.75, abs=1.5 / 34)  # a pixel and the axis
-    assert not (picture[Y - 5 - 34 : Y - 6, X + 3 * SIDE // 4] == GREY).all(1).any()
+    assert (above == (102, 102, 102)).all(1).mean() == pytest.approx(0.75, abs=1.5 / 34)  # a pixel and the axis
+    assert not (picture[Y - 5 - 34 : Y - 6, X + 3 * SIDE // 4] == (102, 102, 102)).all(1).any()
     beside = picture[Y + 3 * SIDE // 4, X + SIDE + 5 : X + SIDE + 5 + 34]
-    assert (beside == GREY).all(1).mean() == pytest.approx(0.5, abs=1.5 / 34)
+    assert (beside == (102, 102, 102)).all(1).mean() == pytest.approx(0.5, abs=1.5 / 34)
 
 
 def test_every_layer_has_its_place_and_rows_are_of_eight():
@@ -60,7 +72,7 @@ def test_scale_is_dots_and_not_layout(scale):
     assert picture.shape[0] == round(350 * scale)
     assert picture.dtype == np.uint8
     inside = picture[round((Y + SIDE / 2) * scale), round((X + SIDE / 2) * scale)]
-    assert inside.tolist() == list(colormaps["magma_r"](math.sqrt(0.5), bytes=True)[:3])
+    assert inside.tolist() == pytest.approx(list(colormaps["magma_r"](math.sqrt(0.5), bytes=True)[:3]), abs=NEAREST)
 
 
 def test_no_graphons():
@@ -75,9 +87,9 @@ def rows_of(picture, colour, left, right):
 def test_eigenvalues_fall_and_shares_rise():
     spectrum = spectral_summary(torch.diag(torch.arange(1, 41, dtype=torch.float64) ** -1.5))
     picture = spectrum_pixels(spectrum, "title")
-    rows, columns = rows_of(picture, BLUE, 76, 265)  # left of the legend
+    rows, columns = rows_of(picture, (31, 119, 180), 76, 265)  # left of the legend
     assert np.corrcoef(rows, columns)[0, 1] > 0.99  # downwards on the page, straight: a power law
-    rows, columns = rows_of(picture, BLUE, 493, 822)
+    rows, columns = rows_of(picture, (31, 119, 180), 493, 822)
     assert rows[columns.argmax()] < rows[columns.argmin()]
 
 
@@ -103,9 +115,29 @@ def test_lines_are_antialiased_and_may_leave_the_picture():
     canvas = Canvas(20, 20)
     canvas.line([-5, 30], [-3, 25], 1.5, BLACK)
     canvas.text(30, 0, "cut off", 9, "lm")
-    shades = np.unique(canvas.pixels)
+    shades = np.unique(canvas.picture().rgb())
     assert shades.min() == 0
     assert len(shades) > 5
     dashed = Canvas(40, 3)
     dashed.line([0, 40], [1.5, 1.5], 1, BLACK, dash=(6, 4))
-    assert (dashed.pixels[1, :, 0] < 128).sum() == pytest.approx(24, abs=4)  # an end is blurred over a pixel
+    dark = dashed.picture().rgb()[1, :, 0] < 128
+    assert dark.sum() == pytest.approx(24, abs=4)  # an end is blurred over a pixel
+
+
+def test_inks_cover_from_white_to_their_colour():
+    cover = np.arange(256, dtype=np.uint8)
+    for ink, colour in ((BLACK, (0, 0, 0)), (GREY, (102, 102, 102)), (BLUE, (31, 119, 180))):
+        shown = Picture(ink.at(cover), Canvas(1, 1).picture().palette).rgb().astype(int)
+        expected = 255 - np.round(cover[:, None] / 255 * (255 - np.array(colour)))
+        assert np.abs(shown - expected).max() <= 0.5 * 224 / ink.shades + 1  # half a shade of what blue takes away
+
+
+@pytest.mark.parametrize("palette", [None, np.arange(30, dtype=np.uint8).reshape(10, 3)])
+def test_files_hold_the_picture(palette):
+    rng = np.random.default_rng(0)
+    shape = (7, 5, 3) if palette is None else (7, 5)
+    picture = Picture(rng.integers(10 if palette is not None else 256, size=shape, dtype=np.uint8), palette)
+    assert (picture.height, picture.width) == (7, 5)
+    file = Image.open(io.BytesIO(picture.png()))
+    file.verify()
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(picture.png())).convert("RGB")), picture.rgb())

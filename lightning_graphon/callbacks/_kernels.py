@@ -38,15 +38,15 @@ def empirical_kernel(
         return own(_inputs(network, lambda x: x))
 
 
-def graphon_kernel(network: Network, masks: Mapping[str, Tensor], propagate: str) -> Tensor:
-    """Graphon NTK of the network on its probe batch, float64.
+def graphon_kernel(network: Network, masks: Mapping[str, Tensor], propagate: str, bins: int | None = None) -> Tensor:
+    """Graphon NTK of the network on its probe batch, float64; `bins` and its default as in `graphon_ntk_from_model`.
 
     Raises:
         ValueError: The network is no chain of Linear layers on one tensor.
     """
     if isinstance(network.inputs, tuple):
         raise ValueError("training_step is not one call of one module with one tensor: it has no Graphon NTK")
-    return graphon_ntk_from_model(network.module, network.inputs, masks, propagate=propagate)
+    return graphon_ntk_from_model(network.module, network.inputs, masks, bins=bins, propagate=propagate)
 
 
 def _inputs(network: Network, cast: Callable[[Tensor], Tensor]) -> Tensor | tuple[Tensor, ...]:

@@ -21,10 +21,11 @@ class KernelSpectrum:
         propagate: "energy", "density" or "drift", for the Graphon NTK.
         size: Samples in the probe batch.
         seed: Seed of the probe batch.
+        bins: Positions of a hidden layer, for the Graphon NTK.
     """
 
-    def __init__(self, kernel: str, propagate: str, size: int, seed: int) -> None:
-        self.kernel, self.propagate, self.size, self.seed = kernel, propagate, size, seed
+    def __init__(self, kernel: str, propagate: str, size: int, seed: int, bins: int) -> None:
+        self.kernel, self.propagate, self.size, self.seed, self.bins = kernel, propagate, size, seed, bins
         self.source = ""
         self._network: Network | None = None
 
@@ -44,7 +45,7 @@ class KernelSpectrum:
     def _kernel(self, network: Network, masks: dict[str, Tensor]) -> Tensor:
         if self.kernel != "empirical":
             try:
-                kernel = graphon_kernel(network, masks, self.propagate)
+                kernel = graphon_kernel(network, masks, self.propagate, self.bins)
             except ValueError:
                 if self.kernel == "graphon":
                     raise

@@ -30,6 +30,8 @@ from lightning_graphon.graphon.motifs import from_counts
 
 METHODS = ("auto", "monte-carlo", "asymptotic")
 _SMALL = 20_000  # entries of a mask; masks drawn from its null are counted together
+_SHORT = 32  # a side for which the chi-squared laws of degrees are a percent or two off
+_CLEAR = 1e-6  # an asymptotic p-value that no such error makes one of chance
 _AT_ONCE = 25  # of them: 2 MB at most
 
 
@@ -79,8 +81,8 @@ def homogeneity_test(
         method: "monte-carlo" draws masks of the null and ranks the statistic among them; its level is exact
             whatever the size and density, and its smallest p-value is 1 / (draws + 1). "asymptotic" uses
             scaled chi-squared laws of the degree statistics and the normal law of the cycle statistic.
-            "auto" takes Monte Carlo where it is cheap or where fewer than 1000 cycles are expected, too few
-            for the normal law.
+            "auto" takes Monte Carlo where fewer than 1000 cycles are expected, too few for the normal law, and
+            for small masks with a side below 32 unless the asymptotic p-value is below 1e-6.
         draws: number of Monte-Carlo masks.
         seed: of those masks; the global random state is not touched.
 
@@ -104,11 +106,10 @@ def homogeneity_test(
         return _outcome(count, np.zeros(3), 0.0, 1.0, alpha, "degenerate")
     scores = null.scores([count])
     statistic = float(null.fisher(scores)[0])
+    p_value = float(stats.chi2.sf(statistic, 6))
     if method == "auto":
-        method = "monte-carlo" if null.monte_carlo_is_better else "asymptotic"
-    if method == "asymptotic":
-        p_value = float(stats.chi2.sf(statistic, 6))
-    else:
+        method = "monte-carlo" if null.monte_carlo_is_better(p_value) else "asymptotic"
+    if method == "monte-carlo":
         simulated = null.fisher(null.scores(null.simulate(draws, seed)))
         p_value = (1 + int((simulated >= statistic * (1 - 1e-12)).sum())) / (draws + 1)
     return _outcome(count, scores[0], statistic, p_value, alpha, method)
@@ -134,11 +135,11 @@ class _Null:
     def degenerate(self) -> bool:
         return self.edges in (0, self.size) or min(self.m, self.n) < 2
 
-    @property
-    def monte_carlo_is_better(self) -> bool:
-        """Small, or with too few cycles for the normal law; both cheap to simulate."""
+    def monte_carlo_is_better(self, asymptotic: float) -> bool:
+        """Too few cycles for the normal law, or few rows or columns and a p-value near enough to the level."""
         cycles = self.size * (self.m - 1) * (self.n - 1) / 4 * self.p**4
-        return self.size <= _SMALL or cycles < 1000
+        short = min(self.m, self.n) < _SHORT and self.size <= _SMALL
+        return cycles < 1000 or (short and asymptotic > _CLEAR)
 
     def scores(self, counts: Sequence[_codegree.Counts]) -> np.ndarray:
         """Standardised statistics [k, 3]: row degrees, column degrees, signed cycles."""

@@ -14,16 +14,25 @@ from lightning_graphon.graphon._singular import leading, leading_of, times, time
 POSITIONS = ("degree", "energy", "spectral")
 
 
-def quantile_labels(keys: Tensor, bins: int) -> Tensor:
+def quantile_labels(keys: Tensor, bins: int, within: Tensor | None = None) -> Tensor:
     """Label [n] of each item's quantile by descending key; equal keys share the bin of their middle place.
+
+    Args:
+        keys: [n].
+        bins: number of quantiles.
+        within: group [n] of each item, 0..k-1; quantiles are taken inside each group.
 
     >>> import torch
     >>> quantile_labels(torch.tensor([1.0, 9.0, 1.0, 5.0]), 2)
     tensor([1, 0, 1, 0])
     """
-    _, group, count = torch.unique(-quantised(keys), return_inverse=True, return_counts=True)
-    middle = count.cumsum(0) - count / 2
-    return (middle * bins / len(keys)).floor().long().clamp_max(bins - 1)[group]
+    group = torch.zeros(len(keys), dtype=torch.long, device=keys.device) if within is None else within
+    # Keys lie in [-1, 1], so those of one group come before those of the next.
+    _, tied, count = torch.unique(4.0 * group - quantised(keys), return_inverse=True, return_counts=True)
+    size = torch.bincount(group)
+    first = size.cumsum(0) - size
+    middle = (count.cumsum(0) - count / 2)[tied] - first[group]
+    return (middle * bins / size[group]).floor().long().clamp_max(bins - 1)
 
 
 def nested_quantile_labels(first: Tensor, second: Tensor, bins: int) -> Tensor:
@@ -31,14 +40,9 @@ def nested_quantile_labels(first: Tensor, second: Tensor, bins: int) -> Tensor:
 
     About as many quantiles of one as of the other: 64 bins are 8 times 8, 32 are 5 times 6.
     """
-    outer = quantile_labels(first, max(1, int(bins**0.5)))
-    groups = outer.unique()
-    inner = max(1, bins // len(groups))
-    label = torch.zeros_like(outer)
-    for group in groups.tolist():
-        here = outer == group
-        label[here] = group * inner + quantile_labels(second[here], inner)
-    return label.unique(return_inverse=True)[1]
+    outer = quantile_labels(first, max(1, int(bins**0.5))).unique(return_inverse=True)[1]
+    inner = max(1, bins // (int(outer.max()) + 1))
+    return (outer * inner + quantile_labels(second, inner, outer)).unique(return_inverse=True)[1]
 
 
 def spectral_labels(incoming: ChannelGraph, outgoing: ChannelGraph, owner: Tensor, bins: int) -> Tensor:

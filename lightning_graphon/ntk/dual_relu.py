@@ -109,7 +109,9 @@ class ReLULike(PiecewiseLinear):
             return m2 * distance, torch.full_like(distance, m2)
         chord, cap, norms, half = _angle(qx, qy, distance)
         # |z||z'|(sin θ - θ cos θ) is O(θ³) of it; both terms times two here.
-        bulge = torch.addcmul(safe_sqrt(chord * cap), norms.sub(chord, alpha=2), half, value=-1)
+        product = chord * cap  # not negative: without a gradient a plain root will do
+        sine = safe_sqrt(product) if product.requires_grad else product.sqrt_()
+        bulge = torch.addcmul(sine, norms.sub(chord, alpha=2), half, value=-1)
         after = ((m2 + h2) * distance).sub_(bulge, alpha=2 * h2 / math.pi)
         return after, half.mul(-4 * h2 / math.pi).add_(m2 + h2)
 
@@ -119,10 +121,10 @@ def _angle(qx: Tensor, qy: Tensor, distance: Tensor) -> tuple[Tensor, Tensor, Te
 
     Zero rows count as orthogonal.
     """
-    norms = safe_sqrt(16 * qx * qy)
-    apart = safe_sqrt(qx) - safe_sqrt(qy)
-    chord = torch.addcmul(distance, apart, apart, value=-1).clamp_min(0)  # negative only by rounding, as is the cap
-    cap = (norms - chord).clamp_min(0)
+    rootx, rooty = safe_sqrt(qx), safe_sqrt(qy)
+    norms, apart = 4 * rootx * rooty, rootx - rooty
+    chord = torch.addcmul(distance, apart, apart, value=-1).clamp_min_(0)  # negative only by rounding, as is the cap
+    cap = (norms - chord).clamp_min_(0)
     half = _half_angle(chord, cap)
     if bool(qx.detach().amin() * qy.detach().amin() <= 0):
         half = torch.where(norms <= 0, 0.25 * math.pi, half)

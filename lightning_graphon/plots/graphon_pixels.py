@@ -1,12 +1,12 @@
 """`plot_graphons` in pixels, for callbacks."""
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_graphon.plots._canvas import GREY, Canvas
+from lightning_graphon.plots._canvas import GREY, Canvas, map_colours
+from lightning_graphon.plots._picture import Picture
 from lightning_graphon.plots.graphons import COLOUR_TICKS, edges, p_value_text
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ _SIDE, _GAP, _MARGIN = 192, 5, 34  # of the cells, between them and the degree f
 _LEFT, _TOP = 46, 94  # of the first cells
 _STEP = (272, 306)  # from one layer to the next
 _COLUMNS = 8
-_SHADES = np.array([(255, 255, 255), GREY], dtype=np.uint8)
 _NAME = 32  # characters that fit under a picture
 
 
@@ -26,7 +25,7 @@ def graphon_pixels(
     title: str = "",
     *,
     scale: float = 1.0,
-) -> np.ndarray:
+) -> Picture:
     """Graphons of the layers of one network as in `plot_graphons`, eight in a row.
 
     Args:
@@ -34,9 +33,6 @@ def graphon_pixels(
         tests: Layer name -> outcome of the homogeneity test.
         title: Title of the picture.
         scale: 1 is 100 dots an inch.
-
-    Returns:
-        RGB bytes [height, width, 3].
 
     Raises:
         ValueError: There is nothing to draw.
@@ -59,7 +55,7 @@ def graphon_pixels(
         if column == 0:
             canvas.text(x - 26, y + _SIDE / 2, "u, outputs", 8, upright=True)
     _colour_bar(canvas, width - 66, _TOP)
-    return canvas.pixels
+    return canvas.picture()
 
 
 def _draw(canvas: Canvas, x: float, y: float, graphon: "StepGraphon") -> None:
@@ -106,17 +102,9 @@ def _cell(ends: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _filled(inside: np.ndarray) -> np.ndarray:
-    return _SHADES[inside.astype(np.intp)]
+    return np.where(inside, GREY.full, 0)
 
 
 def _colours(values: np.ndarray) -> np.ndarray:
-    """Colour of probabilities on the square-root scale."""
-    return _table()[(256 * np.sqrt(values.clip(0, 1))).astype(np.intp).clip(max=255)]
-
-
-@lru_cache(maxsize=1)
-def _table() -> np.ndarray:
-    from matplotlib import colormaps
-
-    table: np.ndarray = colormaps["magma_r"](np.arange(256), bytes=True)[:, :3]
-    return table
+    """Numbers of the colours of probabilities, on a square-root scale."""
+    return map_colours(np.sqrt(values.clip(0, 1)))

@@ -6,32 +6,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_graphon.plots._canvas import BLUE, GREY, Canvas
+from lightning_graphon.plots._canvas import BLUE, GREY, LIGHT, Canvas
+from lightning_graphon.plots._picture import Picture
 
 if TYPE_CHECKING:
     from lightning_graphon.ntk import SpectralSummary
 
-_LIGHT = (170, 170, 170)
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def spectrum_pixels(spectrum: "SpectralSummary", title: str = "", *, scale: float = 1.0) -> np.ndarray:
+def spectrum_pixels(spectrum: "SpectralSummary", title: str = "", *, scale: float = 1.0) -> Picture:
     """Eigenvalues of a kernel and their share of the trace as in `plot_spectrum`.
 
     Args:
         spectrum: What `spectral_summary` returned.
         title: Title of the picture; it should say which kernel this is.
         scale: 1 is 100 dots an inch.
-
-    Returns:
-        RGB bytes [height, width, 3].
     """
     canvas = Canvas(840, 320, scale)
     canvas.text(420, 14, title, 9)
     values = spectrum.eigenvalues.detach().double().cpu().numpy()
     _draw_eigenvalues(canvas, values, spectrum)
     _draw_shares(canvas, values, spectrum)
-    return canvas.pixels
+    return canvas.picture()
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def _draw_shares(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary"
     shares = values.cumsum() / spectrum.trace if spectrum.trace > 0 else values
     x, y = _index_axis(492, 822, len(values)), _Axis(270, 50, 0, 1.02, log=False)
     if x.high > 5:
-        canvas.line([float(x.at(5))] * 2, [50, 270], 1, _LIGHT, dash=(1, 2))
+        canvas.line([float(x.at(5))] * 2, [50, 270], 1, LIGHT, dash=(1, 2))
     steps = np.repeat(x.at(np.arange(1, len(values) + 1)), 2)[1:]
     canvas.line(steps, np.repeat(y.at(shares.clip(0, 1.02)), 2)[:-1], 1.5, BLUE)
     _frame(canvas, x, y)

@@ -25,8 +25,8 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
 
     Inside, every parameter has no gradient. Restored bit for bit: the storage of parameters, buffers, `.grad`,
     `requires_grad` and `training` flags; plain attributes of every module, tensors, arrays and containers by content,
-    so that the states of torchmetrics metrics come back (other objects are opaque); and the generators of torch (CPU
-    and CUDA), numpy and python.
+    so that the states of torchmetrics metrics come back (other objects are opaque); and the generators of torch (CPU,
+    CUDA and MPS), numpy and python.
 
     Args:
         model: The module that will be run.
@@ -52,18 +52,32 @@ def random_state_kept(seed: int | None = None) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy else None
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    # Asking for the state of a GPU that nobody uses would start its driver, and forked workers could not use it then.
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=gpus):
         try:
             if seed is not None:
-                torch.manual_seed(seed)
-                random.seed(seed)
-                if numpy:
-                    numpy.random.seed(seed % 2**32)
+                _seed(seed)
             yield
         finally:
             random.setstate(python_state)
             if numpy:
                 numpy.random.set_state(numpy_state)
+            if mps_state is not None:
+                torch.mps.set_rng_state(mps_state)
+
+
+def _seed(seed: int) -> None:
+    """As `torch.manual_seed` and the like, which would seed a GPU that is started later as well."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed % 2**32)
 
 
 def _restore_parameter(

@@ -42,12 +42,13 @@ def probe(model, size, seed=0):
     return found[0]
 
 
-def test_graphon_ntk_of_a_chain(tmp_path):
-    prune, watch, model = pruner(), monitor(probe_size=40), StillClassifier()
+@pytest.mark.parametrize(("given", "bins"), [({}, 16), ({"kernel_bins": 64}, 64)])
+def test_graphon_ntk_of_a_chain(given, bins, tmp_path):
+    prune, watch, model = pruner(), monitor(probe_size=40, **given), StillClassifier()
     fit(prune, watch, model=model, default_root_dir=tmp_path)
     inputs = next(iter(loader(batch_size=40)))[0]
     masks = {name.removeprefix("net."): mask for name, mask in prune.masks.items()}
-    expected = spectral_summary(graphon_ntk_from_model(model.net, inputs, masks))
+    expected = spectral_summary(graphon_ntk_from_model(model.net, inputs, masks, bins=bins))
     assert watch.spectrum.eigenvalues.dtype == torch.float64
     torch.testing.assert_close(watch.spectrum.eigenvalues, expected.eigenvalues)
 

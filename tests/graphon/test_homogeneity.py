@@ -47,7 +47,17 @@ def test_monte_carlo_p_values_are_uniform_on_random_masks(rows, cols, density, c
 
 @pytest.mark.parametrize(
     ("rows", "cols", "density"),
-    [(100, 100, 0.1), (100, 100, 0.5), (128, 784, 0.02), (128, 784, 0.1), (128, 784, 0.5), (300, 300, 0.05)],
+    [
+        (32, 64, 0.3),
+        (64, 64, 0.2),
+        (64, 256, 0.1),
+        (100, 100, 0.1),
+        (100, 100, 0.5),
+        (128, 784, 0.02),
+        (128, 784, 0.1),
+        (128, 784, 0.5),
+        (300, 300, 0.05),
+    ],
 )
 def test_asymptotic_p_values_are_uniform_on_random_masks(rows, cols, density):
     values = p_values(rows, cols, density, 200, "asymptotic")
@@ -142,12 +152,27 @@ def test_complement_is_as_homogeneous():
     assert second.row_score == pytest.approx(first.row_score, rel=1e-9)
 
 
-def test_auto_takes_monte_carlo_where_it_is_cheap_or_needed():
-    small, large = StepGraphon([[0.2]]).sample((50, 50)), StepGraphon([[0.2]]).sample((200, 200))
+def test_auto_takes_monte_carlo_where_the_laws_are_off_and_the_verdict_could_depend_on_it():
+    narrow, large = StepGraphon([[0.3]]).sample((10, 256)), StepGraphon([[0.2]]).sample((64, 256))
     sparse = StepGraphon([[0.002]]).sample((1000, 1000))
-    assert homogeneity_test(small).method == "monte-carlo"
+    assert homogeneity_test(narrow).method == "monte-carlo"
     assert homogeneity_test(large).method == "asymptotic"
     assert homogeneity_test(sparse, draws=19).method == "monte-carlo"
+
+
+def test_a_narrow_mask_far_from_random_needs_no_simulation():
+    found = homogeneity_test(product(0.3).sample((10, 256)))
+    assert found.method == "asymptotic"
+    assert found.p_value < 1e-6
+
+
+def test_few_cycles_are_simulated_however_small_the_asymptotic_p_value():
+    # One cycle where 0.015 are expected: one random mask in seventy has it, and the normal law calls it impossible.
+    mask = torch.zeros(200, 200, dtype=torch.bool)
+    mask[torch.arange(98), torch.arange(98)] = True
+    mask[0, 1] = mask[1, 0] = True
+    assert homogeneity_test(mask, method="asymptotic").p_value < 1e-6
+    assert homogeneity_test(mask).p_value == pytest.approx(0.0138, abs=0.03)  # 199 draws; 0.0138 of 19999
 
 
 def test_repeatable_and_no_global_random_state():

@@ -222,6 +222,27 @@ def test_without_a_seed_the_generators_go_on_and_come_back() -> None:
     assert generators() == numbers
 
 
+def test_a_gpu_that_nobody_uses_is_neither_started_nor_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in ("get_rng_state", "manual_seed_all", "_lazy_init", "_lazy_call"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args, name=name, **kwargs: pytest.fail(f"{name} was called"))
+    with random_state_kept(seed=3):
+        inside = torch.rand(1)
+    assert torch.equal(inside, torch.rand(1, generator=torch.Generator().manual_seed(3)))
+
+
+def test_the_generator_of_mps_is_seeded_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = [torch.tensor([7])]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state[0])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda new: state.__setitem__(0, new))
+    monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: state.__setitem__(0, torch.tensor([seed])))
+    with random_state_kept(seed=3):
+        assert state[0].item() == 3
+    assert state[0].item() == 7
+
+
 def test_a_replaced_parameter_storage_comes_back() -> None:
     layer = nn.Linear(2, 2)
     before = copy.deepcopy(layer.state_dict())
