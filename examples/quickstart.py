@@ -90,7 +90,7 @@ def train(method: str, args: argparse.Namespace) -> Result:
     # Rescaled, since with a tenth of the weights each of the five layers passes on a third of the signal, or less.
     prune = PruneAtInit(method, args.sparsity, rescale="unit", verbose=False) if method != "dense" else None
     monitor = GraphonMonitor(verbose=False)
-    decay = LossDecayMonitor(every_n_steps=10, refresh_every_n_steps=20, verbose=False)
+    decay = LossDecayMonitor(every_n_steps=10, refresh_every_n_steps=50, verbose=False)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         callbacks=[c for c in (prune, monitor, decay) if c],
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> dict[str, Result]:
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where torchvision keeps MNIST")
     parser.add_argument("--sparsity", type=float, default=0.9, help="fraction of weights removed")
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="TensorBoard logs and the picture")

@@ -51,6 +51,7 @@ class ChannelGraph:
         self.mask, self.weight, self.power, self.groups = mask, weight, power, groups
         self.shape = (mask.shape[0], mask.shape[1] * groups)
         self.device = torch.device("cpu") if mask.device.type == "mps" else mask.device
+        self._degrees: tuple[Tensor, Tensor] | None = None
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """Pairs of a range of rows and those rows [rows, in], float64."""
@@ -76,11 +77,16 @@ class ChannelGraph:
         return full.flatten(1)
 
     def degrees(self) -> tuple[Tensor, Tensor]:
-        """Row sums [out] and column sums [in], float64; checks that a mask's entries lie in [0, 1].
+        """Row sums [out] and column sums [in], float64, summed once; checks that a mask's entries lie in [0, 1].
 
         Raises:
             ValueError: an entry of a floating mask is outside [0, 1] or not a number.
         """
+        if self._degrees is None:
+            self._degrees = self._sums()
+        return self._degrees
+
+    def _sums(self) -> tuple[Tensor, Tensor]:
         rows = torch.empty(self.shape[0], dtype=torch.float64, device=self.device)
         cols = torch.zeros(self.shape[1], dtype=torch.float64, device=self.device)
         check = self.weight is None and self.mask.dtype != torch.bool

@@ -1,7 +1,7 @@
 """Read a module that is a chain of Linear layers and activations; refuse anything else, by name."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ class _Reader:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         try:
-            self.graph = torch.fx.Tracer().trace(model)
+            self.graph = _sequence(model) or torch.fx.Tracer().trace(model)
         except Exception as error:
             raise ValueError(
                 f"{type(model).__name__} cannot be read as a chain of Linear layers ({error}); {_INSTEAD}"
@@ -180,6 +180,28 @@ class _Reader:
         if self.duals[-1] is not None:
             raise _refusal(f"{label} right after another activation")
         self.duals[-1] = dual
+
+
+def _sequence(model: nn.Module) -> torch.fx.Graph | None:
+    """The graph of torch's own layers in `nn.Sequential`, in a tenth of the time of tracing; None for anything else."""
+    steps = list(_steps(model)) if type(model) is nn.Sequential else []
+    foreign = any(not module.__module__.startswith("torch.nn") for _, module in steps)
+    if not steps or foreign or len({module for _, module in steps}) < len(steps):
+        return None
+    graph = torch.fx.Graph()
+    value = graph.placeholder("input")
+    for name, _ in steps:
+        value = graph.call_module(name, (value,))
+    graph.output(value)
+    return graph
+
+
+def _steps(model: nn.Sequential, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for key, module in model._modules.items():
+        if type(module) is nn.Sequential:
+            yield from _steps(module, f"{path}{key}.")
+        elif module is not None:
+            yield f"{path}{key}", module
 
 
 def _refusal(what: str) -> ValueError:

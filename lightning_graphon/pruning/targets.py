@@ -81,7 +81,7 @@ def select_weights(model: nn.Module, include: Patterns = None, exclude: Patterns
     """
     candidates = _candidates(model)
     wanted, unwanted = _both_patterns(include, exclude)
-    frozen = _candidates(model, frozen=True)
+    frozen = _candidates(model, frozen=True) if wanted or unwanted else []
     for pattern in wanted:
         if not any(c.matches(pattern) for c in candidates) and any(c.matches(pattern) for c in frozen):
             raise ValueError(

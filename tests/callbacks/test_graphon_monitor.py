@@ -70,6 +70,24 @@ def test_model_pruning_is_followed_while_it_prunes(first, tmp_path):
     assert all(float(row[f"graphon/{LAYERS[0]}/moved"]) > 0 for row in moved)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_mask_of_prune_at_init_that_somebody_writes_to_is_seen(inference, tmp_path):
+    class Rewrite(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 1:
+                with torch.inference_mode(inference):
+                    prune.masks[LAYERS[0]].fill_(True)
+
+    shape = Classifier().state_dict()[LAYERS[0]].shape
+    with torch.inference_mode(inference):
+        prune = PruneAtInit(masks={LAYERS[0]: torch.eye(*shape).bool()}, verbose=False)
+    trainer = fit(
+        prune, Rewrite(), monitor(every_n_steps=1), max_epochs=1, logger=CSVLogger(tmp_path), default_root_dir=tmp_path
+    )
+    rows = [row for row in read_csv(trainer) if row.get(f"graphon/{LAYERS[0]}/density")]
+    assert [float(row[f"graphon/{LAYERS[0]}/density"]) for row in rows] == pytest.approx([1 / max(shape), 1.0])
+
+
 def test_moved_is_the_distance_between_looks(tmp_path):
     class CutRow(Callback):
         def on_train_epoch_end(self, trainer, pl_module):

@@ -42,7 +42,7 @@ def probe(model, size, seed=0):
     return found[0]
 
 
-@pytest.mark.parametrize(("given", "bins"), [({}, 16), ({"kernel_bins": 64}, 64)])
+@pytest.mark.parametrize(("given", "bins"), [({}, 9), ({"kernel_bins": 64}, 64)])
 def test_graphon_ntk_of_a_chain(given, bins, tmp_path):
     prune, watch, model = pruner(), monitor(probe_size=40, **given), StillClassifier()
     fit(prune, watch, model=model, default_root_dir=tmp_path)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from lightning_graphon.graphon import StepGraphon
-from lightning_graphon.ntk import empirical_ntk, graphon_ntk, graphon_ntk_from_model
+from lightning_graphon.ntk import chain, empirical_ntk, graphon_ntk, graphon_ntk_from_model
 
 WIDTHS = [64, 256, 256, 256, 10]
 
@@ -160,6 +160,35 @@ def test_reads_functions_methods_and_reshapes():
     torch.testing.assert_close(
         graphon_ntk_from_model(written, x, masks), graphon_ntk_from_model(source, x, {"2.weight": masks["b.weight"]})
     )
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return F.gelu(self.linear(x))
+
+
+def sequences():
+    act, linear = nn.ReLU(), nn.Linear
+    return {
+        "flat": nn.Sequential(nn.Flatten(), linear(64, 16), act, nn.Dropout(), linear(16, 3)),
+        "nested": nn.Sequential(nn.Sequential(linear(64, 16), nn.Sequential(nn.Tanh())), nn.Sequential(linear(16, 3))),
+        "one activation twice": nn.Sequential(linear(64, 16), act, linear(16, 16), act, linear(16, 3)),
+        "a module of its own": nn.Sequential(linear(64, 16), nn.ReLU(), Block(), linear(16, 3)),
+    }
+
+
+@pytest.mark.parametrize("name", sequences())
+def test_sequences_are_read_as_if_they_were_traced(name, monkeypatch):
+    model, x = sequences()[name], digits(4).float()
+    chains = [chain.read_chain(model, x)]
+    monkeypatch.setattr(chain, "_sequence", lambda model: None)
+    chains.append(chain.read_chain(model, x))
+    first, second = ([(a.weight_name, a.module, a.dual and a.dual.name) for a in found] for found in chains)
+    assert first == second
 
 
 class Skip(nn.Module):
