@@ -179,7 +179,9 @@ class PruneAtInit(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._zero_weights()
-        if self._enforcer is not None:  # strategies that gather weights have copied them already
+        if self._enforcer is not None:
+            self._enforcer.zero_state()
+            # Strategies that gather weights have copied them already.
             self._enforcer.zero_saved(checkpoint.get("state_dict", {}))
 
     @override

@@ -106,6 +106,22 @@ def test_callback_state_is_plain_and_packed_to_a_bit_a_weight(tmp_path):
     assert restored == pruner.masks
 
 
+def test_saved_optimizers_remember_nothing_of_pruned_weights(tmp_path):
+    pruner, model = quiet("random"), Classifier(optimizer=torch.optim.Adam)
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
+    train(tmp_path, pruner, keep, model=model, enable_checkpointing=True)
+    saved = sorted(path for path in tmp_path.glob("*.ckpt") if path.name != "last.ckpt")
+    assert len(saved) > 1
+    places = [name for name, _ in model.named_parameters()]
+    for path in saved:
+        state = torch.load(path, weights_only=True)["optimizer_states"][0]["state"]
+        for name, mask in pruner.masks.items():
+            own = state[places.index(name)]
+            assert not own["exp_avg"][~mask].any()
+            assert not own["exp_avg_sq"][~mask].any()
+            assert own["exp_avg_sq"][mask].any()
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["restored before", "restored after"])
 @pytest.mark.parametrize("method", ["counted-snip", *METHODS])
 def test_resumed_run_equals_the_uninterrupted_one(method, late, tmp_path):

@@ -82,7 +82,7 @@ def test_graphons_and_kernel_are_those_of_the_whole_weights(ranks, case):
     chain = case != "batch norm"
     assert found["source"] == ("Graphon NTK (energy, float64)" if chain else "empirical NTK (float64)")
     kernel = (
-        graphon_ntk_from_model(model, found["inputs"], found["masks"], propagate="energy")
+        graphon_ntk_from_model(model, found["inputs"], found["masks"], bins=9, propagate="energy")
         if chain
         else empirical_ntk(model.net, found["inputs"].double(), masks=masks)
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_graphon.pruning import Masks, prune
+from lightning_graphon.pruning import Masks, enforce, prune
 from lightning_graphon.pruning.enforce import Enforcer, zero_fraction
 from tests.cases import CASES, mlp, seeded
 
@@ -142,6 +142,44 @@ def test_bad_weights_and_state_at_pruned_places_are_zeroed() -> None:
     assert state["exp_avg_sq"][0, 1].item() == 0.0
     assert state["exp_avg"][0, 0].item() != 0.0
     assert state["step"].item() == 1
+
+
+ADAPTIVE = ("adam", "amsgrad", "adamw", "rmsprop", "adagrad", "nadam", "radam")
+
+
+def second_moments(optimizer: Optimizer, net: nn.Module, masks: Masks) -> Tensor:
+    """Those of pruned weights."""
+    states = [(optimizer.state[parameter], mask) for parameter, mask in masks.pairs(net)]
+    return torch.cat([state[key][~mask] for state, mask in states for key in enforce._SECOND_MOMENTS if key in state])
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_second_moments_of_pruned_weights_are_not_zero_and_change_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Square roots of exact zeros are slow. Without the lift the kept weights are the same, bit for bit."""
+    trained = []
+    for lifted in (True, False):
+        if not lifted:
+            monkeypatch.setattr(Enforcer, "_lift_second_moments", lambda self, optimizer: None)
+        net, masks = network()
+        optimizer = OPTIMIZERS[name](net.parameters())
+        with Enforcer(net, masks, optimizer):
+            train(net, optimizer, 5)
+            assert second_moments(optimizer, net, masks).bool().all() == lifted
+        assert not second_moments(optimizer, net, masks).any()  # detached
+        trained.append(net)
+    for one, other in zip(trained[0].parameters(), trained[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_second_moments_that_fade_are_lifted_again() -> None:
+    net, masks = network()
+    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.5))
+    with Enforcer(net, masks, optimizer):
+        for _ in range(300):  # 0.5^300 is below the smallest float32
+            train(net, optimizer, 1)
+            assert second_moments(optimizer, net, masks).min() > 1e-30
 
 
 def test_a_loaded_optimizer_state_does_not_revive_weights() -> None:
