@@ -90,7 +90,7 @@ def train(method: str, args: argparse.Namespace) -> Result:
     # Rescaled, since with a tenth of the weights each of the five layers passes on a third of the signal, or less.
     prune = PruneAtInit(method, args.sparsity, rescale="unit", verbose=False) if method != "dense" else None
     monitor = GraphonMonitor(verbose=False)
-    decay = LossDecayMonitor(every_n_steps=10, refresh_every_n_steps=50, verbose=False)
+    decay = LossDecayMonitor(every_n_steps=10, refresh_every_n_steps=30, verbose=False)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         callbacks=[c for c in (prune, monitor, decay) if c],

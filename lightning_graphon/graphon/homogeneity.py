@@ -100,10 +100,11 @@ def homogeneity_test(
     check_choice("method", method, METHODS)
     if not 0 < alpha < 1 or draws < 1:
         raise ValueError(f"alpha must lie in (0, 1) and draws be at least 1, got {alpha!r} and {draws!r}")
-    count = _codegree.Counts.of(_codegree.as_biadjacency(mask))
-    null = _Null(count.m, count.n, int(count.edges))
+    mask = _codegree.as_biadjacency(mask)
+    null = _Null(mask.shape[0], mask.shape[1], int(mask.count_nonzero()))
     if null.degenerate:
-        return _outcome(count, np.zeros(3), 0.0, 1.0, alpha, "degenerate")
+        return HomogeneityTest(0.0, 1.0, "homogeneous", alpha, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, "degenerate")
+    count = _codegree.Counts.of(mask)
     scores = null.scores([count])
     statistic = float(null.fisher(scores)[0])
     p_value = float(stats.chi2.sf(statistic, 6))
@@ -206,7 +207,6 @@ def _outcome(
 ) -> HomogeneityTest:
     motifs = from_counts(count)
     row, col, c4 = (float(s) for s in scores)
-    degenerate = method == "degenerate"
     return HomogeneityTest(
         statistic=statistic,
         p_value=p_value,
@@ -215,8 +215,8 @@ def _outcome(
         row_score=row,
         col_score=col,
         c4_score=c4,
-        row_degree_cv=0.0 if degenerate else motifs.row_degree_cv,
-        col_degree_cv=0.0 if degenerate else motifs.col_degree_cv,
-        c4_ratio=1.0 if degenerate else motifs.c4_ratio,
+        row_degree_cv=motifs.row_degree_cv,
+        col_degree_cv=motifs.col_degree_cv,
+        c4_ratio=motifs.c4_ratio,
         method=method,
     )

@@ -36,6 +36,8 @@ def read_masks(model: nn.Module, include: Patterns = None, exclude: Patterns = N
             raise
         weights = {}
     found = {**foreign, **{name: whole(weight.detach() != 0) for name, weight in weights.items()}}
+    if not foreign:
+        return Masks(found)
     order = [qualified(path, "weight") for path, _ in model.named_modules()]
     rank = {name: place for place, name in enumerate(order)}
     return Masks(dict(sorted(found.items(), key=lambda item: rank.get(item[0], len(rank)))))

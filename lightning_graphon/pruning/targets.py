@@ -132,11 +132,12 @@ def match_layers(pattern: Pattern, model: nn.Module, names: Iterable[str]) -> li
 def _candidates(model: nn.Module, frozen: bool = False) -> list[_Candidate]:
     """Every trainable (or frozen) weight that could be pruned, once, in the order of named_parameters()."""
     homes: dict[nn.Parameter, list[tuple[str, str, nn.Module]]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    modules = list(model.named_modules(remove_duplicate=False))
+    for path, module in modules:
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 homes.setdefault(parameter, []).append((path, key, module))
-    inside_metrics = _metric_paths(model)
+    inside_metrics = _metric_paths(modules)
     found = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad == frozen or _is_empty(parameter) or any(name.startswith(p) for p in inside_metrics):
@@ -170,11 +171,11 @@ def _ancestors(path: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-def _metric_paths(model: nn.Module) -> list[str]:
+def _metric_paths(modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
     """Prefixes of torchmetrics metrics: networks inside them (FID's Inception) judge, they do not train."""
     return [
         path + "."
-        for path, module in model.named_modules()
+        for path, module in modules
         if path and any(c.__module__.startswith("torchmetrics") for c in type(module).__mro__)
     ]
 
