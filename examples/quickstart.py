@@ -10,6 +10,7 @@ and the predicted against the observed loss of every method.
 
 import argparse
 import logging
+import math
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +31,9 @@ from lightning_graphon.plots import plot_graphon_grid, plot_loss_decays, plot_ma
 from lightning_graphon.pruning import Masks
 
 METHODS = ("dense", "random", "magnitude", "snip", "grasp", "synflow")
+# A tenth of the weights passes on less than a third of the signal, in each of five layers, unless it takes over from the
+# others; the other methods choose weights that pass it on.
+RESCALED = ("random", "magnitude")
 
 
 class Classifier(pl.LightningModule):
@@ -87,8 +91,10 @@ def train(method: str, args: argparse.Namespace) -> Result:
     data, inputs = load_data(args.data, args.data_root)
     train_data, val_data = random_split(data, [0.8, 0.2], torch.Generator().manual_seed(0))
     module = Classifier(inputs, args.width)
-    # Rescaled, since with a tenth of the weights each of the five layers passes on a third of the signal, or less.
-    prune = PruneAtInit(method, args.sparsity, rescale="unit", verbose=False) if method != "dense" else None
+    rescale = "unit" if method in RESCALED else None
+    prune = PruneAtInit(method, args.sparsity, rescale=rescale, verbose=False) if method != "dense" else None
+    for old in (args.out / method).glob("events.out.tfevents.*"):
+        old.unlink()  # of an earlier demo: TensorBoard would draw both into one curve
     monitor = GraphonMonitor(verbose=False)
     decay = LossDecayMonitor(every_n_steps=10, refresh_every_n_steps=30, verbose=False)
     trainer = pl.Trainer(
@@ -123,10 +129,10 @@ def report(results: dict[str, Result]) -> Table:
 
 
 def loss_at(decay: LossDecayMonitor, step: int) -> tuple[str, str]:
-    """Predicted and observed loss of the probe batch at an optimizer step."""
+    """Predicted and observed loss of the probe batch at an optimizer step; a dash where there is none, or no more."""
     at = (decay.curves["step"] == step).nonzero().flatten().tolist()
     values = (float(decay.curves[name][at[0]]) if at else float("nan") for name in ("predicted", "observed"))
-    predicted, observed = (f"{value:.3f}" for value in values)
+    predicted, observed = ("–" if math.isnan(value) else f"{value:.3f}" for value in values)
     return predicted, observed
 
 

@@ -10,6 +10,9 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart.py"
 
 def test_demo_writes_table_pictures_and_logs(tmp_path, capsys):
     script = runpy.run_path(str(SCRIPT))
+    (tmp_path / "dense").mkdir()
+    old = tmp_path / "dense" / "events.out.tfevents.1.an.earlier.demo"
+    old.touch()
     results = script["main"](["--width", "32", "--epochs", "3", "--out", str(tmp_path), "--accelerator", "cpu"])
     assert list(results) == ["dense", "random", "magnitude", "snip", "grasp", "synflow"]
     for method, result in results.items():
@@ -21,6 +24,7 @@ def test_demo_writes_table_pictures_and_logs(tmp_path, capsys):
         if method != "dense":
             assert result.masks.sparsity == pytest.approx(0.9, abs=1e-3)
             assert len(result.monitor.graphons) == 5
+    assert not old.exists()
     assert (tmp_path / "masks.png").stat().st_size > 10_000
     assert (tmp_path / "graphons.png").stat().st_size > 10_000
     assert (tmp_path / "loss_decay.png").stat().st_size > 10_000
