@@ -31,8 +31,8 @@ from lightning_graphon.plots import plot_graphon_grid, plot_loss_decays, plot_ma
 from lightning_graphon.pruning import Masks
 
 METHODS = ("dense", "random", "magnitude", "snip", "grasp", "synflow")
-# A tenth of the weights passes on less than a third of the signal, in each of five layers, unless it takes over from the
-# others; the other methods choose weights that pass it on.
+# A tenth of the weights passes on less than a third of the signal, in each of five layers, unless it takes over from
+# the others; the other methods choose weights that pass it on.
 RESCALED = ("random", "magnitude")
 
 

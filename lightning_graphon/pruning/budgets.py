@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_graphon._checks import check_choice, check_sparsity
 from lightning_graphon.pruning.lazily import Lazy, shapes_of
+from lightning_graphon.pruning.on_cpu import count
 from lightning_graphon.pruning.select import keep_largest
 from lightning_graphon.pruning.targets import match_layers
 
@@ -132,7 +133,7 @@ def select_globally(scores: Mapping[str, Tensor], keep: int, floors: Mapping[str
     free = shapes_of(scores)
     while free:
         chosen = keep_largest(Lazy(free, scores.__getitem__), keep)
-        poor = [name for name, mask in chosen.items() if int(mask.count_nonzero()) < floors.get(name, 0)]
+        poor = [name for name, floor in floors.items() if name in chosen and count(chosen[name]) < floor]
         if not poor:
             masks.update(chosen)
             break

@@ -13,6 +13,7 @@ from lightning_graphon.pruning.lazily import Lazy, shapes_of
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.methods import Problem
 from lightning_graphon.pruning.objective import LossFn, Objective, SupervisedObjective
+from lightning_graphon.pruning.on_cpu import any_beyond
 from lightning_graphon.pruning.pattern import GroupQuota, sparsity_of
 from lightning_graphon.pruning.plan import Allocation, Plan
 from lightning_graphon.pruning.quota import Quota
@@ -190,7 +191,7 @@ def _select_among(
     """Select among the weights still kept: once pruned, always pruned."""
     chosen = select(scores)
     # Pruned weights are zero and most saliencies score them lowest; only where that failed is the pass below needed.
-    if any(int((chosen[name] & ~mask).count_nonzero()) for name, mask in masks.items()):
+    if any(any_beyond(chosen[name], mask) for name, mask in masks.items()):
         chosen = select(Lazy(shapes_of(scores), lambda name: torch.where(masks[name], scores[name], -torch.inf)))
     return chosen
 

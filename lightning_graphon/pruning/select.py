@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.pruning.lazily import shapes_of
+from lightning_graphon.pruning.on_cpu import count, descending, exceeds, largest, positions
 
+# Scores that are sorted to find a bracket: the more of them, the fewer are inside. Sorting is cheap on a CPU, picking
+# is not.
+_SAMPLES = {"cpu": 1 << 17}
 _SAMPLE = 1 << 14
 _CHUNK = 1 << 20
 
@@ -20,8 +24,8 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
     nothing but the values.
 
     A sorted sample brackets the smallest score that stays. What lies above the bracket stays, and of the entries
-    inside, about one in twenty, the largest are found the same way. A bracket that misses is widened. Beside the masks
-    this needs about half a byte a score, and every score is looked at twice.
+    inside, one in sixty on a CPU and one in twenty elsewhere, the largest are found by themselves. A bracket that
+    misses is widened. Beside the masks this needs about half a byte a score, and every score is looked at twice.
 
     Args:
         scores: Name -> float tensor of any shape; no NaN. Entries of -inf are never kept while others remain.
@@ -73,23 +77,23 @@ class _Split:
             flags = masks[name].view(-1).split(_CHUNK)
             for part, higher in zip(score.reshape(-1).split(_CHUNK), flags, strict=True):
                 part = part.to(dtype)
-                torch.gt(part, upper, out=higher)
-                positions = ((part > lower) ^ higher).nonzero().squeeze(1)
-                inside.append(part[positions])
-                places.append((higher, positions))
-        above = sum(int(mask.count_nonzero()) for mask in masks.values())
+                exceeds(part, upper, out=higher)
+                between = positions(exceeds(part, lower) ^ higher)
+                inside.append(part[between])
+                places.append((higher, between))
+        above = sum(map(count, masks.values()))
         return cls(masks, above, torch.cat([part.to(inside[0].device) for part in inside]), places)
 
     def keep_inside(self, chosen: Tensor) -> None:
         """Keep the chosen entries of `inside`."""
-        lengths = [positions.numel() for _, positions in self.places]
-        for (flags, positions), part in zip(self.places, chosen.split(lengths), strict=True):
-            flags[positions[part.to(positions.device)]] = True
+        lengths = [between.numel() for _, between in self.places]
+        for (flags, between), part in zip(self.places, chosen.split(lengths), strict=True):
+            flags[between[part.to(between.device)]] = True
 
     def keep_ties(self, scores: Mapping[str, Tensor], value: float, missing: int) -> bool:
         """Keep the first `missing` of the scores equal to `value`; whether there are so many."""
         for name, score in scores.items():
-            ties = (score.reshape(-1) == value).nonzero().squeeze(1)[:missing]
+            ties = positions(score.reshape(-1) == value)[:missing]
             self.masks[name].view(-1)[ties] = True
             missing -= ties.numel()
             if not missing:
@@ -110,17 +114,16 @@ def _brackets(sample: Tensor, keep: int, total: int) -> Iterator[tuple[float, fl
 
 
 def _largest(values: Tensor, keep: int, total: int) -> Tensor:
-    """Mask of the `keep` largest inside a bracket; by sorting where heavy ties keep it from shrinking."""
-    if 2 * _SAMPLE < values.numel() < 0.9 * total:
+    """Mask of the `keep` largest inside a bracket; off the CPU by a narrower bracket where that can shrink."""
+    if values.device.type != "cpu" and 2 * _SAMPLE < values.numel() < 0.9 * total:
         return keep_largest({"": values}, keep)[""]
-    chosen = torch.zeros_like(values, dtype=torch.bool)
-    chosen[values.sort(descending=True, stable=True).indices[:keep]] = True
-    return chosen
+    return largest(values, keep)
 
 
 def _sample(scores: Mapping[str, Tensor], total: int) -> Tensor:
-    """About 2^14 entries at regular intervals, all if they are few; descending, in a dtype wide enough for each."""
-    stride = max(1, total // _SAMPLE)
+    """Entries at regular intervals, all if they are few; descending, in a dtype wide enough for each."""
+    device = next((score.device.type for score in scores.values()), "cpu")
+    stride = max(1, total // _SAMPLES.get(device, _SAMPLE))
     # Contiguous copies: a view would keep a layer's scores alive.
     picked = [score.reshape(-1)[::stride].clone() for score in scores.values()]
-    return torch.cat([part.to(picked[0].device) for part in picked]).sort(descending=True).values
+    return descending(torch.cat([part.to(picked[0].device) for part in picked]))
