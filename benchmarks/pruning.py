@@ -8,7 +8,7 @@ from _timing import interleaved, machine, report
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_graphon.pruning import methods, prune
+from lightning_graphon.pruning import methods, prune, rescale_
 from lightning_graphon.pruning.enforce import Enforcer
 
 SIDES = (784, 1024, 1024, 1024, 1024, 10)
@@ -76,9 +76,12 @@ class Training:
         # Standing still: on one batch both networks would soon have no gradient left, and not at the same time.
         self.optimizer = getattr(torch.optim, optimizer)(self.net.parameters(), lr=1e-12, **options)
         if masked:
-            # Uniform, so that signals reach every layer: gradients of a network that is cut off underflow, and
-            # Adam's square roots of subnormal numbers would be counted as upkeep.
-            Enforcer(self.net, prune(self.net, "random", sparsity=0.9, allocation="uniform"), self.optimizer)
+            # Uniform and rescaled, so that signals reach every layer as they do in the dense network. Where they do
+            # not, units are dead for the whole batch, and Adam's square roots of the exact zeros of their kept
+            # weights, which torch is slow at, would be counted as upkeep.
+            masks = prune(self.net, "random", sparsity=0.9, allocation="uniform")
+            rescale_(self.net, masks)
+            Enforcer(self.net, masks, self.optimizer)
 
     def __call__(self) -> None:
         self.optimizer.zero_grad()
