@@ -92,8 +92,15 @@ def bivariate_cdf(a: Tensor, b: Tensor, rho: Tensor, one_minus_rho2: Tensor) -> 
     root = safe_sqrt(slack).clamp_min(_TINY)
     opposite = 0.5 * (torch.sign(a) * torch.sign(b) < 0)
     total = 0.5 * (normal_cdf(a) + normal_cdf(b)) - opposite
-    total = total - owens_t(a, (b - rho * a) / (a * root)) - owens_t(b, (a - rho * b) / (b * root))
+    total = total - owens_t(a, _beyond(b, a, rho, slack) / (a * root))
+    total = total - owens_t(b, _beyond(a, b, rho, slack) / (b * root))
     return total.clamp(0.0, 1.0)
+
+
+def _beyond(b: Tensor, a: Tensor, rho: Tensor, slack: Tensor) -> Tensor:
+    """b - ρ a. Near |ρ| = 1 it is divided by sqrt(1 - ρ²), and ρ itself has lost what it is short of 1."""
+    sign = torch.where(rho < 0, -1.0, 1.0).to(rho.dtype)
+    return (b - sign * a) + sign * a * slack / (1 + rho.abs())
 
 
 class NormalPair:
@@ -124,9 +131,10 @@ class NormalPair:
         mx, my = self.mx - t, self.my - u
         root = safe_sqrt(self.slack).clamp_min(_TINY)
         both = (mx * my + self.k) * bivariate_cdf(a, b, self.rho, self.slack)
-        edge_y = mx * self.sy * normal_pdf(b) * normal_cdf((a - self.rho * b) / root)
-        edge_x = my * self.sx * normal_pdf(a) * normal_cdf((b - self.rho * a) / root)
-        exponent = 0.5 * (a * a + ((b - self.rho * a) / root) ** 2)
+        rest_x, rest_y = (_beyond(*pair, self.rho, self.slack) / root for pair in ((a, b), (b, a)))
+        edge_y = mx * self.sy * normal_pdf(b) * normal_cdf(rest_x)
+        edge_x = my * self.sx * normal_pdf(a) * normal_cdf(rest_y)
+        exponent = 0.5 * (a * a + rest_y**2)
         corner = self.sx * self.sy * safe_sqrt(self.slack) * torch.exp(-exponent) / (2 * math.pi)
         return both + edge_x + edge_y + corner
 

@@ -157,6 +157,20 @@ def test_owens_t_and_bivariate_cdf_against_scipy():
         assert mine == pytest.approx(truth, abs=1e-7)  # scipy's own integration stops there
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("mean", [0.0, 0.4, -0.7])
+@pytest.mark.parametrize("name", ["relu", "hardtanh"])
+def test_nearly_equal_samples_keep_their_digits(name, mean, sign):
+    """∂κ/∂k = κ̇. Rounding of 1e-10 in κ here would be one of 1e-5 in the next layer's κ̇."""
+    q, m = scalar(1.3), scalar(mean)
+    for gap in (1e-15, 1e-13, 1e-11, 1e-9):
+        covariance = sign * q * torch.tensor([1.0, 1 - gap], dtype=torch.float64)
+        value, slope = dual_activation(name).shifted(m, sign * m, q, q, covariance)
+        fall, straight = sign * (value[0] - value[1]).item(), (slope.mean() * q).item() * gap
+        # κ̇ is curved like the root of the gap; 2e-15: a few roundings of κ, which is about 1.
+        assert fall == pytest.approx(straight, abs=2e-15 + gap**1.5)
+
+
 def test_modules_functions_and_names_agree():
     assert dual_activation(nn.ReLU()) is dual_activation(torch.relu) is dual_activation("ReLU")
     assert dual_activation(nn.GELU()) is dual_activation(nn.functional.gelu)
