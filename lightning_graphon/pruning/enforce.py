@@ -199,8 +199,13 @@ class _Eraser:
 
 
 def _preserves_zero(optimizer: Optimizer) -> bool:
-    # Without eps an update of a pruned weight is 0 / 0.
-    return type(optimizer) in _ZERO_PRESERVING and all(group.get("eps", 1) > 0 for group in optimizer.param_groups)
+    # Without eps, or with one that is nothing in float16, an update of a pruned weight is 0 / 0.
+    return type(optimizer) in _ZERO_PRESERVING and all(
+        group.get("eps", 1) >= torch.finfo(parameter.dtype).tiny
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.requires_grad
+    )
 
 
 def _writes(tensor: Tensor) -> tuple[int, int]:

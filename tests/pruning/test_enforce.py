@@ -58,6 +58,20 @@ def loss(net: nn.Module) -> Tensor:
     return nn.functional.cross_entropy(net(INPUTS), TARGETS)
 
 
+@pytest.mark.parametrize("make", [torch.optim.Adagrad, torch.optim.Adamax])
+def test_an_eps_that_float16_cannot_hold_does_not_make_pruned_weights_nan(make):
+    net, mask = nn.Linear(8, 4).half(), torch.arange(32).view(4, 8) % 2 == 0
+    optimizer = make(net.parameters(), lr=0.01)  # eps 1e-10 and 1e-8; 6e-8 is the least number of float16
+    with Enforcer(net, Masks({"weight": mask}), optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            (net(torch.ones(2, 8).half()) - 1).square().mean().backward()
+            optimizer.step()
+            assert bool((net.weight[~mask] == 0).all())
+    assert bool(net.weight.isfinite().all())
+    assert bool((net.weight[mask] != 0).all())
+
+
 def train(net: nn.Module, optimizer: Optimizer, steps: int, accumulate: int = 1) -> None:
     for _ in range(steps):
         optimizer.zero_grad()
