@@ -93,7 +93,8 @@ class _Split:
     def keep_ties(self, scores: Mapping[str, Tensor], value: float, missing: int) -> bool:
         """Keep the first `missing` of the scores equal to `value`; whether there are so many."""
         for name, score in scores.items():
-            ties = positions(score.reshape(-1) == value)[:missing]
+            # In the common dtype: in a narrower one `value` would be rounded, and equal what is not.
+            ties = positions(score.reshape(-1).to(self.inside.dtype) == value)[:missing]
             self.masks[name].view(-1)[ties] = True
             missing -= ties.numel()
             if not missing:

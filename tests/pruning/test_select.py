@@ -100,3 +100,11 @@ def test_selection_needs_less_than_the_scores(measured: Callable[..., list[float
     needed, kept = measured(MEMORY, kind)
     assert kept == 2_000_000
     assert 0.25 < needed < 1  # measured: 0.43; the masks alone are a quarter
+
+
+def test_ties_of_one_dtype_are_no_ties_of_another():
+    """0.3 in float32 is above 0.3 in float64."""
+    scores = {"a": torch.full((1000,), 0.3), "b": torch.full((1000,), 0.3, dtype=torch.float64)}
+    masks = keep_largest(scores, 1500)
+    assert bool(masks["a"].all())
+    assert masks["b"].tolist() == [True] * 500 + [False] * 500
