@@ -33,6 +33,7 @@ from lightning_graphon.plots.graphon_pixels import graphon_pixels
 from lightning_graphon.plots.graphons import p_value_text
 from lightning_graphon.plots.spectrum_pixels import spectrum_pixels
 from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.pruning.on_cpu import equal
 from lightning_graphon.pruning.read import check_readable
 from lightning_graphon.pruning.shards import gathered
 
@@ -276,14 +277,7 @@ class _Looked:
     def is_now(self, mask: Tensor) -> bool:
         """Whether it is still the same; one that nobody wrote to, as those of PruneAtInit, is not read again."""
         untouched = mask is self._mask and self._writes is not None and self._writes == mask._version
-        return untouched or _equal(mask, self._content)
-
-
-def _equal(mask: Tensor, other: Tensor) -> bool:
-    """`torch.equal`, on a CPU by numpy, which compares bools in a fifth of its time."""
-    if mask.device.type == other.device.type == "cpu" and mask.shape == other.shape:
-        return bool((mask.numpy() == other.numpy()).all())
-    return torch.equal(mask, other)
+        return untouched or equal(mask, self._content)
 
 
 def _print_table(

@@ -86,13 +86,21 @@ class Enforcer:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer) -> None:
-        if not _preserves_zero(optimizer):
+        if not self._preserves_zero(optimizer):
             self.zero_weights()
         elif self._gradients_revived():
             self.zero_weights()
             self.zero_state()
         self._lift_second_moments(optimizer)
         self._note_weights()
+
+    def _preserves_zero(self, optimizer: Optimizer) -> bool:
+        # Without eps, or with one that is nothing in float16, an update of a pruned weight is 0 / 0.
+        dtypes = {parameter.dtype for parameter in self._erasers}
+        tiny = max((torch.finfo(dtype).tiny for dtype in dtypes), default=0.0)
+        return type(optimizer) in _ZERO_PRESERVING and all(
+            group.get("eps", 1) >= tiny for group in optimizer.param_groups
+        )
 
     def _note_weights(self) -> None:
         self._weight_versions = {parameter: _writes(parameter) for parameter in self._erasers}
@@ -123,7 +131,7 @@ class Enforcer:
 
     def _lift_second_moments(self, optimizer: Optimizer) -> None:
         """Keep the second moments of pruned weights away from zero."""
-        if self._steps % _EVERY == 0 and _preserves_zero(optimizer):
+        if self._steps % _EVERY == 0 and self._preserves_zero(optimizer):
             for parameter, erase in self._erasers.items():
                 for key in _SECOND_MOMENTS:
                     if (moment := optimizer.state.get(parameter, {}).get(key)) is not None:
@@ -196,16 +204,6 @@ class _Eraser:
             mask = part_like(self._mask, tensor)
             self._cache = {key: ~mask if integer is None else mask.to(integer).neg_()}
         return self._cache[key]
-
-
-def _preserves_zero(optimizer: Optimizer) -> bool:
-    # Without eps, or with one that is nothing in float16, an update of a pruned weight is 0 / 0.
-    return type(optimizer) in _ZERO_PRESERVING and all(
-        group.get("eps", 1) >= torch.finfo(parameter.dtype).tiny
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.requires_grad
-    )
 
 
 def _writes(tensor: Tensor) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The few operations behind a selection. On a CPU numpy does them, two to fifteen times faster than torch.
+"""The few operations on masks and scores that numpy does, on a CPU, two to fifteen times faster than torch.
 
 Tensors are detached and without NaN.
 """
@@ -35,6 +35,17 @@ def any_beyond(flags: Tensor, others: Tensor) -> bool:
     if _here(flags) and _here(others):
         return bool((flags.numpy() > others.numpy()).any())
     return bool((flags & ~others).any())
+
+
+def equal(flags: Tensor, others: Tensor) -> bool:
+    """Whether two masks are the same; of different shapes they are not.
+
+    >>> equal(torch.tensor([True, False]), torch.tensor([True, True]))
+    False
+    """
+    if _here(flags) and _here(others):
+        return np.array_equal(flags.numpy(), others.numpy())
+    return torch.equal(flags, others)
 
 
 def positions(flags: Tensor) -> Tensor:

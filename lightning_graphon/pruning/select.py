@@ -12,8 +12,8 @@ from lightning_graphon.pruning.on_cpu import count, descending, exceeds, largest
 
 # Scores that are sorted to find a bracket: the more of them, the fewer are inside. Sorting is cheap on a CPU, picking
 # is not.
-_SAMPLES = {"cpu": 1 << 17}
 _SAMPLE = 1 << 14
+_SAMPLE_ON_CPU = 1 << 17
 _CHUNK = 1 << 20
 
 
@@ -123,8 +123,8 @@ def _largest(values: Tensor, keep: int, total: int) -> Tensor:
 
 def _sample(scores: Mapping[str, Tensor], total: int) -> Tensor:
     """Entries at regular intervals, all if they are few; descending, in a dtype wide enough for each."""
-    device = next((score.device.type for score in scores.values()), "cpu")
-    stride = max(1, total // _SAMPLES.get(device, _SAMPLE))
-    # Contiguous copies: a view would keep a layer's scores alive.
-    picked = [score.reshape(-1)[::stride].clone() for score in scores.values()]
+    stride, picked = 0, []
+    for score in scores.values():  # once: they may be computed at each look
+        stride = stride or max(1, total // (_SAMPLE_ON_CPU if score.device.type == "cpu" else _SAMPLE))
+        picked.append(score.reshape(-1)[::stride].clone())  # a view would keep a layer's scores alive
     return descending(torch.cat([part.to(picked[0].device) for part in picked]))

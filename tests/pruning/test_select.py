@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lightning_graphon.pruning.lazily import Lazy
 from lightning_graphon.pruning.select import keep_largest
 from tests.oracles_pruning import keep_largest_by_sorting
 
@@ -108,3 +109,12 @@ def test_ties_of_one_dtype_are_no_ties_of_another():
     masks = keep_largest(scores, 1500)
     assert bool(masks["a"].all())
     assert masks["b"].tolist() == [True] * 500 + [False] * 500
+
+
+def test_every_score_is_looked_at_twice():
+    scores = {
+        name: torch.rand(50_000, generator=torch.Generator().manual_seed(seed)) for seed, name in enumerate("abc")
+    }
+    looks = []
+    keep_largest(Lazy({n: s.shape for n, s in scores.items()}, lambda name: looks.append(name) or scores[name]), 15_000)
+    assert sorted(looks) == ["a", "a", "b", "b", "c", "c"]
