@@ -128,6 +128,18 @@ class Counts:
         sums = (rows * rows, cols * cols, through * cols.double(), gram.flatten(1).double().square_())
         return cls(m, n, edges.shape[1], *(total.double().sum(1).numpy() for total in sums))
 
+    def complement(self) -> "Counts":
+        """Counts of the mask's complement 1 − M, exact as long as (m n)² is below 2⁵³."""
+        m, n, edges = self.m, self.n, self.edges
+        absent = m * n - edges
+        row_square = m * n * n - 2 * n * edges + self.row_square
+        col_square = n * m * m - 2 * m * edges + self.col_square
+        products = absent**2 - n * m * edges + n * self.col_square + m * self.row_square - self.products
+        # Σ (n − d_i − d_i' + c)², c the common neighbours of rows i and i'
+        walks = (m * n) ** 2 - 4 * m * n * edges + 2 * edges**2 + self.walks
+        walks += 2 * m * self.row_square + 2 * n * self.col_square - 4 * self.products
+        return Counts(m, n, absent, row_square, col_square, products, walks)
+
     def cycles(self) -> float:
         """Ordered four-cycles with distinct rows and distinct columns; 4 times the number of cycles."""
         cycles: float = self.walks - self.row_square - self.col_square + self.edges

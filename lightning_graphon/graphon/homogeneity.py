@@ -81,8 +81,9 @@ def homogeneity_test(
         method: "monte-carlo" draws masks of the null and ranks the statistic among them; its level is exact
             whatever the size and density, and its smallest p-value is 1 / (draws + 1). "asymptotic" uses
             scaled chi-squared laws of the degree statistics and the normal law of the cycle statistic.
-            "auto" takes Monte Carlo where fewer than 1000 cycles are expected, too few for the normal law, and
-            for small masks with a side below 32 unless the asymptotic p-value is below 1e-6.
+            "auto" takes Monte Carlo where fewer than 1000 cycles are expected in the mask or in its complement,
+            too few for the normal law, and for small masks with a side below 32 unless the asymptotic p-value is
+            below 1e-6.
         draws: number of Monte-Carlo masks.
         seed: of those masks; the global random state is not touched.
 
@@ -101,11 +102,14 @@ def homogeneity_test(
     if not 0 < alpha < 1 or draws < 1:
         raise ValueError(f"alpha must lie in (0, 1) and draws be at least 1, got {alpha!r} and {draws!r}")
     mask = _codegree.as_biadjacency(mask)
-    null = _Null(mask.shape[0], mask.shape[1], int(mask.count_nonzero()))
-    if null.degenerate:
+    edges = int(mask.count_nonzero())
+    if edges in (0, mask.numel()) or min(mask.shape) < 2:
         return HomogeneityTest(0.0, 1.0, "homogeneous", alpha, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, "degenerate")
     count = _codegree.Counts.of(mask)
-    scores = null.scores([count])
+    # A mask and its complement are as even as each other; the sparser one has fewer edges to draw.
+    sparser = count if 2 * edges <= mask.numel() else count.complement()
+    null = _Null(sparser.m, sparser.n, int(sparser.edges))
+    scores = null.scores([sparser])
     statistic = float(null.fisher(scores)[0])
     p_value = float(stats.chi2.sf(statistic, 6))
     if method == "auto":
@@ -118,7 +122,7 @@ def homogeneity_test(
 
 @dataclass(frozen=True)
 class _Null:
-    """All 0/1 matrices [m, n] with a given number of edges, equally likely."""
+    """All 0/1 matrices [m, n] with a given number of edges, at most half of the entries, equally likely."""
 
     m: int
     n: int
@@ -131,10 +135,6 @@ class _Null:
     @property
     def p(self) -> float:
         return self.edges / self.size
-
-    @property
-    def degenerate(self) -> bool:
-        return self.edges in (0, self.size) or min(self.m, self.n) < 2
 
     def monte_carlo_is_better(self, asymptotic: float) -> bool:
         """Too few cycles for the normal law, or few rows or columns and a p-value near enough to the level."""
