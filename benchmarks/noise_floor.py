@@ -6,10 +6,12 @@ seeds (root mean square over pairs); a perfect theory of the mean would be at 0.
 error (error / seed to seed).
 
     python benchmarks/noise_floor.py --widths 128 256 512 --seeds 8
+    python benchmarks/noise_floor.py --positions --seeds 4  # rules for the positions of neurons, width 256
 """
 
 import argparse
 from itertools import pairwise
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -18,11 +20,16 @@ from torch import Tensor, nn
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model
 from lightning_graphon.pruning import prune
 
-THEORIES = {
+THEORIES: dict[str, dict[str, Any]] = {
     "density": {"propagate": "density", "weight_variance": 2.0},
     "energy": {"propagate": "energy"},
     "drift": {"propagate": "drift"},
     "drift, by degree": {"propagate": "drift", "positions": "degree"},
+}
+POSITIONS: dict[str, dict[str, Any]] = {
+    f"{rule}, {bins} bins": {"propagate": "energy", "positions": rule, "bins": bins}
+    for rule in ("degree", "energy", "spectral")
+    for bins in (4, 16, 64)
 }
 
 
@@ -54,16 +61,17 @@ def rms(values: list[float]) -> float:
     return (sum(v * v for v in values) / len(values)) ** 0.5
 
 
-def row(width: int, method: str, seeds: int) -> dict[str, float]:
+def row(width: int, method: str, seeds: int, theories: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Fluctuation and errors (root mean square over seeds) of one line of the table."""
     digits = load_digits()
     x, y = torch.from_numpy(digits.data / 16.0), torch.from_numpy(digits.target)
-    probe, truth, errors = x[:48], [], {name: [] for name in THEORIES}
+    probe, truth = x[:48], []
+    errors: dict[str, list[float]] = {name: [] for name in theories}
     for seed in range(seeds):
         model = network(width, seed)
         masks = masks_of(model, method, seed, x, y)
         truth.append(empirical_ntk(model, probe, masks=masks))
-        for name, options in THEORIES.items():
+        for name, options in theories.items():
             errors[name].append(distance(graphon_ntk_from_model(model, probe, masks, **options), truth[-1]))
     pairs = [distance(a, b) for i, a in enumerate(truth) for b in truth[:i]]
     return {"seed to seed": rms(pairs), **{name: rms(e) for name, e in errors.items()}}
@@ -74,14 +82,16 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--methods", nargs="+", default=["dense", "random", "magnitude", "synflow", "snip"])
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--positions", action="store_true", help="compare rules for the positions of neurons")
     args = parser.parse_args()
-    print("| n | masks | seed to seed | " + " | ".join(THEORIES) + " |")
-    print("|---" * (3 + len(THEORIES)) + "|")
-    for width in args.widths:
+    theories = POSITIONS if args.positions else THEORIES
+    print("| n | masks | seed to seed | " + " | ".join(theories) + " |")
+    print("|---" * (3 + len(theories)) + "|")
+    for width in [256] if args.positions else args.widths:
         for method in args.methods:
-            line = row(width, method, args.seeds)
+            line = row(width, method, args.seeds, theories)
             unit = line["seed to seed"]
-            cells = [f"{line[name]:.3f} ({line[name] / unit:.2f})" for name in THEORIES]
+            cells = [f"{line[name]:.3f} ({line[name] / unit:.2f})" for name in theories]
             print(f"| {width} | {method} | {unit:.3f} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -1,7 +1,5 @@
 """Leading singular vectors of a graph between channels, without a copy of it."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -23,51 +21,27 @@ def times_transposed(graph: ChannelGraph, y: Tensor) -> Tensor:
     return out
 
 
-def leading_of(graph: ChannelGraph, *, rank: int, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """`leading` of the graph itself."""
-    return leading(
-        lambda x: times(graph, x),
-        lambda y: times_transposed(graph, y),
-        graph.shape,
-        graph.device,
-        rank=rank,
-        floor=floor,
-    )
+def leading(graph: ChannelGraph, *, rank: int, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular vectors U [m, r], values [r] and V [n, r], r <= rank, of a graph [m, n] by subspace iteration.
 
-
-def leading(
-    forward: Callable[[Tensor], Tensor],
-    backward: Callable[[Tensor], Tensor],
-    shape: tuple[int, int],
-    device: torch.device,
-    *,
-    rank: int,
-    floor: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Singular vectors U [m, r], values [r] and V [n, r], r <= rank, of a linear map by subspace iteration.
-
-    The start is fixed. It ends when no value above `floor` changes by more than 1e-10 of the largest; those below,
-    the noise, hardly converge and may be inaccurate.
+    The start is fixed. It ends when every value above `floor` and its vectors satisfy Aᵀ u = s v to 1e-10 of the
+    largest value; those below, the noise, hardly converge and may be inaccurate.
 
     Args:
-        forward: A x for x [n, k], float64.
-        backward: Aᵀ y for y [m, k], float64.
-        shape: m and n.
-        device: device of the vectors.
+        graph: the graph.
         rank: how many are wanted; fewer where a side is shorter.
         floor: least singular value that matters.
     """
-    count = min(rank + _OVERSAMPLE, *shape)
+    count = min(rank + _OVERSAMPLE, *graph.shape)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape[1], count, generator=generator, dtype=torch.float64).to(device)
-    before = x.new_zeros(count)
+    x = torch.randn(graph.shape[1], count, generator=generator, dtype=torch.float64).to(graph.device)
     for step in range(_MOST_STEPS):
-        y, triangle = torch.linalg.qr(forward(torch.linalg.qr(x).Q))
-        values = torch.linalg.svdvals(triangle)
-        change = (values - before)[:rank][values[:rank] > floor].abs()
-        if step >= _LEAST_STEPS and not bool((change > _TOLERANCE * values[0]).any()):
+        right = torch.linalg.qr(x).Q
+        left, triangle = torch.linalg.qr(times(graph, right))
+        u, s, v = torch.linalg.svd(triangle)
+        u, v = left @ u, right @ v.T
+        x = times_transposed(graph, u)
+        residual = (x - v * s)[:, :rank].norm(dim=0)
+        if step >= _LEAST_STEPS and not bool((residual[s[:rank] > floor] > _TOLERANCE * s[0]).any()):
             break
-        x, before = backward(y), values
-    v = torch.linalg.qr(backward(y)).Q
-    u, s, w = torch.linalg.svd(forward(v), full_matrices=False)
-    return u[:, :rank], s[:rank], (v @ w.T)[:, :rank]
+    return u[:, :rank], s[:rank], v[:, :rank]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_graphon.graphon._binning import quantised
 from lightning_graphon.graphon._channels import ChannelGraph
-from lightning_graphon.graphon._singular import leading, leading_of, times, times_transposed
+from lightning_graphon.graphon.spectral_order import coordinates
 
 POSITIONS = ("degree", "energy", "spectral")
 
@@ -48,10 +48,10 @@ def nested_quantile_labels(first: Tensor, second: Tensor, bins: int) -> Tensor:
 def spectral_labels(incoming: ChannelGraph, outgoing: ChannelGraph, owner: Tensor, bins: int) -> Tensor:
     """Label [n] by halving the neurons along leading singular vectors of their two graphs.
 
-    A neuron's coordinates are its entries in the first left singular vectors of the graph that ends in it
-    and in the first right singular vectors of the graph that leaves from it, each scaled by its singular
-    value. The set is halved at the median of its widest coordinate, and again, while there are at most
-    `bins` parts.
+    A neuron's coordinates are its edges in the graph that ends in it along that graph's singular vectors, and its
+    edges in the graph that leaves from it along those of that one; vectors that are no more than noise are left out.
+    The neurons are halved at the median of the direction in which they scatter most, and each half again, while
+    there are at most `bins` parts. The half farther from the origin comes first.
 
     Args:
         incoming: graph [n, n_before].
@@ -59,48 +59,38 @@ def spectral_labels(incoming: ChannelGraph, outgoing: ChannelGraph, owner: Tenso
         owner: neuron [m] of each column of `outgoing`.
         bins: largest number of parts.
     """
-    left = _leading_left(incoming)
-    right = _leading_left_transposed(outgoing, owner, incoming.shape[0])
-    coordinates = torch.cat([left, right.to(left)], 1)
-    label = torch.zeros(len(coordinates), dtype=torch.long, device=coordinates.device)
+    before, after = coordinates(incoming)[0], added_up(coordinates(outgoing)[1], owner, incoming.shape[0])
+    points = torch.cat([_of_norm(1.0, before), _of_norm(_AFTER, after)], 1)
+    label = torch.zeros(len(points), dtype=torch.long, device=points.device)
     parts = 1
     while 2 * parts <= bins:
         halves = torch.zeros_like(label)
-        for part in range(parts):
+        for part in label.unique():
             here = label == part
-            if bool(here.any()):
-                halves[here] = _half(coordinates[here])
+            halves[here] = _half(points[here])
         label = 2 * label + halves
         parts *= 2
     return label.unique(return_inverse=True)[1]
 
 
+def added_up(values: Tensor, owner: Tensor, neurons: int) -> Tensor:
+    """Sums [neurons, ...] of the values [m, ...] that belong to one neuron each."""
+    return values.new_zeros(neurons, *values.shape[1:]).index_add_(0, owner.to(values.device), values)
+
+
+_AFTER = 0.93  # not 1: with small whole numbers on equal scales, neurons (1, 2) and (2, 1) are mirror images
+
+
+def _of_norm(norm: float, x: Tensor) -> Tensor:
+    return x * (norm / x.norm().clamp_min(1e-300))
+
+
 def _half(points: Tensor) -> Tensor:
-    """0 or 1 by the median of the coordinate with the largest spread; equal points stay together."""
-    widest = points.var(0, correction=0).argmax()
-    return quantile_labels(points[:, widest], 2)
+    """0 or 1 by the median along the first principal axis; equal points stay together.
 
-
-_RANK = 2
-
-
-def _leading_left(graph: ChannelGraph) -> Tensor:
-    """First left singular vectors [out, rank], each times its share of the singular values."""
-    return _scaled(*leading_of(graph, rank=_RANK))
-
-
-def _leading_left_transposed(graph: ChannelGraph, owner: Tensor, neurons: int) -> Tensor:
-    """The same for the transposed graph, columns of one neuron added up."""
-
-    def forward(x: Tensor) -> Tensor:
-        out = x.new_zeros(neurons, x.shape[1])
-        return out.index_add_(0, owner, times_transposed(graph, x))
-
-    shape = neurons, graph.shape[0]
-    return _scaled(*leading(forward, lambda y: times(graph, y[owner]), shape, graph.device, rank=_RANK))
-
-
-def _scaled(u: Tensor, s: Tensor, _: Tensor) -> Tensor:
-    keep = u * (s / s.norm().clamp_min(1e-300))
-    sign = torch.where((keep**3).sum(0) < 0, -1.0, 1.0).to(keep)
-    return torch.round(keep * sign, decimals=9)
+    The axis is turned towards the points: signs of singular vectors, and turns of those with equal values, are chance.
+    """
+    centre = points.mean(0)
+    axis = torch.linalg.eigh((points - centre).T @ (points - centre)).eigenvectors[:, -1]
+    places = torch.round((points - centre) @ axis, decimals=9)
+    return quantile_labels(places if float(axis @ centre) >= 0 else -places, 2)

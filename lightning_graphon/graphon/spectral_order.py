@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.graphon._channels import ChannelGraph
-from lightning_graphon.graphon._singular import leading_of, times, times_transposed
+from lightning_graphon.graphon._singular import leading, times, times_transposed
 
 _RANK, _MOST_MOVES = 24, 20
 _LEAST = 1e-6  # dispersion of entries that do not scatter at all
@@ -25,12 +25,24 @@ def spectral_parts(graph: ChannelGraph, bins: tuple[int, int]) -> tuple[Tensor, 
     parts that were separated late; of two halves the one with more edges comes first.
     """
     noise = _Noise.of(graph)
-    u, s, v = leading_of(graph, rank=_RANK, floor=noise.edge)
-    u, v = u[:, s > noise.edge], v[:, s > noise.edge]
-    if u.shape[1] == 0:  # all vectors are noise: what is left is the number of edges
-        u, v = (x.new_full((len(x), 1), len(x) ** -0.5) for x in (u, v))
+    u, v = _above(noise, graph)
     rows, cols = times(graph, v), times_transposed(graph, u)
     return _parts(rows, v, noise.dispersion, bins[0]), _parts(cols, u, noise.dispersion, bins[1])
+
+
+def coordinates(graph: ChannelGraph) -> tuple[Tensor, Tensor]:
+    """Rows [out, r] and columns [in, r] along the singular vectors that are not noise; their sums where all are."""
+    u, v = _above(_Noise.of(graph), graph)
+    return times(graph, v), times_transposed(graph, u)
+
+
+def _above(noise: "_Noise", graph: ChannelGraph) -> tuple[Tensor, Tensor]:
+    """Left [out, r] and right [in, r] singular vectors above the noise; flat ones, r = 1, where none is."""
+    u, s, v = leading(graph, rank=_RANK, floor=noise.edge)
+    u, v = u[:, s > noise.edge], v[:, s > noise.edge]
+    if u.shape[1] == 0:  # what is left is the number of edges
+        u, v = (x.new_full((len(x), 1), len(x) ** -0.5) for x in (u, v))
+    return u, v
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from lightning_graphon.graphon import StepGraphon, estimate_graphon, layer_graphons, power_law, product
+from lightning_graphon.graphon import StepGraphon, block, constant, estimate_graphon, layer_graphons, power_law, product
 from lightning_graphon.graphon.positions import nested_quantile_labels, quantile_labels
 
 
@@ -74,6 +74,30 @@ def test_hidden_neurons_may_come_in_any_order(positions):
     for name in masks:
         torch.testing.assert_close(first[name].values, second[name].values, rtol=0, atol=1e-12)
         torch.testing.assert_close(first[name].energy, second[name].energy, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("positions", ["degree", "spectral"])
+@pytest.mark.parametrize("graphon", [constant(0.05), constant(0.3), block([[0.6, 0.1], [0.1, 0.5]])])
+def test_neurons_of_small_sparse_masks_may_come_in_any_order(graphon, positions):
+    # Their singular values are few, equal or noise: vectors that belong to them are not the network's own.
+    for seed in range(10):
+        masks = {
+            f"{2 * k}.weight": graphon.sample(s, seed=seed + k) for k, s in enumerate([(27, 3), (23, 27), (17, 23)])
+        }
+        other, _ = relabelled(masks, mlp(3, 27, 23, 17), seed)
+        first, second = (layer_graphons(m, bins=16, order="joint", positions=positions) for m in (masks, other))
+        for name in masks:
+            torch.testing.assert_close(first[name].values, second[name].values, rtol=0, atol=1e-12)
+
+
+def test_blocks_of_equal_singular_values_are_told_apart():
+    # Any two directions in the plane of their vectors are singular vectors.
+    masks = {"a": torch.block_diag(*[torch.ones(16, 10)] * 2).bool(), "b": torch.ones(2, 32).bool()}
+    for seed in range(5):
+        rows = torch.randperm(32, generator=torch.Generator().manual_seed(seed))
+        found = layer_graphons({**masks, "a": masks["a"][rows]}, bins=2, order="joint", positions="spectral")["a"]
+        assert found.shape == (2, 20)
+        assert ((found.values == 0) | (found.values == 1)).all()
 
 
 def test_one_bin_per_neuron_gives_back_the_network():
