@@ -17,14 +17,14 @@ from lightning_graphon.pruning.on_cpu import any_beyond
 from lightning_graphon.pruning.pattern import GroupQuota, sparsity_of
 from lightning_graphon.pruning.plan import Allocation, Plan
 from lightning_graphon.pruning.quota import Quota
-from lightning_graphon.pruning.scores import check_any, checked_scores
+from lightning_graphon.pruning.scores import all_zero, check_any, checked_scores
 from lightning_graphon.pruning.shards import is_sharded
 from lightning_graphon.pruning.targets import Patterns, select_weights
 from lightning_graphon.pruning.untouched import random_state_kept, untouched
 
 
 class LayerCollapseWarning(UserWarning):
-    """A layer kept no weight at all: no signal passes through it."""
+    """No signal passes: a layer kept no weight at all, or those that were kept form no path."""
 
 
 def prune(
@@ -147,12 +147,15 @@ def compute_masks(
     # One number a layer: memory for masks is needed from the first selection on.
     masks = {n: torch.ones((), dtype=torch.bool, device=d.device).expand(d.shape) for n, d in originals.items()}
     kept: dict[str, Tensor] = {}
+    dead_since = None
     with untouched(model, plan.seed), torch.enable_grad(), eager():
         for step in range(1, plan.rounds + 1):
             problem = Problem(model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average, kept)
             scores = checked_scores(method, method.score(problem, **plan.options), shapes)
             if step == 1 and method.needs == "loss":
                 check_any(method, scores)
+            if step > 1 and dead_since is None and all_zero(scores):
+                dead_since = step
             on_scores(step, scores)
             with torch.no_grad():
                 chosen = _select_among(masks, scores, partial(select, step=step))
@@ -162,7 +165,7 @@ def compute_masks(
                 masks = chosen
             on_round(step, plan.rounds)
     result = Masks(masks)
-    _warn_of_collapse(result, plan)
+    _warn_of_collapse(result, plan, dead_since)
     return result
 
 
@@ -196,13 +199,21 @@ def _select_among(
     return chosen
 
 
-def _warn_of_collapse(masks: Masks, plan: Plan) -> None:
+def _warn_of_collapse(masks: Masks, plan: Plan, dead_since: int | None) -> None:
     empty = [row["layer"] for row in masks.table() if row["kept"] == 0]
+    if not empty and dead_since is None:
+        return
+    left = "weights that pass no signal from the inputs to the loss."
     if empty:
-        warnings.warn(
-            f"layer collapse: {plan.resolved.name} at sparsity {plan.sparsity} left {len(empty)} of {len(masks)} "
-            f"layers without a single weight: {', '.join(empty)}. No signal passes through them. Set min_density "
-            "(e.g. 0.01), another allocation (e.g. 'erk') or a lower sparsity.",
-            LayerCollapseWarning,
-            stacklevel=4,
+        left = f"{len(empty)} of {len(masks)} layers without a single weight: {', '.join(empty)}. No signal passes."
+    if dead_since is not None:
+        left += (
+            f" Every score was zero from round {dead_since} of {plan.rounds} on, so what was left to prune was chosen "
+            "by position."
         )
+    warnings.warn(
+        f"layer collapse: {plan.resolved.name} at sparsity {plan.sparsity} left {left} Set min_density (e.g. 0.01), "
+        "another allocation (e.g. 'erk') or a lower sparsity.",
+        LayerCollapseWarning,
+        stacklevel=4,
+    )

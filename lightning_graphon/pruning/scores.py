@@ -55,13 +55,18 @@ def _check_finite(method: Method, name: str, score: Tensor) -> None:
         )
 
 
+def all_zero(scores: Mapping[str, Tensor]) -> bool:
+    """Whether no weight has a score."""
+    return not any(bool(score.any()) for score in scores.values())
+
+
 def check_any(method: Method, scores: Mapping[str, Tensor]) -> None:
     """Refuse scores that are zero everywhere.
 
     Raises:
         ValueError: They are; the message names the first layers.
     """
-    if not any(bool(score.any()) for score in scores.values()):
+    if all_zero(scores):
         raise ValueError(
             f"{method.name}: the loss does not depend on the weights, or a layer of zeros (a head initialised so) or "
             "of dead units lets nothing through, or gradients underflow (score a float32 copy of a float16 model): "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_graphon.pruning import LayerCollapseWarning, Masks, prune
 from lightning_graphon.pruning.enforce import Enforcer
-from lightning_graphon.pruning.methods import get_method
+from lightning_graphon.pruning.methods import Problem, get_method
 from tests.cases import CASES, mlp, seeded
 
 METHODS = ["random", "magnitude", "snip", "grasp", "synflow"]
@@ -181,6 +181,16 @@ def test_layer_collapse_is_loud_and_names_the_layers() -> None:
         rescued = prune(net, "magnitude", sparsity=0.98, min_density=0.005)
     assert rescued.kept == masks.kept
     assert all(row["kept"] >= math.ceil(0.005 * row["total"]) for row in rescued.table())
+
+
+def test_weights_without_a_path_are_told_though_no_layer_is_empty() -> None:
+    def fading(problem: Problem) -> dict[str, Tensor]:
+        first = all(mask.all() for mask in problem.masks.values())
+        return {name: torch.full(weight.shape, float(first)) for name, weight in problem.weights.items()}
+
+    with pytest.warns(LayerCollapseWarning, match=r"left weights that pass no signal.*zero from round 2 of 3 on"):
+        masks = prune(mlp(), fading, sparsity=0.3, steps=3, allocation="uniform")
+    assert masks.kept == round(0.7 * masks.total)
 
 
 def test_sparsity_zero_keeps_everything() -> None:

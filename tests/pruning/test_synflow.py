@@ -1,6 +1,7 @@
 """SynFlow: finite at any depth, and the ranking of an exact oracle in the log domain."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_graphon.pruning import prune
+from lightning_graphon.pruning import LayerCollapseWarning, prune
 from lightning_graphon.pruning.objective import SupervisedObjective
 from lightning_graphon.pruning.plan import Plan
 from lightning_graphon.pruning.prune import compute_masks
@@ -226,6 +227,14 @@ def test_a_network_that_nothing_flows_through_is_an_error() -> None:
     nn.init.zeros_(model[-1].weight)
     with pytest.raises(ValueError, match=r"synflow: every score is zero.*a head initialised so"):
         prune(model, "synflow", sparsity=0.5)
+
+
+def test_a_network_that_falls_apart_between_rounds_is_a_collapse_and_no_error() -> None:
+    """Ones saturate the Tanh: the layers before it score zero, and of those the later one goes in the first round."""
+    a, b, c = seeded(lambda: [nn.Linear(n, m, bias=False) for n, m in pairwise((3072, 64, 32, 10))])
+    with pytest.warns(LayerCollapseWarning, match=r"2 of 3 layers.*2\.weight, 4\.weight.*zero from round 2 of 100 on"):
+        masks = prune(nn.Sequential(a, nn.ReLU(), b, nn.Tanh(), c), "synflow", sparsity=0.9)
+    assert masks.kept == round(0.1 * masks.total)
 
 
 def test_a_negative_flow_is_a_flow_like_any_other() -> None:
