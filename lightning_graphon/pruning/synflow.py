@@ -50,8 +50,8 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             scores = trial if _all_finite(trial) else scores
             if _in_range(scores):
                 break
-    # Of masked weights it says that they fell apart in earlier rounds, which `prune` tells.
-    if not any(bool(score.any()) for score in scores.values()) and all(bool(m.all()) for m in problem.masks.values()):
+    # Zeros in later rounds say that the network fell apart, which `prune` tells.
+    if all(bool(mask.all()) for mask in problem.masks.values()) and not any(bool(s.any()) for s in scores.values()):
         raise ValueError(
             f"synflow: every score is zero, in all selected layers ({', '.join(list(scores)[:5])}): nothing flows from "
             "the inputs to the outputs, because a layer is all zero (a head initialised so), the batch is empty, or "
