@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -21,9 +22,11 @@ def sparsity_scalars(masks: Masks) -> dict[str, float]:
 
 
 def log_scalars(trainer: pl.Trainer, scalars: dict[str, float]) -> None:
-    """Send scalars to every logger at the current optimizer step."""
+    """Send scalars to every logger at the current optimizer step, and to callbacks that monitor one."""
     for logger in trainer.loggers:
         logger.log_metrics(scalars, step=trainer.global_step)
+    if trainer.world_size == 1:  # monitors run on the first process only; the others could not take the same decision
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
 
 
 def limit_scalars(scores: Mapping[str, Tensor], masks: Masks) -> dict[str, float]:

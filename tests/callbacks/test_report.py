@@ -4,11 +4,12 @@ import csv
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from toys import Classifier, Gan, loader, make_trainer, quiet
 
-from lightning_graphon.callbacks import PruneAtInit
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
 from lightning_graphon.callbacks._report import print_masks
 from lightning_graphon.callbacks.graphon_monitor import _print_table
 from lightning_graphon.graphon import layer_graphons
@@ -47,6 +48,18 @@ def test_keys_values_and_step():
     assert logged[0][1] == 0
     assert logged[0][0] == pytest.approx(expected(pruner.masks), abs=1e-6)
     assert set(logged[0][0]) == {*(f"sparsity/net.{i}.weight" for i in (0, 2, 4)), "sparsity/total"}
+
+
+def test_other_callbacks_can_monitor_what_is_logged(tmp_path):
+    stop = EarlyStopping("loss_decay/observed", stopping_threshold=1e9, check_on_train_epoch_end=True)
+    keep = ModelCheckpoint(tmp_path, monitor="loss_decay/observed", save_on_train_epoch_end=True)
+    monitors = GraphonMonitor(kernel="none", verbose=False), LossDecayMonitor(probe_size=8, every_n_steps=2)
+    trainer = make_trainer(quiet("random"), *monitors, stop, keep, enable_checkpointing=True, max_epochs=5)
+    trainer.fit(Classifier(), loader())
+    assert trainer.current_epoch == 1
+    assert keep.best_model_score == trainer.callback_metrics["loss_decay/observed"]
+    assert trainer.callback_metrics["sparsity/total"] == pytest.approx(0.9, abs=1e-3)
+    assert trainer.callback_metrics["graphon/net.0.weight/density"] < 1
 
 
 @pytest.mark.parametrize("model", [Classifier, Gan])
