@@ -49,7 +49,9 @@ class GraphonMonitor(Callback):
 
     Works with `PruneAtInit`, Lightning's `ModelPruning`, `torch.nn.utils.prune`, weights that are simply zero, and
     dense models, in any order of callbacks. Looks at the start of training, every `every_n_epochs` epochs or
-    `every_n_steps` steps, and at the end; where no mask has changed since the last look nothing is computed.
+    `every_n_steps` steps, and at the end; where no mask has changed since the last look nothing is computed. The masks
+    of a `PruneAtInit` are taken as they are; weights that something else zeroes besides are seen if `include` or
+    `exclude` is given, which makes it read the weights.
 
     Logged for every layer: `graphon/<layer>/density`, `/degree_cv` (coefficient of variation of the degrees beyond
     chance, the larger of both sides), `/c4_ratio` (t(C4) / t(K2)⁴, 1 for a random mask), `/p_value` (of the Erdős–Rényi
