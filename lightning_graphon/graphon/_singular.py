@@ -6,6 +6,7 @@ from torch import Tensor
 from lightning_graphon.graphon._channels import ChannelGraph
 
 _OVERSAMPLE, _LEAST_STEPS, _MOST_STEPS, _TOLERANCE = 8, 8, 100, 1e-10
+_LONGEST_SQUARE = 2048
 
 
 def times(graph: ChannelGraph, x: Tensor) -> Tensor:
@@ -45,3 +46,20 @@ def leading(graph: ChannelGraph, *, rank: int, floor: float = 0.0) -> tuple[Tens
         if step >= _LEAST_STEPS and not bool((residual[s[:rank] > floor] > _TOLERANCE * s[0]).any()):
             break
     return u[:, :rank], s[:rank], v[:, :rank]
+
+
+def leading_exact(graph: ChannelGraph, *, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, to rounding, also of values that are close to others, as those of noise are.
+
+    From the eigenvectors of A Aᵀ or Aᵀ A, whichever is smaller; by iteration where both sides are longer than 2048.
+    """
+    if min(graph.shape) > _LONGEST_SQUARE:
+        return leading(graph, rank=rank)
+    wide = graph.shape[0] <= graph.shape[1]
+    eye = torch.eye(min(graph.shape), dtype=torch.float64, device=graph.device)
+    square = times(graph, times_transposed(graph, eye)) if wide else times_transposed(graph, times(graph, eye))
+    short = torch.linalg.eigh(square).eigenvectors.flip(1)[:, :rank]
+    long, triangle = torch.linalg.qr(times_transposed(graph, short) if wide else times(graph, short))
+    scale = triangle.diagonal()
+    long = torch.where(scale < 0, -long, long)
+    return (short, scale.abs(), long) if wide else (long, scale.abs(), short)

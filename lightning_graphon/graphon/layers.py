@@ -53,12 +53,11 @@ def layer_graphons(
     * "degree": quantiles of in-degree, then of out-degree inside each, about √bins times √bins;
     * "energy": the same with the sums of w²·M along the row and the column in place of degrees (needs the
       model): what a forward and a backward pass feel of a neuron;
-    * "spectral": halving along the leading singular vectors of both masks (of both energies with a model), as far as
-      they rise above noise; along the sums of rows and columns where none does.
+    * "spectral": halving along the leading singular vectors of both masks (of both energies with a model).
 
     Neurons that the rule cannot tell apart share one bin: a dense mask has one bin per hidden layer.
     Measured against the network's own NTK (64-256-256-256-10 on digits, density 0.2, ReLU, energies of the
-    cells) the three rules differ by less than 0.02 in relative error, for random, magnitude, SynFlow and SNIP
+    cells) the three rules differ by at most 0.02 in relative error, for random, magnitude, SynFlow and SNIP
     masks; 4, 16 and 64 bins by less than 0.05: the simplest is the default.
 
     Without a model, a convolution with groups is recognised only in a chain, by rows that are a multiple of

@@ -4,12 +4,14 @@ Every rule maps two profiles of the neurons to a bin label. Neurons that the rul
 bin, so the labels do not depend on the order of the neurons, and bins may be fewer than asked and unequal.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from lightning_graphon.graphon._binning import quantised
 from lightning_graphon.graphon._channels import ChannelGraph
-from lightning_graphon.graphon.spectral_order import coordinates
+from lightning_graphon.graphon._singular import leading_exact, times, times_transposed
 
 POSITIONS = ("degree", "energy", "spectral")
 
@@ -48,10 +50,10 @@ def nested_quantile_labels(first: Tensor, second: Tensor, bins: int) -> Tensor:
 def spectral_labels(incoming: ChannelGraph, outgoing: ChannelGraph, owner: Tensor, bins: int) -> Tensor:
     """Label [n] by halving the neurons along leading singular vectors of their two graphs.
 
-    A neuron's coordinates are its edges in the graph that ends in it along that graph's singular vectors, and its
-    edges in the graph that leaves from it along those of that one; vectors that are no more than noise are left out.
-    The neurons are halved at the median of the direction in which they scatter most, and each half again, while
-    there are at most `bins` parts. The half farther from the origin comes first.
+    A neuron's coordinates are its edges in the graph that ends in it along that graph's first singular vectors, and its
+    edges in the graph that leaves from it along those of that one. Vectors whose value another one has too are left
+    out: they could be any in a plane. The neurons are halved at the median of their widest coordinate, and each half
+    again, while there are at most `bins` parts.
 
     Args:
         incoming: graph [n, n_before].
@@ -59,8 +61,10 @@ def spectral_labels(incoming: ChannelGraph, outgoing: ChannelGraph, owner: Tenso
         owner: neuron [m] of each column of `outgoing`.
         bins: largest number of parts.
     """
-    before, after = coordinates(incoming)[0], added_up(coordinates(outgoing)[1], owner, incoming.shape[0])
-    points = torch.cat([_of_norm(1.0, before), _of_norm(_AFTER, after)], 1)
+    before = _along(lambda x: times(incoming, x), *leading_exact(incoming, rank=_RANK + 1)[1:])
+    u, s, _ = leading_exact(outgoing, rank=_RANK + 1)
+    after = _along(lambda x: added_up(times_transposed(outgoing, x), owner, len(before)), s, u)
+    points = torch.cat([before, after.to(before)], 1)
     label = torch.zeros(len(points), dtype=torch.long, device=points.device)
     parts = 1
     while 2 * parts <= bins:
@@ -78,19 +82,25 @@ def added_up(values: Tensor, owner: Tensor, neurons: int) -> Tensor:
     return values.new_zeros(neurons, *values.shape[1:]).index_add_(0, owner.to(values.device), values)
 
 
-_AFTER = 0.93  # not 1: with small whole numbers on equal scales, neurons (1, 2) and (2, 1) are mirror images
+_RANK = 2
+_TIE = 1e-6  # relative: singular values this close are equal
 
 
-def _of_norm(norm: float, x: Tensor) -> Tensor:
-    return x * (norm / x.norm().clamp_min(1e-300))
+def _along(edges: Callable[[Tensor], Tensor], s: Tensor, vectors: Tensor) -> Tensor:
+    """Neurons' edges [n, r] along those of the first vectors that are determined, of norm 1; their sums if none is."""
+    apart = s > _TIE * s[0]
+    far = s.diff().abs() > _TIE * s[0]
+    apart[1:] &= far
+    apart[:-1] &= far
+    chosen = vectors[:, :_RANK][:, apart[:_RANK]]
+    points = edges(chosen if chosen.shape[1] else torch.ones_like(vectors[:, :1]))
+    points = points / points.norm().clamp_min(1e-300)
+    skew = (points**3).sum(0)
+    mirrored = skew.abs() <= _TIE * points.abs().pow(3).sum(0)  # its sign is chance: a symmetry exchanges both ends
+    return torch.round(torch.where(mirrored, points.abs(), points * skew.sign()), decimals=9)
 
 
 def _half(points: Tensor) -> Tensor:
-    """0 or 1 by the median along the first principal axis; equal points stay together.
-
-    The axis is turned towards the points: signs of singular vectors, and turns of those with equal values, are chance.
-    """
-    centre = points.mean(0)
-    axis = torch.linalg.eigh((points - centre).T @ (points - centre)).eigenvectors[:, -1]
-    places = torch.round((points - centre) @ axis, decimals=9)
-    return quantile_labels(places if float(axis @ centre) >= 0 else -places, 2)
+    """0 or 1 by the median of the widest coordinate, the first of equally wide ones; equal points stay together."""
+    widest = quantised(points.var(0, correction=0)).argmax()
+    return quantile_labels(points[:, widest], 2)

@@ -25,24 +25,12 @@ def spectral_parts(graph: ChannelGraph, bins: tuple[int, int]) -> tuple[Tensor, 
     parts that were separated late; of two halves the one with more edges comes first.
     """
     noise = _Noise.of(graph)
-    u, v = _above(noise, graph)
-    rows, cols = times(graph, v), times_transposed(graph, u)
-    return _parts(rows, v, noise.dispersion, bins[0]), _parts(cols, u, noise.dispersion, bins[1])
-
-
-def coordinates(graph: ChannelGraph) -> tuple[Tensor, Tensor]:
-    """Rows [out, r] and columns [in, r] along the singular vectors that are not noise; their sums where all are."""
-    u, v = _above(_Noise.of(graph), graph)
-    return times(graph, v), times_transposed(graph, u)
-
-
-def _above(noise: "_Noise", graph: ChannelGraph) -> tuple[Tensor, Tensor]:
-    """Left [out, r] and right [in, r] singular vectors above the noise; flat ones, r = 1, where none is."""
     u, s, v = leading(graph, rank=_RANK, floor=noise.edge)
     u, v = u[:, s > noise.edge], v[:, s > noise.edge]
-    if u.shape[1] == 0:  # what is left is the number of edges
+    if u.shape[1] == 0:  # all vectors are noise: what is left is the number of edges
         u, v = (x.new_full((len(x), 1), len(x) ** -0.5) for x in (u, v))
-    return u, v
+    rows, cols = times(graph, v), times_transposed(graph, u)
+    return _parts(rows, v, noise.dispersion, bins[0]), _parts(cols, u, noise.dispersion, bins[1])
 
 
 @dataclass(frozen=True)

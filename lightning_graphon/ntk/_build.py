@@ -56,11 +56,23 @@ def _with_drift(index: int, layer: Layer, g: Graphon, fan_in: int | None, fan_ou
     drift = _like(_field(g, "drift", index), layer.propagate)
     cols = _like(g.col_measure, layer.propagate)
     units = _known(fan_in, index, "propagate='drift'")
+    _check_moments(index, _like(_field(g, "energy", index), layer.propagate), drift)
     return Layer(
         layer.propagate, layer.parameter, layer.bias, layer.bias_parameter, layer.ratio, layer.row_measure,
         mean=units * drift * cols, mean_square=units * drift.square() * cols,
         bias_mean=torch.zeros_like(layer.bias), units=fan_out,
     )  # fmt: skip
+
+
+def _check_moments(index: int, energy: Tensor, drift: Tensor) -> None:
+    bad = (drift.square() > energy * (1 + 1e-5)).nonzero()  # means in float32 are off by less
+    if len(bad):
+        u, v = bad[0].tolist()
+        raise ValueError(
+            f"graphon {index}: the square of the drift {float(drift[u, v]):.4g} is larger than the energy "
+            f"{float(energy[u, v]):.4g} in cell ({u}, {v}), one of {len(bad)} such; no weights are so, since energy is "
+            "the mean of w²·M and drift that of w·M over the same cell"
+        )
 
 
 def _like(t: object, x: Tensor) -> Tensor:

@@ -70,10 +70,10 @@ def test_model_pruning_is_followed_while_it_prunes(first, tmp_path):
     assert all(float(row[f"graphon/{LAYERS[0]}/moved"]) > 0 for row in moved)
 
 
-def test_layers_pruned_again_in_training_show_what_is_left_if_weights_are_read():
+def test_layers_pruned_again_in_training_show_what_is_left_if_weights_are_read(tmp_path):
     again = ModelPruning("random_unstructured", amount=0.5, use_lottery_ticket_hypothesis=False, verbose=0)
     watch, model = monitor(include="*"), Classifier()
-    fit(pruner("random", 0.5), again, watch, model=model, max_epochs=2, logger=False)
+    fit(pruner("random", 0.5), again, watch, model=model, max_epochs=2, default_root_dir=tmp_path)
     for name in LAYERS:
         left = float((model.get_parameter(name) != 0).double().mean())
         assert 0.1 < left < 0.4

@@ -189,6 +189,11 @@ def test_messages_name_the_layer():
         graphon_ntk(x, [ONE, ONE], parameterization="standard")
     with pytest.raises(ValueError, match="graphon 0 has no energy"):
         graphon_ntk(x, [ONE, ONE], propagate="energy", widths=[64, 10])
+    impossible = [StepGraphon([[0.5] * 7], energy=[[1.0] * 6 + [0.0]], drift=[[1.0] * 7])]
+    with pytest.raises(
+        ValueError, match=r"graphon 0: the square of the drift 1 .* energy 0 in cell \(0, 6\), one of 1"
+    ):
+        graphon_ntk(x[:, :7], impossible, propagate="drift", widths=[7])
     with pytest.raises(ValueError, match="Did you mean 'energy'"):
         graphon_ntk(x, [ONE], propagate="energi")
     with pytest.raises(ValueError, match="2 activations for 1 hidden"):
