@@ -26,8 +26,11 @@ demo: $(READY)  ## prune a network with every method, train it, draw the picture
 paper: $(READY)  ## the full figures of the papers, hours
 	$(BIN)/python examples/graphon_convergence.py --paper $(ARGS)
 
+# In two processes, each of one thread; the tests of a file stay together, with what they share.
+test oldest: ARGS ?= -n 2 --dist loadfile
+
 test: $(READY)  ## the tests, doctests included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 slow: $(READY)  ## the slow science that `make test` leaves out
 	$(BIN)/python -m pytest -m slow --timeout 3600
@@ -44,7 +47,7 @@ $(OLDEST)/.ready: pyproject.toml
 
 oldest: PYTHON = python3.10
 oldest: $(OLDEST)/.ready  ## the tests with the oldest declared versions, on Python 3.10
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

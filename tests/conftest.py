@@ -61,6 +61,7 @@ def nothing_left_behind():
 def silent_lightning():
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("lightning_graphon").setLevel(logging.NOTSET)  # which an example may have silenced
     with warnings.catch_warnings():
         for text in (
             ".*smaller than the logging interval.*",
