@@ -1,28 +1,57 @@
-"""Compiled code as plain Python, for the time of an analysis."""
+"""A module as plain Python in full precision, for the time of an analysis."""
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 
 @contextmanager
-def eager() -> Iterator[None]:
-    """Modules and functions that `torch.compile` compiled run uncompiled, and nothing is compiled anew.
+def eager(model: nn.Module) -> Iterator[None]:
+    """Run `model` uncompiled, without TensorFloat-32, and by kernels that have all derivatives in every mode.
 
     Compiled graphs have no double backward and no per-sample gradients, torch.fx refuses to trace them, and each new
-    shape or mode would cost a compilation.
+    shape or mode would cost a compilation. TF32 keeps three digits, too few for a kernel's small eigenvalues, and cuDNN
+    uses it in convolutions unless told otherwise. cuDNN's recurrent layers have no backward pass in eval mode and no
+    second derivative.
 
     >>> compiled = torch.compile(torch.sin)
-    >>> with eager():
+    >>> with eager(nn.Identity()):
     ...     compiled(torch.zeros(1))
     tensor([0.])
     """
-    dynamo: Any = sys.modules.get("torch._dynamo")
-    if dynamo is None:  # nothing has been compiled in this process
+    with ExitStack() as stack:
+        dynamo: Any = sys.modules.get("torch._dynamo")
+        if dynamo is not None:  # something has been compiled in this process
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))
+        if torch.cuda.is_initialized():
+            stack.enter_context(_float32_as_it_is())
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
+            torch.backends.cudnn.enabled = False
         yield
-        return
-    with torch.compiler.set_stance("force_eager"), dynamo.config.patch(error_on_nested_fx_trace=False):
+
+
+@contextmanager
+def _float32_as_it_is() -> Iterator[None]:
+    """Products and convolutions of float32 numbers without TF32, whichever of torch's two ways it was allowed by.
+
+    The newer way, by operation, may not be asked by the older one, for all, once a user has chosen it.
+    """
+    cuda: Any = torch.backends.cuda
+    cudnn: Any = torch.backends.cudnn
+    switches: list[tuple[Any, str, Any]] = [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+    if hasattr(cuda.matmul, "fp32_precision"):  # torch 2.9
+        switches = [(part, "fp32_precision", "ieee") for part in (cuda.matmul, cudnn.conv, cudnn.rnn)]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
+    try:
+        for switch in switches:
+            setattr(*switch)
         yield
+    finally:
+        for switch in before:
+            setattr(*switch)

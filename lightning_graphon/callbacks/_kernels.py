@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_graphon.callbacks._network import Network
 from lightning_graphon.ntk import graphon_ntk_from_model
-from lightning_graphon.pruning.untouched import untouched
+from lightning_graphon.pruning.untouched import substituted, untouched
 
 _Kernel = TypeVar("_Kernel")
 
@@ -28,9 +28,8 @@ def empirical_kernel(
     """
     own = partial(compute, network.module, masks=masks, **options)
     if {p.dtype for p in network.module.parameters()} != {dtype}:
-        with untouched(network.root):
+        with untouched(network.root), substituted(network.module, _cast(network.module, dtype)):
             try:
-                network.module.to(dtype)
                 return own(_inputs(network, lambda x: x.to(dtype) if x.is_floating_point() else x))
             except (RuntimeError, TypeError):
                 pass
@@ -47,6 +46,14 @@ def graphon_kernel(network: Network, masks: Mapping[str, Tensor], propagate: str
     if isinstance(network.inputs, tuple):
         raise ValueError("training_step is not one call of one module with one tensor: it has no Graphon NTK")
     return graphon_ntk_from_model(network.module, network.inputs, masks, bins=bins, propagate=propagate)
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> dict[Tensor, Tensor]:
+    """Parameters and buffers of the module in a floating dtype."""
+    cast: dict[Tensor, Tensor] = {b: b.to(dtype) for b in module.buffers() if b.is_floating_point()}
+    for parameter in module.parameters():
+        cast[parameter] = nn.Parameter(parameter.detach().to(dtype), requires_grad=parameter.requires_grad)
+    return cast
 
 
 def _inputs(network: Network, cast: Callable[[Tensor], Tensor]) -> Tensor | tuple[Tensor, ...]:

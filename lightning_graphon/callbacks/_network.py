@@ -53,7 +53,7 @@ class Network:
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """Eval mode; the module, its gradients and the random numbers are as before afterwards."""
-        with untouched(self.root), eager():
+        with untouched(self.root), eager(self.root):
             self.root.eval()
             yield
 

@@ -145,7 +145,7 @@ class TrainingStepObjective:
         with ExitStack() as stack:
             stack.enter_context(nullcontext() if isinstance(precision, MixedPrecision) else precision.forward_context())
             stack.enter_context(_dummy_loggers(self._trainer))
-            stack.enter_context(eager())
+            stack.enter_context(eager(self._module))
             for module in self._module.modules():
                 if isinstance(module, pl.LightningModule):
                     stack.enter_context(_muted(module, self._captured))

@@ -46,14 +46,13 @@ def eval_semantics(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode, gradients on, full precision, private randomness, uncompiled; every flag is put back afterwards."""
     flags = {module: module.training for module in model.modules()}
     cuda = [device] if device.type == "cuda" else []
-    tf32, fused = torch.backends.cuda.matmul.allow_tf32, torch.backends.mha.get_fastpath_enabled()
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
         for module in flags:
             module.training = False
-        torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.mha.set_fastpath_enabled(False)  # fused attention has no per-sample gradients
         with (
-            eager(),
+            eager(model),
             torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -62,7 +61,6 @@ def eval_semantics(model: nn.Module, device: torch.device) -> Iterator[None]:
         ):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in flags.items():
             module.training = training

@@ -60,6 +60,7 @@ class Enforcer:
         self._handles: list[Any] = []
         self._grad_versions: dict[Tensor, tuple[int, tuple[int, int]]] = {}
         self._weight_versions: dict[Tensor, tuple[int, int]] = {}
+        self._unseen: set[nn.Parameter] = set()
         self._steps = 0
         self.zero_weights()
         self._note_weights()
@@ -86,11 +87,17 @@ class Enforcer:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer) -> None:
+        written = self._rewritten_gradients()
+        # To look at those on an accelerator, the host would wait for it at every step that clips or unscales. So these
+        # weights are zeroed after each step from now on, whatever momentum they may have got.
+        self._unseen.update(p for p in written if local_part(p).device.type != "cpu")
         if not self._preserves_zero(optimizer):
             self.zero_weights()
-        elif self._gradients_revived():
+        elif any(self._erasers[p].would_change(grad) for p, grad in written.items() if p not in self._unseen):
             self.zero_weights()
             self.zero_state()
+        for parameter in self._unseen:
+            self._erasers[parameter](parameter)
         self._lift_second_moments(optimizer)
         self._note_weights()
 
@@ -105,11 +112,10 @@ class Enforcer:
     def _note_weights(self) -> None:
         self._weight_versions = {parameter: _writes(parameter) for parameter in self._erasers}
 
-    def _gradients_revived(self) -> bool:
-        """Whether somebody wrote to gradients since autograd did, and did more than scale them."""
+    def _rewritten_gradients(self) -> dict[nn.Parameter, Tensor]:
+        """Gradients that somebody has written to since autograd did, if only to scale them."""
         grads = {p: p.grad for p in self._erasers if p.grad is not None}
-        written = [p for p, grad in grads.items() if self._grad_versions.get(p) != _version(grad)]
-        return any(self._erasers[p].would_change(grads[p]) for p in written)
+        return {p: grad for p, grad in grads.items() if self._grad_versions.get(p) != _version(grad)}
 
     @torch.no_grad()
     def zero_weights(self) -> None:

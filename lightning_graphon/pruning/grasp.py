@@ -1,8 +1,5 @@
 """GraSP: gradient signal preservation (Wang, Zhang, Grosse, ICLR 2020, arXiv:2002.07376, eq. 8)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -23,7 +20,7 @@ def grasp(problem: Problem, *, absolute: bool = False, temperature: float = 200.
         temperature: Divides the network's outputs (logits).
     """
     losses = problem.losses(temperature)
-    with _twice_differentiable():
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         mean = [torch.zeros_like(weight) for weight in problem.weights.values()]
         for loss in losses:
             for total, grad in zip(mean, problem.gradients(loss()), strict=True):
@@ -44,10 +41,3 @@ def _hessian_product(problem: Problem, loss: Tensor, vector: list[Tensor]) -> li
     if not inner.requires_grad:  # the loss is linear in the weights: no curvature
         return [torch.zeros_like(v) for v in vector]
     return problem.gradients(inner)
-
-
-@contextmanager
-def _twice_differentiable() -> Iterator[None]:
-    """Flash attention and cuDNN recurrent layers have no second derivative; use the kernels that do."""
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
-        yield

@@ -90,7 +90,7 @@ def _uses(model: nn.Module, inputs: Any, layers: Mapping[Any, str]) -> Counter[s
         positions = source if getattr(module, "transposed", False) else output
         uses[layers[module]] += positions.numel() // len(module.weight)
 
-    with untouched(model), eager(), torch.no_grad():  # `untouched` takes the hooks away again
+    with untouched(model), eager(model), torch.no_grad():  # `untouched` takes the hooks away again
         for module in layers:
             module.register_forward_hook(count, with_kwargs=True)
         call(model.eval(), inputs)

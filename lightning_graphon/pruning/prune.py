@@ -148,7 +148,7 @@ def compute_masks(
     masks = {n: torch.ones((), dtype=torch.bool, device=d.device).expand(d.shape) for n, d in originals.items()}
     kept: dict[str, Tensor] = {}
     dead_since = None
-    with untouched(model, plan.seed), torch.enable_grad(), eager():
+    with untouched(model, plan.seed), torch.enable_grad(), eager(model):
         for step in range(1, plan.rounds + 1):
             problem = Problem(model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average, kept)
             scores = checked_scores(method, method.score(problem, **plan.options), shapes)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon.pruning.untouched import substituted
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether `tensor` is a DTensor: a tensor of which each process may hold a part only."""
@@ -110,8 +112,9 @@ def gathered(model: nn.Module) -> Iterator[None]:
     copies = {tensor: _plain(tensor) for tensor in (*model.parameters(), *model.buffers()) if is_sharded(tensor)}
     with ExitStack() as stack:
         if copies:
+            stack.enter_context(substituted(model, copies))
             for module in model.modules():
-                _dismantle(module, copies, stack)
+                _dismantle(module, stack)
         yield
 
 
@@ -120,13 +123,8 @@ def _plain(tensor: Tensor) -> Tensor:
     return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
-def _dismantle(module: nn.Module, copies: Mapping[Tensor, Tensor], stack: ExitStack) -> None:
-    """Swap tensors, and take the hooks, the wrapped methods and the derived class away until `stack` closes."""
-    stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-    for store in stores:
-        own = {name: t for name, t in store.items() if t is not None and t in copies}
-        stack.callback(store.update, own)
-        store.update({name: copies[tensor] for name, tensor in own.items()})
+def _dismantle(module: nn.Module, stack: ExitStack) -> None:
+    """Take the hooks, the wrapped methods and the derived class away until `stack` closes."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         stack.callback(_put_back, hooks, dict(hooks), _take(hooks))
     stack.callback(module.__dict__.update, _take(module.__dict__))

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_graphon.pruning.methods import Problem, register_method
 from lightning_graphon.pruning.sole import is_sole
+from lightning_graphon.pruning.untouched import substituted
 
 # The flow grows or falls like (width · mean |w|)^depth and leaves even float64 at depth 200. It is homogeneous of
 # degree one in inputs and biases together, so a scale on both, and on the gradient, changes no ranking: flows from
@@ -73,17 +75,17 @@ def _flow_scores(
     scores: dict[str, Tensor] = {}
 
     def score(name: str, grad: Tensor) -> None:
-        weight = problem.weights[name]
-        absolute, weight.data = weight.data, originals[weight]
+        weight = linear.weights[name]
+        absolute, weight.data = weight.data, weight.new_zeros(()).expand_as(weight)
         # A use that sends no gradient, of a detached weight, may still be to come.
         scores[name] = (absolute.mul_(grad) if is_sole(absolute) else absolute * grad).abs_()
 
-    with _linearised(problem, dtype, scale, biases) as originals:
+    with _linearised(problem, dtype, scale, biases) as linear:
         flow = problem.objective.flow(batch, scale)
         if not flow.requires_grad:
             raise ValueError("synflow: the outputs do not depend on the weights to prune")
         # The gradient is scaled as well: products of large activations and large gradients stay finite.
-        problem.each_gradient(flow * scale, score)
+        linear.each_gradient(flow * scale, score)
     unused = {name: torch.zeros_like(weight) for name, weight in problem.weights.items() if name not in scores}
     return scores | unused, float(flow.detach())
 
@@ -98,36 +100,31 @@ def _all_finite(scores: Mapping[str, Tensor]) -> bool:
 
 
 @contextmanager
-def _linearised(
-    problem: Problem, dtype: torch.dtype | None, scale: float, biases: bool
-) -> Iterator[dict[nn.Parameter, Tensor]]:
+def _linearised(problem: Problem, dtype: torch.dtype | None, scale: float, biases: bool) -> Iterator[Problem]:
     """The model with |θ| of the weights kept, |buffers| and eval mode, in `dtype`; biases times `scale`.
 
-    Yields what the parameters held before, and gives it back.
+    Yields the problem of the weights that stand in the model then.
     """
     model, names = problem.model, {weight: name for name, weight in problem.weights.items()}
-    parameters = {p: p.data for p in model.parameters()}
-    buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
-    modes = [(m, m.training) for m in model.modules()]
-    additive = {p for name, p in model.named_parameters() if p.ndim == 1 and _adds(name)}
+    substitutes: dict[Tensor, Tensor] = {}
+    scored: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if parameter in names:
+            data = _weight_in_force(problem, names[parameter], dtype)
+            substitutes[parameter] = scored[names[parameter]] = nn.Parameter(data)
+        else:
+            factor = (scale if biases else 0.0) if parameter.ndim == 1 and _adds(name) else 1.0
+            data = _absolute(parameter, dtype, factor)
+            substitutes[parameter] = nn.Parameter(data, requires_grad=parameter.requires_grad)
+    for name, buffer in model.named_buffers():
+        substitutes[buffer] = _absolute(buffer, dtype, scale if name.endswith("running_mean") else 1.0)
+    modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        for parameter, data in parameters.items():
-            factor = (scale if biases else 0.0) if parameter in additive else 1.0
-            if parameter in names:
-                parameter.data = _weight_in_force(problem, names[parameter], dtype)
-            else:
-                parameter.data = _absolute(data, dtype, factor)
-        for module, name, buffer in buffers:
-            factor = scale if name == "running_mean" else 1.0
-            module._buffers[name] = _absolute(buffer, dtype, factor)
-        yield parameters
+        with substituted(model, substitutes):
+            yield replace(problem, weights={name: scored[name] for name in problem.weights})
     finally:
-        for parameter, data in parameters.items():
-            parameter.data = data
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer
-        for module, training in modes:
+        for module, training in modes.items():
             module.training = training
 
 

@@ -5,7 +5,7 @@ import random
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
@@ -43,6 +43,34 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
             saved = (parameter.data, parameter.grad, parameter.requires_grad, parameter._version)
             stack.callback(_restore_parameter, name, parameter, *saved)
             parameter.grad = None
+        yield
+
+
+@contextmanager
+def substituted(model: nn.Module, substitutes: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Inside, other tensors stand in the places of parameters and buffers.
+
+    In place of writing to `.data`: a parameter whose data take another dtype forgets what DDP has hung on its gradient,
+    and from then on each process trains for itself.
+
+    Args:
+        model: Its modules are looked through; what is tied stays tied.
+        substitutes: Parameter or buffer -> what takes its places.
+
+    >>> net = nn.Linear(2, 1)
+    >>> with substituted(net, {net.weight: nn.Parameter(net.weight.detach().double())}):
+    ...     net.weight.dtype
+    torch.float64
+    >>> net.weight.dtype
+    torch.float32
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for store in stores:
+                own = {name: tensor for name, tensor in store.items() if tensor is not None and tensor in substitutes}
+                stack.callback(store.update, own)
+                store.update({name: substitutes[tensor] for name, tensor in own.items()})
         yield
 
 

@@ -43,13 +43,13 @@ class Unequal(Callback):
             torch.rand(17)
 
 
-def fit(method, *before, model=None, sparsity=0.9, **kwargs):
+def fit(method, *before, model=None, sparsity=0.9, precision="64-true", **kwargs):
     pruner = quiet(method, sparsity, batches=2)
     probe, model = Probe(pruner), model or Classifier(seed=1)
     watch = GraphonMonitor(verbose=False, figure=False, probe_size=16, spectrum_every_n_epochs=1, raise_errors=True)
     losses = LossDecayMonitor(probe_size=8, every_n_steps=1, figure=False, verbose=False, raise_errors=True)
     trainer = make_trainer(
-        *before, watch, pruner, losses, probe, strategy="ddp", devices=2, precision="64-true", max_epochs=2, **kwargs
+        *before, watch, pruner, losses, probe, strategy="ddp", devices=2, precision=precision, max_epochs=2, **kwargs
     )
     trainer.fit(model, loader(batch_size=16), loader(32))
     sample = trainer.train_dataloader.sampler
@@ -73,6 +73,9 @@ def main(folder):
     for method in ("random", "magnitude", "snip", "grasp", "synflow"):
         found[method] = fit(method, OwnSeed(), Unequal())
     found["batch norm"] = fit("snip", OwnSeed(), model=Classifier(cnn))
+    # Scores and kernels in float64 of networks that train in float32.
+    found["synflow, float32"] = fit("synflow", OwnSeed(), precision="32-true")
+    found["batch norm, float32"] = fit("random", OwnSeed(), model=Classifier(cnn), precision="32-true")
     try:
         fit("magnitude", OtherWeight())
         found["other weight"] = "nothing was said"

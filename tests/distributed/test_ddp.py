@@ -18,7 +18,7 @@ def ranks(two_processes, tmp_path_factory):
     return two_processes("ddp_script.py", tmp_path_factory.mktemp("ddp"))
 
 
-@pytest.mark.parametrize("method", [*METHODS, "batch norm"])
+@pytest.mark.parametrize("method", [*METHODS, "batch norm", "synflow, float32", "batch norm, float32"])
 def test_masks_and_weights_are_the_same_on_both_ranks(ranks, method):
     a, b = (rank[method] for rank in ranks)
     assert a["random"] != b["random"], "the ranks must draw different random numbers for this test to say anything"
