@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper test slow oldest lint format docs bench clean
+.PHONY: help demo paper test slow oldest lint format docs bench gpu clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -65,6 +65,13 @@ docs: $(READY)  ## the pages and the modules as HTML, in build/docs; warnings ar
 
 bench: $(READY)  ## side-by-side timings, printed as ratios
 	$(BIN)/python benchmarks/run.py
+
+# Nothing is installed: machines with a GPU often come with an interpreter of their own, and without a network.
+gpu:  ## tests and timings on a CUDA device, ten minutes at most; PYTHON=... has torch, lightning and the rest
+	status=0; export PYTHONPATH=.; \
+	$(PYTHON) -m pytest -o addopts="--strict-markers --import-mode=importlib" -q -m gpu tests/gpu $(ARGS) || status=1; \
+	$(PYTHON) benchmarks/gpu.py || status=1; \
+	exit $$status
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) $(OLDEST) build runs

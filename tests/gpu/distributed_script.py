@@ -5,6 +5,9 @@ import warnings
 from pathlib import Path
 
 import torch
+
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("callbacks", "distributed")]
+
 from leaving import leave
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from toys import Classifier, loader, make_trainer, quiet

@@ -19,8 +19,7 @@ def started(folder, backend, world, wrapper, device):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     root = HERE.parents[1]
-    roots = (root, root / "tests" / "callbacks", root / "tests" / "distributed")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots)), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK="0")
     command = [
         sys.executable,

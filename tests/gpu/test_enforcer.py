@@ -115,12 +115,18 @@ def test_optimizer_inside_a_cuda_graph(device):
         assert worst(net, masks) == 0.0
 
 
+@pytest.fixture
+def one_compiling_process():
+    """A pool of them would outlive the test."""
+    with torch._inductor.config.patch(compile_threads=1):
+        yield
+
+
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw, fused"])
-def test_compiled_networks_train_as_eager_ones(mode, optimizer, device, monkeypatch):
+def test_compiled_networks_train_as_eager_ones(mode, optimizer, device, one_compiling_process):
     """Inductor alone, and with CUDA graphs, whose gradients live in memory of their own."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # a pool would outlive the test
     net = network(device)
     twin, batch, curves = copy.deepcopy(net), digits_like(device), []
     masks = prune(net, "snip", sparsity=0.9, batches=[batch])
