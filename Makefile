@@ -69,7 +69,8 @@ bench: $(READY)  ## side-by-side timings, printed as ratios
 # Nothing is installed: machines with a GPU often come with an interpreter of their own, and without a network.
 gpu:  ## tests and timings on a CUDA device, ten minutes at most; PYTHON=... has torch, lightning and the rest
 	status=0; export PYTHONPATH=.; \
-	$(PYTHON) -m pytest -o addopts="--strict-markers --import-mode=importlib" -q -m gpu tests/gpu $(ARGS) || status=1; \
+	$(PYTHON) -m pytest -o addopts="--strict-markers --import-mode=importlib" -q -m gpu tests/gpu \
+		$$($(PYTHON) -c "import xdist; print('-n 6')" 2>/dev/null) $(ARGS) || status=1; \
 	$(PYTHON) benchmarks/gpu.py || status=1; \
 	exit $$status
 

@@ -26,7 +26,7 @@ def layer_gram(left: Factors, right: Factors, weight: Tensor | None, mode: str, 
     """
     simple = left.units.shape[2] == 1 and left.units.shape[3] == 1 and left.inputs.shape[1] == 1
     if simple:
-        return _one_position(left, right, None if weight is None else weight[0], mode)
+        return _one_position(left, right, None if weight is None else weight[0], mode, budget)
     if weight is None and mode == "samples" and _own_positions_are_cheaper(left):
         return _own_position_gram(left, budget)
     if weight is None and mode == "mean" and _positions_are_cheaper(left, right):
@@ -56,7 +56,7 @@ def squared_norm(sides: Factors, weight: Tensor | None, budget: int) -> float:
     return sum(float((a * b).sum()) for a, b in _jacobian_blocks(sides, sides, weight, budget))
 
 
-def _one_position(left: Factors, right: Factors, weight: Tensor | None, mode: str) -> Tensor:
+def _one_position(left: Factors, right: Factors, weight: Tensor | None, mode: str, budget: int) -> Tensor:
     """One position, one group: H [N, cols], G [N, C, rows]."""
     H, G = left.inputs[:, 0, 0, 0], left.units[:, :, 0, 0]
     if mode == "samples":
@@ -64,7 +64,7 @@ def _one_position(left: Factors, right: Factors, weight: Tensor | None, mode: st
         return contract(G * size[:, None], G, mode)
     H2, G2 = (H, G) if left is right else (right.inputs[:, 0, 0, 0], right.units[:, :, 0, 0])
     if mode == "mean":
-        return (H @ H2.T) * contract(G, G2, mode) if weight is None else row_gram(H, G, H2, G2, weight)
+        return (H @ H2.T) * contract(G, G2, mode) if weight is None else row_gram(H, G, H2, G2, weight, budget)
     if weight is None:
         gram, base = contract(G, G2, mode), H @ H2.T
         return gram * (base[:, None, :, None] if mode == "full" else base)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_UNITS = 32  # a block
-_TILE = 128  # samples along a tile's edge
+# Units in a block and samples along a tile's edge: on a CPU what its cache holds, elsewhere what fills the device.
+_ON_CPU, _ELSEWHERE = (32, 128), (128, 512)
 
 
 @dataclass
@@ -27,7 +27,7 @@ class _Buffers:
     signal: Tensor
 
 
-def row_gram(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, weight: Tensor) -> Tensor:
+def row_gram(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, weight: Tensor, budget: int = 1 << 28) -> Tensor:
     """Σ_ij P_ij (Σ_k G_ni G'_mi) H_nj H'_mj for all pairs n, m.
 
     Args:
@@ -36,6 +36,7 @@ def row_gram(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, weight: Tensor) -> Te
         H2: [M, cols]; the same object as H where the result is symmetric.
         G2: [M, K, rows].
         weight: P [rows, cols]; zeros cost nothing.
+        budget: bytes for blocks, off the CPU.
 
     Returns:
         [N, M].
@@ -50,11 +51,11 @@ def row_gram(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, weight: Tensor) -> Te
     if binary and 2 * int(torch.count_nonzero(kept)) > kept.numel():
         signals = G.flatten(1) @ G2.flatten(1).T
         dense = (H @ H2.T) * signals
-        return dense - _sparse(H, G, H2, G2, ~kept, None)
-    return _sparse(H, G, H2, G2, kept, None if binary else weight)
+        return dense - _sparse(H, G, H2, G2, ~kept, None, budget)
+    return _sparse(H, G, H2, G2, kept, None if binary else weight, budget)
 
 
-def _sparse(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, kept: Tensor, weight: Tensor | None) -> Tensor:
+def _sparse(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, kept: Tensor, weight: Tensor | None, budget: int) -> Tensor:
     out = H.new_zeros(len(H), len(H2))
     rows, cols = kept.nonzero(as_tuple=True)
     degree = torch.bincount(rows, minlength=len(kept))
@@ -69,14 +70,24 @@ def _sparse(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, kept: Tensor, weight: 
     signals2 = signals if symmetric else G2.permute(2, 0, 1).contiguous()
     padded = None if weight is None else torch.cat([weight, weight.new_zeros(len(weight), 1)], 1)
     buffers = _Buffers(*(H.new_empty(0) for _ in range(4)))
-    for start in range(0, len(order), _UNITS):
-        units = order[start : start + _UNITS]
-        index = columns[units, : int(degree[units[0]])]
+    widest = degree[order].tolist()
+    step, edge = _ON_CPU if H.device.type == "cpu" else _blocking(len(H) + len(H2), widest[0], H.element_size(), budget)
+    for start in range(0, len(order), step):
+        units = order[start : start + step]
+        index = columns[units, : widest[start]]
         scale = None if padded is None else padded[units[:, None], index]
-        _block(out, left, right, signals[units], signals2[units], index, scale, symmetric, buffers)
+        _block(out, left, right, signals[units], signals2[units], index, scale, symmetric, buffers, edge)
     if symmetric:
         out = torch.tril(out) + torch.tril(out, -1).T
     return out
+
+
+def _blocking(samples: int, width: int, itemsize: int, budget: int) -> tuple[int, int]:
+    """Units and edge whose gathered inputs and two tiles fit `budget` bytes."""
+    units, edge = _ELSEWHERE
+    while units > 1 and units * itemsize * (width * samples + 2 * edge**2) > budget:
+        units //= 2
+    return units, edge
 
 
 def _columns(rows: Tensor, cols: Tensor, degree: Tensor, padding: int) -> Tensor:
@@ -97,20 +108,20 @@ def _padded_transpose(H: Tensor) -> Tensor:
 
 def _block(
     out: Tensor, left: Tensor, right: Tensor, G: Tensor, G2: Tensor, index: Tensor, scale: Tensor | None,
-    symmetric: bool, buffers: _Buffers,
+    symmetric: bool, buffers: _Buffers, edge: int,
 ) -> None:  # fmt: skip
     """Add one block of units to `out`, tile by tile; the upper triangle is skipped when symmetric."""
     A = _gather(left, index, buffers, "left")
     B = A if symmetric else _gather(right, index, buffers, "right")
     W = B if scale is None else B * scale[:, :, None]
-    for i in range(0, out.shape[0], _TILE):
-        a, g = A[:, :, i : i + _TILE].mT, G[:, i : i + _TILE]
-        for j in range(0, min(i + 1, out.shape[1]) if symmetric else out.shape[1], _TILE):
-            b, g2 = W[:, :, j : j + _TILE], G2[:, j : j + _TILE].mT
+    for i in range(0, out.shape[0], edge):
+        a, g = A[:, :, i : i + edge].mT, G[:, i : i + edge]
+        for j in range(0, min(i + 1, out.shape[1]) if symmetric else out.shape[1], edge):
+            b, g2 = W[:, :, j : j + edge], G2[:, j : j + edge].mT
             shape = (len(index), a.shape[1], b.shape[2])
             gram = torch.bmm(a, b, out=_view(buffers, "gram", shape))
             signal = torch.bmm(g, g2, out=_view(buffers, "signal", shape))
-            out[i : i + _TILE, j : j + _TILE] += gram.mul_(signal).sum(0)
+            out[i : i + edge, j : j + edge] += gram.mul_(signal).sum(0)
 
 
 def _gather(source: Tensor, index: Tensor, buffers: _Buffers, name: str) -> Tensor:

@@ -1,8 +1,9 @@
 """Keep pruned weights at zero while any optimizer trains the others."""
 
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ _ZERO_PRESERVING = {
 # square root of an exact zero than for that of another number.
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 _EVERY, _FADED = 64, 1e-12  # second moments fade: at least by half in 64 steps where beta2 is 0.99
+Version: TypeAlias = int | tuple[int, int]
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -58,13 +60,16 @@ class Enforcer:
         self._by_name = {name: self._erasers[parameter] for name, (parameter, _) in zip(masks, pairs, strict=True)}
         self._optimizers = optimizers
         self._handles: list[Any] = []
-        self._grad_versions: dict[Tensor, tuple[int, tuple[int, int]]] = {}
-        self._weight_versions: dict[Tensor, tuple[int, int]] = {}
+        self._grad_versions: dict[nn.Parameter, tuple[int, Version]] = {}
+        self._weight_versions: dict[nn.Parameter, Version] = {}
+        # Asked for several times at every step, and so decided once.
+        self._version = _version if any(map(is_sharded, self._erasers)) else attrgetter("_version")
         self._unseen: set[nn.Parameter] = set()
+        self._tiny = max((torch.finfo(parameter.dtype).tiny for parameter in self._erasers), default=0.0)
         self._steps = 0
         self.zero_weights()
-        self._note_weights()
         for parameter, eraser in self._erasers.items():
+            self._weight_versions[parameter] = self._version(parameter)
             self._handles.append(parameter.register_post_accumulate_grad_hook(self._on_grad(eraser)))
         for optimizer in optimizers:
             self._attach(optimizer)
@@ -74,14 +79,17 @@ class Enforcer:
         self._handles.append(optimizer.register_step_post_hook(lambda opt, args, kwargs: self._after_step(opt)))
         self.zero_state()
 
-    def _on_grad(self, erase: "_Eraser") -> Callable[[Tensor], None]:
-        def hook(parameter: Tensor) -> None:
-            if parameter.grad is not None:
-                erase(parameter.grad)
-                self._grad_versions[parameter] = _version(parameter.grad)
-            if _writes(parameter) != self._weight_versions[parameter]:  # written to since the last step
+    def _on_grad(self, erase: "_Eraser") -> Callable[[nn.Parameter], None]:
+        version = self._version
+
+        def hook(parameter: nn.Parameter) -> None:
+            grad = parameter.grad
+            if grad is not None:
+                erase(grad)
+                self._grad_versions[parameter] = id(grad), version(grad)
+            if version(parameter) != self._weight_versions[parameter]:  # written to since the last step
                 erase(parameter.data)
-                self._weight_versions[parameter] = _writes(parameter)
+                self._weight_versions[parameter] = version(parameter)
 
         return hook
 
@@ -99,23 +107,19 @@ class Enforcer:
         for parameter in self._unseen:
             self._erasers[parameter](parameter)
         self._lift_second_moments(optimizer)
-        self._note_weights()
+        for parameter in self._erasers:
+            self._weight_versions[parameter] = self._version(parameter)
 
     def _preserves_zero(self, optimizer: Optimizer) -> bool:
         # Without eps, or with one that is nothing in float16, an update of a pruned weight is 0 / 0.
-        dtypes = {parameter.dtype for parameter in self._erasers}
-        tiny = max((torch.finfo(dtype).tiny for dtype in dtypes), default=0.0)
-        return type(optimizer) in _ZERO_PRESERVING and all(
-            group.get("eps", 1) >= tiny for group in optimizer.param_groups
-        )
-
-    def _note_weights(self) -> None:
-        self._weight_versions = {parameter: _writes(parameter) for parameter in self._erasers}
+        groups = optimizer.param_groups
+        return type(optimizer) in _ZERO_PRESERVING and all(group.get("eps", 1) >= self._tiny for group in groups)
 
     def _rewritten_gradients(self) -> dict[nn.Parameter, Tensor]:
         """Gradients that somebody has written to since autograd did, if only to scale them."""
-        grads = {p: p.grad for p in self._erasers if p.grad is not None}
-        return {p: grad for p, grad in grads.items() if self._grad_versions.get(p) != _version(grad)}
+        known = self._grad_versions
+        grads = [(p, p.grad) for p in self._erasers if p.grad is not None]
+        return {p: grad for p, grad in grads if known.get(p) != (id(grad), self._version(grad))}
 
     @torch.no_grad()
     def zero_weights(self) -> None:
@@ -179,8 +183,14 @@ class _Eraser:
         self._pruned: list[list[int]] | None = None  # one pruned entry, if there is any
         self._cache: dict[Any, Tensor] = {}
 
-    @torch.no_grad()
     def __call__(self, tensor: Tensor) -> None:
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                self._erase(tensor)
+        else:  # in a backward pass, where every microsecond is one of each step
+            self._erase(tensor)
+
+    def _erase(self, tensor: Tensor) -> None:
         here = local_part(tensor)
         integer = _INTEGERS.get(here.element_size()) if here.device.type == "cpu" else None
         if integer is None or here.is_complex():
@@ -212,14 +222,9 @@ class _Eraser:
         return self._cache[key]
 
 
-def _writes(tensor: Tensor) -> tuple[int, int]:
+def _version(tensor: Tensor) -> Version:
     """Changes whenever a tensor, or the part of it that this process holds, is written to."""
-    return tensor._version, local_part(tensor)._version
-
-
-def _version(grad: Tensor) -> tuple[int, tuple[int, int]]:
-    """Changes whenever a gradient is replaced or written to."""
-    return id(grad), _writes(grad)
+    return (tensor._version, local_part(tensor)._version) if is_sharded(tensor) else tensor._version
 
 
 def zero_fraction(model: nn.Module, masks: Mapping[str, Tensor]) -> float:

@@ -14,7 +14,9 @@ from lightning_graphon.pruning.on_cpu import count, descending, exceeds, largest
 # is not.
 _SAMPLE = 1 << 14
 _SAMPLE_ON_CPU = 1 << 17
-_CHUNK = 1 << 20
+# Scores looked at together: temporary tensors stay small on a CPU, and launches few elsewhere.
+_CHUNK = 1 << 24
+_CHUNK_ON_CPU = 1 << 20
 
 
 def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
@@ -74,8 +76,8 @@ class _Split:
         masks, inside, places = {}, [], []
         for name, score in scores.items():
             masks[name] = torch.empty(score.shape, dtype=torch.bool, device=score.device)
-            flags = masks[name].view(-1).split(_CHUNK)
-            for part, higher in zip(score.reshape(-1).split(_CHUNK), flags, strict=True):
+            chunk = _CHUNK_ON_CPU if score.device.type == "cpu" else _CHUNK
+            for part, higher in zip(score.reshape(-1).split(chunk), masks[name].view(-1).split(chunk), strict=True):
                 part = part.to(dtype)
                 exceeds(part, upper, out=higher)
                 between = positions(exceeds(part, lower) ^ higher)

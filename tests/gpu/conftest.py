@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def device():
-    return torch.device(DEVICE)
+    return torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device(DEVICE)
 
 
 @pytest.fixture(autouse=True)

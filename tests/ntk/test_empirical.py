@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from ntk_oracles import jacobian_kernel, relative
 from torch import nn
 
+from lightning_graphon.ntk import _rowgram as rowgram
 from lightning_graphon.ntk import empirical_ntk, kronecker_ntk, ntk_layer_shares
 from lightning_graphon.ntk._capture import make_plan
 from lightning_graphon.ntk._functional import eval_semantics, functional_model
@@ -344,6 +345,18 @@ def test_row_gram(density, symmetric):
     for P in ((torch.rand(50, 40) < density).double(), (torch.rand(50, 40) < density) * torch.randn(50, 40).double()):
         truth = torch.einsum("ij,nki,mki,nj,mj->nm", P, G, G2, H, H2)
         torch.testing.assert_close(row_gram(H, G, H2, G2, P), truth, rtol=1e-10, atol=1e-9)
+
+
+def test_row_gram_in_blocks_of_other_devices(monkeypatch):
+    """Blocks that fill a GPU within the bytes it may use; the numbers are the same."""
+    P, H, G = (torch.rand(50, 40) < 0.3).double(), torch.randn(150, 40).double(), torch.randn(150, 3, 50).double()
+    expected = row_gram(H, G, H, G, P)
+    for budget in (1, 1 << 20, 1 << 28):
+        units, edge = rowgram._blocking(300, 20, 8, budget)
+        assert 8 * units * (20 * 300 + 2 * edge**2) <= budget or units == 1
+        monkeypatch.setattr(rowgram, "_ON_CPU", (units, edge))
+        torch.testing.assert_close(row_gram(H, G, H, G, P), expected, rtol=1e-12, atol=1e-12)
+    assert (units, edge) == (32, 512)
 
 
 def test_messages():
