@@ -122,7 +122,13 @@ def networks(sizes: Sizes) -> dict[str, tuple[Callable[[], nn.Module], Callable[
     from torchvision.models import resnet18, resnet50, vit_b_16
 
     pictures = (64, 3, 224, 224) if sizes.full else (2, 3, 32, 32)
-    chosen = {"ResNet-50": resnet50, "ViT-B/16": vit_b_16} if sizes.full else {"ResNet-18": resnet18}
+
+    def vit() -> nn.Module:
+        net = vit_b_16()
+        nn.init.normal_(net.heads.head.weight, std=0.02)  # zeros by default: no gradient reaches the other layers
+        return net
+
+    chosen = {"ResNet-50": resnet50, "ViT-B/16": vit} if sizes.full else {"ResNet-18": resnet18}
     found: dict[str, Any] = {
         f"MLP 784-{sizes.width}x4-10": (lambda: mlp(sizes.width), lambda: torch.randn(256, 784), F.cross_entropy)
     }
@@ -157,7 +163,7 @@ def time_pruning(device: torch.device, sizes: Sizes) -> None:
             except torch.OutOfMemoryError:
                 row = "out of memory | "
             except ValueError as error:
-                row = f"{str(error).split(':')[0]} | "
+                row = f"{error} | "
             if rounds != 100 and "synflow" in method:
                 method = f"{method}, {rounds} rounds"
             print(f"| {name} | {count / 1e6:.1f} | {method} | {row} |", flush=True)

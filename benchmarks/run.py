@@ -1,4 +1,4 @@
-"""Run every benchmark of this folder in turn, each in a process of its own; results are printed as markdown."""
+"""Run every benchmark of this folder but `gpu.py` in turn, each in a process of its own; results are printed as markdown."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 def main() -> None:
     here = Path(__file__).parent
     for script in sorted(here.glob("[!_]*.py")):
-        if script.name != "run.py":
+        if script.stem not in ("run", "gpu"):
             subprocess.run([sys.executable, str(script)], check=True)
 
 

@@ -52,6 +52,11 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             scores = trial if _all_finite(trial) else scores
             if _in_range(scores):
                 break
+    if not double and not _all_finite(scores):
+        raise ValueError(
+            f"synflow: the flow leaves the range of {next(iter(scores.values())).dtype}, as in deep networks it does: "
+            "score in float64 (options={'double': True}, the default), or with layers that normalise"
+        )
     # Zeros in later rounds say that the network fell apart, which `prune` tells.
     if all(bool(mask.all()) for mask in problem.masks.values()) and not any(bool(s.any()) for s in scores.values()):
         raise ValueError(
