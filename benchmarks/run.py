@@ -1,4 +1,4 @@
-"""Run every benchmark of this folder but `gpu.py` in turn, each in a process of its own; results are printed as markdown."""
+"""Run every benchmark of this folder but `gpu.py`, each in a process of its own; results are printed as markdown."""
 
 import subprocess
 import sys
