@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from lightning_graphon._eager import eager
 from lightning_graphon.callbacks._watch import Watch
 from lightning_graphon.pruning.objective import call as call_network
-from lightning_graphon.pruning.objective import guess_inputs, is_float, ones_like_sample, total
+from lightning_graphon.pruning.objective import flat_outputs, guess_inputs, is_float, ones_like_sample
 from lightning_graphon.pruning.untouched import untouched
 
 ModuleLoss = Callable[[pl.LightningModule, Any], Tensor]
@@ -67,17 +67,17 @@ class TrainingStepObjective:
         cooled = self._final[id(batch)][1] if temperature != 1.0 else frozenset()
         return self._run(batch, temperature=temperature, cooled=cooled)[0]
 
-    def flow(self, batch: Any, scale: float = 1.0) -> Tensor:
-        """Sum of the network's outputs when `training_step` runs with ones times `scale` in place of the data."""
+    def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
+        """The network's outputs [K] when `training_step` runs with ones times `scale` in place of the data."""
         dtype = next(p.dtype for p in self._module.parameters())
         batch = tree_map(lambda x: x.to(dtype) if is_float(x) else x, batch)
         if batch is not None and self._module.example_input_array is None:
             watch = self._run(batch, ones=scale)[1]
             if watch.outputs:
-                return total([watch.outputs[call] for call in watch.final_calls()])
+                return flat_outputs([watch.outputs[call] for call in watch.final_calls()])
         inputs = ones_like_sample(guess_inputs(self._module), self._module, scale)
         with self._silenced():
-            return total(call_network(self._module, inputs))
+            return flat_outputs(call_network(self._module, inputs))
 
     def watched(
         self, batch: Any, replace: Mapping[int, Tensor] | None = None, among: Sequence[nn.Module] | None = None

@@ -1,4 +1,4 @@
-"""What a saliency method may ask of a network: its loss on a batch, and its flow on an input of ones."""
+"""What a saliency method may ask of a network: its loss on a batch, and its outputs on an input of ones."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -17,8 +17,8 @@ class Objective(Protocol):
     def loss(self, batch: Any, temperature: float = 1.0) -> Tensor:
         """Scalar loss of one batch, the network's outputs divided by `temperature` first."""
 
-    def flow(self, batch: Any, scale: float = 1.0) -> Tensor:
-        """Sum of the outputs for one input of ones times `scale`, shaped like those of `batch`."""
+    def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
+        """All outputs [K] for one input of ones times `scale`, shaped like those of `batch`."""
 
 
 class SupervisedObjective:
@@ -39,10 +39,10 @@ class SupervisedObjective:
         outputs = call(self.model, inputs)
         return self.loss_fn(cool(outputs, temperature), targets)
 
-    def flow(self, batch: Any, scale: float = 1.0) -> Tensor:
-        """Sum of all outputs for one sample of ones times `scale`."""
+    def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
+        """All outputs [K] for one sample of ones times `scale`."""
         inputs = guess_inputs(self.model) if batch is None else split_batch(batch)[0]
-        return total(call(self.model, ones_like_sample(inputs, self.model, scale)))
+        return flat_outputs(call(self.model, ones_like_sample(inputs, self.model, scale)))
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
@@ -71,16 +71,16 @@ def cool(outputs: Any, temperature: float) -> Any:
     return tree_map(lambda x: x / temperature if is_float(x) else x, outputs)
 
 
-def total(outputs: Any) -> Tensor:
-    """Sum of every floating-point tensor in `outputs`.
+def flat_outputs(outputs: Any) -> Tensor:
+    """The numbers [K] of every floating-point tensor in `outputs`.
 
     Raises:
         ValueError: There is none.
     """
-    leaves = [leaf.sum() for leaf in tree_leaves(outputs) if is_float(leaf)]
+    leaves = [leaf.flatten() for leaf in tree_leaves(outputs) if is_float(leaf)]
     if not leaves:
         raise ValueError(f"the model returned no floating-point tensor but {type(outputs).__name__}")
-    return torch.stack(leaves).sum()
+    return torch.cat(leaves)
 
 
 def ones_like_sample(inputs: Any, model: nn.Module, scale: float = 1.0) -> Any:

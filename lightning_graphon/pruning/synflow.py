@@ -1,10 +1,11 @@
 """SynFlow: iterative synaptic flow (Tanaka, Kunin, Yamins, Ganguli, NeurIPS 2020, arXiv:2006.05467, eq. 3)."""
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +46,12 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             raise
         warnings.warn(f"synflow scores in the model's own precision, since it fails in float64: {error}", stacklevel=2)
         return synflow(problem, biases=biases, double=False)
-    # A flow may be negative, or nothing, where scores are well: of log-probabilities, of a last layer of zeros.
-    if double and not (_SMALL < abs(flow) < 1 / _SMALL or _in_range(scores)):
+    # Outputs may be negative, or nothing, where scores are well: log-probabilities, a last layer of zeros.
+    if double and not (_SMALL < abs(flow.total) < 1 / _SMALL or _in_range(scores)):
         for scale in _UP if _all_finite(scores) else _DOWN:
-            trial, _ = _flow_scores(problem, batch, dtype, scale, biases)
-            scores = trial if _all_finite(trial) else scores
+            trial, other = _flow_scores(problem, batch, dtype, scale, biases)
+            if _all_finite(trial):
+                scores, flow = trial, other
             if _in_range(scores):
                 break
     if not double and not _all_finite(scores):
@@ -58,20 +60,28 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             "score in float64 (options={'double': True}, the default), or with layers that normalise"
         )
     # Zeros in later rounds say that the network fell apart, which `prune` tells.
-    if all(bool(mask.all()) for mask in problem.masks.values()) and not any(bool(s.any()) for s in scores.values()):
+    if all(bool(mask.all()) for mask in problem.masks.values()) and _is_rounding(scores, flow):
         raise ValueError(
-            f"synflow: every score is zero, in all selected layers ({', '.join(list(scores)[:5])}): nothing flows from "
-            "the inputs to the outputs, because a layer is all zero (a head initialised so), the batch is empty, or "
-            "the outputs have a constant sum (a softmax)"
+            f"synflow: every score is zero to rounding, in all selected layers ({', '.join(list(scores)[:5])}): "
+            "nothing flows from the inputs to the outputs, because a layer is all zero (a head initialised so), the batch is "
+            "empty, or the outputs have a constant sum (a softmax)"
         )
     # The next round's |θ| takes the memory of these scores, unless somebody else still holds them then.
     problem.kept.update({name: score.detach() for name, score in scores.items()})
     return {name: problem.average(scores.pop(name)) for name in problem.weights}
 
 
+class _Flow(NamedTuple):
+    """Sums of the outputs and of their absolute values; what both, and each gradient, were scaled by."""
+
+    total: float
+    magnitude: float
+    scale: float
+
+
 def _flow_scores(
     problem: Problem, batch: Any, dtype: torch.dtype | None, scale: float, biases: bool
-) -> tuple[dict[str, Tensor], float]:
+) -> tuple[dict[str, Tensor], _Flow]:
     """Scores with inputs, biases and gradient scaled, and the flow.
 
     A weight's gradient is complete when all of its uses have had their backward pass, so the memory of |θ| then takes
@@ -86,13 +96,26 @@ def _flow_scores(
         scores[name] = (absolute.mul_(grad) if is_sole(absolute) else absolute * grad).abs_()
 
     with _linearised(problem, dtype, scale, biases) as linear:
-        flow = problem.objective.flow(batch, scale)
+        outputs = problem.objective.outputs_of_ones(batch, scale)
+        flow = outputs.sum()
         if not flow.requires_grad:
             raise ValueError("synflow: the outputs do not depend on the weights to prune")
         # The gradient is scaled as well: products of large activations and large gradients stay finite.
         linear.each_gradient(flow * scale, score)
     unused = {name: torch.zeros_like(weight) for name, weight in problem.weights.items() if name not in scores}
-    return scores | unused, float(flow.detach())
+    return scores | unused, _Flow(float(flow.detach()), float(outputs.detach().abs().sum()), scale)
+
+
+def _is_rounding(scores: Mapping[str, Tensor], flow: _Flow) -> bool:
+    """Whether the scores are what rounding leaves of a flow that does not depend on the weights.
+
+    Where it does, the scores of a layer sum to about the outputs: exactly so without biases, for ReLU. Which zeros
+    rounding misses depends on the processor.
+    """
+    total = sum(float(score.sum()) for score in scores.values())
+    # A quarter of the digits for what sums and layer norms amplify.
+    share = torch.finfo(next(iter(scores.values())).dtype).eps ** 0.75
+    return total <= share * flow.scale * flow.magnitude < math.inf
 
 
 def _in_range(scores: Mapping[str, Tensor]) -> bool:

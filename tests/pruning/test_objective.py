@@ -8,10 +8,10 @@ from lightning_graphon.pruning import prune
 from lightning_graphon.pruning.objective import (
     SupervisedObjective,
     cool,
+    flat_outputs,
     guess_inputs,
     ones_like_sample,
     split_batch,
-    total,
 )
 from tests.cases import CASES, mlp, seeded
 
@@ -46,7 +46,7 @@ def test_loss_is_cross_entropy_of_the_outputs_over_the_temperature() -> None:
 
 def test_flow_is_the_sum_of_outputs_on_one_sample_of_ones() -> None:
     net = seeded(mlp)
-    flow = SupervisedObjective(net).flow((torch.randn(5, 8), None), scale=3.0)
+    flow = SupervisedObjective(net).outputs_of_ones((torch.randn(5, 8), None), scale=3.0).sum()
     assert torch.equal(flow, net(torch.full((1, 8), 3.0)).sum())
 
 
@@ -85,9 +85,9 @@ def test_helpers_look_into_nested_outputs() -> None:
     cooled = cool(outputs, 2.0)
     assert cooled["logits"].tolist() == [1.0, 2.0]
     assert cooled["aux"][1].tolist() == [3]
-    assert total(outputs).item() == 12.0
+    assert flat_outputs(outputs).sum().item() == 12.0
     with pytest.raises(ValueError, match="no floating-point tensor but list"):
-        total([torch.tensor([1])])
+        flat_outputs([torch.tensor([1])])
 
 
 def test_samples_of_ones_keep_tokens_and_take_the_models_precision() -> None:

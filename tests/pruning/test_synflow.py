@@ -220,10 +220,29 @@ def test_an_empty_batch_has_a_shape_too() -> None:
     assert empty == full
 
 
+@pytest.mark.parametrize("last", [nn.Softmax(-1), nn.LayerNorm(4)], ids=["softmax", "layer norm"])
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("seed", range(8))
+def test_outputs_of_constant_sum_are_an_error_whatever_rounding_leaves_them(
+    seed: int, double: bool, last: nn.Module
+) -> None:
+    """Their scores are zeros on some processors and rounding noise on others."""
+    model = nn.Sequential(*seeded(lambda: mlp(width=24 + seed), seed), last)
+    with pytest.raises(ValueError, match=r"synflow: every score is zero to rounding.*constant sum"):
+        prune(model, "synflow", sparsity=0.5, options={"double": double})
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_little_flow_is_a_flow(double: bool) -> None:
+    """A hundred thousandth of the outputs is the weights', the rest a bias: the ranking is that without the bias."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)))
+    expected = prune(model, "synflow", sparsity=0.5, steps=1)
+    nn.init.constant_(model[-1].bias, 1e5)
+    assert prune(model, "synflow", sparsity=0.5, steps=1, options={"double": double}) == expected
+
+
 def test_a_network_that_nothing_flows_through_is_an_error() -> None:
     model = seeded(mlp)
-    with pytest.raises(ValueError, match=r"synflow: every score is zero.*constant sum"):
-        prune(nn.Sequential(*model, nn.Softmax(-1)), "synflow", sparsity=0.5)
     nn.init.zeros_(model[-1].weight)
     with pytest.raises(ValueError, match=r"synflow: every score is zero.*a head initialised so"):
         prune(model, "synflow", sparsity=0.5)
