@@ -63,8 +63,8 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
     if all(bool(mask.all()) for mask in problem.masks.values()) and _is_rounding(scores, flow):
         raise ValueError(
             f"synflow: every score is zero to rounding, in all selected layers ({', '.join(list(scores)[:5])}): "
-            "nothing flows from the inputs to the outputs, because a layer is all zero (a head initialised so), the batch is "
-            "empty, or the outputs have a constant sum (a softmax)"
+            "nothing flows from the inputs to the outputs, because a layer is all zero (a head initialised so), the "
+            "batch is empty, or the outputs have a constant sum (a softmax)"
         )
     # The next round's |θ| takes the memory of these scores, unless somebody else still holds them then.
     problem.kept.update({name: score.detach() for name, score in scores.items()})

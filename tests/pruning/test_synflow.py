@@ -223,9 +223,7 @@ def test_an_empty_batch_has_a_shape_too() -> None:
 @pytest.mark.parametrize("last", [nn.Softmax(-1), nn.LayerNorm(4)], ids=["softmax", "layer norm"])
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("seed", range(8))
-def test_outputs_of_constant_sum_are_an_error_whatever_rounding_leaves_them(
-    seed: int, double: bool, last: nn.Module
-) -> None:
+def test_outputs_of_constant_sum_are_an_error(seed: int, double: bool, last: nn.Module) -> None:
     """Their scores are zeros on some processors and rounding noise on others."""
     model = nn.Sequential(*seeded(lambda: mlp(width=24 + seed), seed), last)
     with pytest.raises(ValueError, match=r"synflow: every score is zero to rounding.*constant sum"):
