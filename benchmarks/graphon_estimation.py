@@ -22,8 +22,8 @@ from _timing import machine
 from torch import Tensor
 
 from lightning_graphon.graphon import estimate_graphon
-from lightning_graphon.graphon._channels import ChannelGraph
-from lightning_graphon.graphon.estimate import memberships
+from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
+from lightning_graphon.graphon.estimation.estimate import memberships
 
 BLOCKS = 32
 GRAPHONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -8,13 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_graphon.ntk import (
-    LossDecayPredictor,
-    empirical_ntk,
-    finite_probe_kernel,
-    graphon_ntk_from_model,
-    spectral_summary,
-)
+from lightning_graphon.dynamics import LossDecayPredictor, finite_probe_kernel
+from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
 from lightning_graphon.pruning import Masks
 
 KERNELS = {

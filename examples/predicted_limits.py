@@ -40,10 +40,10 @@ from lightning_graphon.graphon import (
     l2_distance,
     predicted_graphons,
 )
-from lightning_graphon.graphon.saliency import common_threshold
+from lightning_graphon.graphon.limits.scaled_saliency import common_threshold
 from lightning_graphon.plots import new_figure, plot_graphon_grid
 from lightning_graphon.pruning import Masks, Problem, prune
-from lightning_graphon.pruning.methods import get_method
+from lightning_graphon.pruning.scoring.registry import get_method
 
 # Label -> name of the method, rounds, options.
 METHODS: dict[str, tuple[str, int, dict[str, Any]]] = {

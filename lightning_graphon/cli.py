@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(run_dir: Path, output: Path | None) -> int:
-    from lightning_graphon.report import write_report
+    from lightning_graphon.report.report import write_report
 
     print(f"Report: {write_report(run_dir, output)}")
     return 0

@@ -3,7 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
-from lightning_graphon._checks import check_choice
+from lightning_graphon._shared.checks import check_choice
 
 
 def preset_path(name: str) -> Path:

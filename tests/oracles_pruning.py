@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon.pruning import LayerCollapseWarning, prune
-from lightning_graphon.pruning.methods import get_method
+from lightning_graphon.pruning.scoring.registry import get_method
 
 
 def scores_of(method: str, model: nn.Module, options: Mapping[str, Any] | None = None, **arguments: Any) -> dict:

@@ -13,8 +13,8 @@ from lightning_graphon.graphon import HomogeneityTest, StepGraphon, homogeneity_
 from lightning_graphon.ntk import spectral_summary
 from lightning_graphon.plots import graphon_pixels as graphons_module
 from lightning_graphon.plots import spectrum_pixels as spectrum_module
-from lightning_graphon.plots._canvas import BLACK, BLUE, GREY, Canvas
-from lightning_graphon.plots._picture import Picture
+from lightning_graphon.plots.canvas import BLACK, BLUE, GREY, Canvas
+from lightning_graphon.plots.picture import Picture
 from lightning_graphon.plots.spectrum_pixels import _log_ticks
 
 X, Y, SIDE = 46, 94, 192  # the cells of the first graphon

@@ -9,9 +9,9 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from toys import Classifier, loader, make_trainer, quiet
 
-from lightning_graphon._runs import Run, read_runs
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
-from lightning_graphon.report import report_html, write_report
+from lightning_graphon.report.report import report_html, write_report
+from lightning_graphon.report.runs import Run, read_runs
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

@@ -11,14 +11,14 @@ from rich.console import Console
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_graphon._checks import check_choice
-from lightning_graphon.callbacks._masks_of import masks_of, prune_first
-from lightning_graphon.callbacks._network import NotReadableError
-from lightning_graphon.callbacks._pickling import state_without_module
-from lightning_graphon.callbacks._pictures import send_picture
-from lightning_graphon.callbacks._report import layer_table, log_scalars
-from lightning_graphon.callbacks._room import NoRoomError, require_room
-from lightning_graphon.callbacks._spectrum import KERNELS, KernelSpectrum, spectrum_scalars
+from lightning_graphon._shared.checks import check_choice
+from lightning_graphon.callbacks._analysis.kernel_spectrum import KERNELS, KernelSpectrum, spectrum_scalars
+from lightning_graphon.callbacks._analysis.masks_in_use import masks_of, prune_first
+from lightning_graphon.callbacks._analysis.pickling import state_without_module
+from lightning_graphon.callbacks._distributed.memory import NoRoomError, require_room
+from lightning_graphon.callbacks._logging.images import send_picture
+from lightning_graphon.callbacks._logging.scalars import layer_table, log_scalars
+from lightning_graphon.callbacks._module.network import NotReadableError
 from lightning_graphon.graphon import (
     HomogeneityTest,
     StepGraphon,
@@ -27,15 +27,15 @@ from lightning_graphon.graphon import (
     layer_graphons,
     motif_densities,
 )
-from lightning_graphon.graphon.layers import ORDERS
+from lightning_graphon.graphon.estimation.layers import ORDERS
 from lightning_graphon.ntk import SpectralSummary
 from lightning_graphon.plots.graphon_pixels import graphon_pixels
 from lightning_graphon.plots.graphons import p_value_text
 from lightning_graphon.plots.spectrum_pixels import spectrum_pixels
+from lightning_graphon.pruning.allocation.on_cpu import equal
 from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.on_cpu import equal
-from lightning_graphon.pruning.read import check_readable
-from lightning_graphon.pruning.shards import gathered
+from lightning_graphon.pruning.read_masks import check_readable
+from lightning_graphon.pruning.sharding import gathered
 
 log = logging.getLogger(__name__)
 Work: TypeAlias = Callable[[pl.Trainer, pl.LightningModule], None]

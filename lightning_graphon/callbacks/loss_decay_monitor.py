@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_graphon.callbacks import _loss_report
-from lightning_graphon.callbacks._distributed import flattens_parameters
-from lightning_graphon.callbacks._loss_options import Options
-from lightning_graphon.callbacks._loss_record import LossRecord
-from lightning_graphon.callbacks._loss_run import FOREIGN, LossRun
-from lightning_graphon.callbacks._masks_of import prune_first
-from lightning_graphon.callbacks._meetings import Meetings
-from lightning_graphon.callbacks._pickling import state_without_module
-from lightning_graphon.callbacks._pictures import send_figure
-from lightning_graphon.callbacks._training_step import ModuleLoss
+from lightning_graphon.callbacks._analysis.masks_in_use import prune_first
+from lightning_graphon.callbacks._analysis.pickling import state_without_module
+from lightning_graphon.callbacks._distributed.agreement import flattens_parameters
+from lightning_graphon.callbacks._distributed.sharded_analysis import Meetings
+from lightning_graphon.callbacks._logging.images import send_figure
+from lightning_graphon.callbacks._loss import report
+from lightning_graphon.callbacks._loss.options import Options
+from lightning_graphon.callbacks._loss.record import LossRecord
+from lightning_graphon.callbacks._loss.run import FOREIGN, LossRun
+from lightning_graphon.callbacks._module.training_step import ModuleLoss
 from lightning_graphon.metrics import LossDecay
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class LossDecayMonitor(Callback):
         if agreement is None:
             return
         if self.verbose:
-            Console().print(_loss_report.summary(self._record, agreement))
+            Console().print(report.summary(self._record, agreement))
         if self.figure and not getattr(trainer, "fast_dev_run", False):
             send_figure(trainer, "loss_decay", self.plot(), {k: v.numpy() for k, v in self.curves.items()})
 
@@ -212,7 +212,7 @@ class LossDecayMonitor(Callback):
         watch = None if self._run is None else self._run.watch
         if watch is None or watch.initial is None:
             raise RuntimeError("LossDecayMonitor has made no prediction in this process; fit with it first")
-        return _loss_report.figure(self._record, watch.initial, self.options.kernel)
+        return report.figure(self._record, watch.initial, self.options.kernel)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -13,23 +13,23 @@ from rich.progress import Progress
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_graphon._checks import check_choice
-from lightning_graphon.callbacks import _distributed
-from lightning_graphon.callbacks._batches import scoring_batches
-from lightning_graphon.callbacks._given import GivenMasks, as_masks, refuse_beside_masks
-from lightning_graphon.callbacks._identity import check_same, identity
-from lightning_graphon.callbacks._pickling import state_without_module
-from lightning_graphon.callbacks._report import limit_scalars, log_scalars, print_masks, sparsity_scalars
-from lightning_graphon.callbacks._room import require_room
-from lightning_graphon.callbacks._training_step import ModuleLoss, TrainingStepObjective
-from lightning_graphon.pruning.enforce import Enforcer
+from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.module_state import untouched
+from lightning_graphon.callbacks._analysis.given_masks import GivenMasks, as_masks, refuse_beside_masks
+from lightning_graphon.callbacks._analysis.identity import check_same, identity
+from lightning_graphon.callbacks._analysis.pickling import state_without_module
+from lightning_graphon.callbacks._distributed import agreement
+from lightning_graphon.callbacks._distributed.memory import require_room
+from lightning_graphon.callbacks._logging.scalars import limit_scalars, log_scalars, print_masks, sparsity_scalars
+from lightning_graphon.callbacks._module.batches import scoring_batches
+from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
+from lightning_graphon.pruning.allocation.n_m import sparsity_of
+from lightning_graphon.pruning.config import Plan
+from lightning_graphon.pruning.enforcer import Enforcer
 from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.pattern import sparsity_of
-from lightning_graphon.pruning.plan import Plan
 from lightning_graphon.pruning.prune import compute_masks
 from lightning_graphon.pruning.rescale import RESCALES, rescale_
-from lightning_graphon.pruning.shards import gathered
-from lightning_graphon.pruning.untouched import untouched
+from lightning_graphon.pruning.sharding import gathered
 
 _NO_ROOM = ", which PruneAtInit gathers to score them: find the masks elsewhere and give PruneAtInit(masks='masks.pt')"
 
@@ -143,9 +143,9 @@ class PruneAtInit(Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        _distributed.refuse_other_package(trainer)
+        agreement.refuse_other_package(trainer)
         if stage == "fit":
-            _distributed.refuse_flattened(trainer)
+            agreement.refuse_flattened(trainer)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -257,7 +257,7 @@ class PruneAtInit(Callback):
             masks = self._score(trainer, pl_module, self.plan)
             title = str(self.plan)
         masks.pairs(pl_module)
-        _distributed.check_same_masks(trainer, pl_module, masks)
+        agreement.check_same_masks(trainer, pl_module, masks)
         self._fresh = True
         if self.rescale is not None:
             rescale_(pl_module, masks, self.rescale)
@@ -281,7 +281,7 @@ class PruneAtInit(Callback):
                 plan,
                 objective,
                 batches,
-                average=_distributed.average,
+                average=agreement.average,
                 on_round=lambda step, steps: progress.update(task, completed=step),
                 on_scores=lambda step, scores: first.update(scores if self.report_limits and step == 1 else {}),
             )

@@ -3,17 +3,20 @@
 Rows (axis u) are outputs and columns (axis v) are inputs everywhere, as in a weight `[out, in]`.
 """
 
-from lightning_graphon.graphon.at_density import values_at_density
-from lightning_graphon.graphon.cut_norm import CutNorm, cut_norm
-from lightning_graphon.graphon.distances import (
+from lightning_graphon.graphon.core.at_density import values_at_density
+from lightning_graphon.graphon.core.families import FAMILIES, as_graphon, block, constant, power_law, product
+from lightning_graphon.graphon.core.step_graphon import StepGraphon, common_refinement
+from lightning_graphon.graphon.distances.cut_norm import CutNorm, cut_norm
+from lightning_graphon.graphon.distances.distances import (
     CutDistance,
     cut_distance,
     l1_distance,
     l2_distance,
     transport_distance,
 )
-from lightning_graphon.graphon.estimate import estimate_graphon
-from lightning_graphon.graphon.expressivity import (
+from lightning_graphon.graphon.estimation.estimate import estimate_graphon
+from lightning_graphon.graphon.estimation.layers import layer_graphons
+from lightning_graphon.graphon.inputs.expressivity import (
     CoveredOrder,
     active_inputs,
     covered_order,
@@ -23,14 +26,15 @@ from lightning_graphon.graphon.expressivity import (
     joined_units,
     mean_joined_units,
 )
-from lightning_graphon.graphon.families import FAMILIES, as_graphon, block, constant, power_law, product
-from lightning_graphon.graphon.homogeneity import HomogeneityTest, homogeneity_test
-from lightning_graphon.graphon.inputs import coordinate_relevance, input_path_density, rank_correlation
-from lightning_graphon.graphon.layers import layer_graphons
-from lightning_graphon.graphon.limits import FactorisedSaliency, fit_factorised_saliency, predicted_graphons
-from lightning_graphon.graphon.motifs import MotifDensities, motif_densities, path_density
-from lightning_graphon.graphon.saliency import ScaledSaliency
-from lightning_graphon.graphon.step_graphon import StepGraphon, common_refinement
+from lightning_graphon.graphon.inputs.relevance import coordinate_relevance, input_path_density, rank_correlation
+from lightning_graphon.graphon.limits.factorised_saliency import (
+    FactorisedSaliency,
+    fit_factorised_saliency,
+    predicted_graphons,
+)
+from lightning_graphon.graphon.limits.scaled_saliency import ScaledSaliency
+from lightning_graphon.graphon.motifs.homogeneity import HomogeneityTest, homogeneity_test
+from lightning_graphon.graphon.motifs.motifs import MotifDensities, motif_densities, path_density
 
 __all__ = [  # noqa: RUF022  grouped by what they are for
     # the object

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_graphon._checks import check_choice
+from lightning_graphon._shared.checks import check_choice
 from lightning_graphon.metrics.functional import (
     MOMENTS,
     fits_from_moments,

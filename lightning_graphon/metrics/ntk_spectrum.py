@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_graphon._checks import check_choice
-from lightning_graphon.ntk.operator import KernelOperator
-from lightning_graphon.ntk.spectrum import spectral_summary
+from lightning_graphon._shared.checks import check_choice
+from lightning_graphon.ntk.operators.operator import KernelOperator
+from lightning_graphon.ntk.operators.spectrum import spectral_summary
 
 _KEYS = (
     "decay_rate", "effective_rank", "spectral_gap", "energy_top5", "lambda_max", "lambda_min", "trace",

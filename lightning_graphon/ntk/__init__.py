@@ -1,33 +1,38 @@
-"""Kernels: infinite width, finite width, spectra, dynamics. Needs torch and scipy only."""
+"""Tangent kernels: infinite width, finite width, their spectra, generalisation. Needs torch and scipy only."""
 
-from lightning_graphon.ntk.activations import dual_activation, register_activation, unregister_activation
-from lightning_graphon.ntk.descent import Descent, optimizer_preconditioner, read_descent
-from lightning_graphon.ntk.design import DesignedGraphons, design_graphons
-from lightning_graphon.ntk.dual import DualActivation
-from lightning_graphon.ntk.dual_hermite import HermiteDual
-from lightning_graphon.ntk.dual_relu import PiecewiseLinear, ReLULike
-from lightning_graphon.ntk.dynamics import LossDecayPredictor
-from lightning_graphon.ntk.empirical import LayerShare, empirical_ntk, ntk_layer_shares
-from lightning_graphon.ntk.empirical_operator import EmpiricalNTK, kronecker_ntk
-from lightning_graphon.ntk.finite_probe import LossBand, finite_probe_kernel
-from lightning_graphon.ntk.from_model import graphon_ntk_from_model
+from lightning_graphon.ntk.activations import (
+    DualActivation,
+    HermiteDual,
+    PiecewiseLinear,
+    ReLULike,
+    dual_activation,
+    register_activation,
+    unregister_activation,
+)
+from lightning_graphon.ntk.empirical import EmpiricalNTK, LayerShare, empirical_ntk, kronecker_ntk, ntk_layer_shares
 from lightning_graphon.ntk.generalisation import (
+    DesignedGraphons,
     GeneralisationBound,
+    design_graphons,
     generalisation_bound,
     kernel_ridge_regression,
     signed_targets,
 )
-from lightning_graphon.ntk.infinite import graphon_ntk
-from lightning_graphon.ntk.modes import DecayModes
-from lightning_graphon.ntk.operator import DenseOperator, KernelOperator, KroneckerKernel, top_eigenpairs
-from lightning_graphon.ntk.sharing import Share, world_share
-from lightning_graphon.ntk.spectrum import SpectralSummary, kernel_target_alignment, spectral_summary
-from lightning_graphon.ntk.stability import stable_product
+from lightning_graphon.ntk.infinite import graphon_ntk, graphon_ntk_from_model
+from lightning_graphon.ntk.operators import (
+    DenseOperator,
+    KernelOperator,
+    KroneckerKernel,
+    Share,
+    SpectralSummary,
+    kernel_target_alignment,
+    spectral_summary,
+    top_eigenpairs,
+    world_share,
+)
 
 __all__ = [
-    "DecayModes",
     "DenseOperator",
-    "Descent",
     "DesignedGraphons",
     "DualActivation",
     "EmpiricalNTK",
@@ -36,8 +41,6 @@ __all__ = [
     "KernelOperator",
     "KroneckerKernel",
     "LayerShare",
-    "LossBand",
-    "LossDecayPredictor",
     "PiecewiseLinear",
     "ReLULike",
     "Share",
@@ -45,7 +48,6 @@ __all__ = [
     "design_graphons",
     "dual_activation",
     "empirical_ntk",
-    "finite_probe_kernel",
     "generalisation_bound",
     "graphon_ntk",
     "graphon_ntk_from_model",
@@ -53,12 +55,9 @@ __all__ = [
     "kernel_target_alignment",
     "kronecker_ntk",
     "ntk_layer_shares",
-    "optimizer_preconditioner",
-    "read_descent",
     "register_activation",
     "signed_targets",
     "spectral_summary",
-    "stable_product",
     "top_eigenpairs",
     "unregister_activation",
     "world_share",

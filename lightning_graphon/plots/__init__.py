@@ -1,6 +1,6 @@
 """Figures, one module a picture. matplotlib is imported when one is drawn, never its pyplot."""
 
-from lightning_graphon.plots._figure import new_figure
+from lightning_graphon.plots.figure import new_figure
 from lightning_graphon.plots.graphons import plot_graphon_grid, plot_graphons
 from lightning_graphon.plots.inputs import plot_input_density
 from lightning_graphon.plots.losses import Curves, plot_loss_decay, plot_loss_decays

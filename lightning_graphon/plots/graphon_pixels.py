@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_graphon.plots._canvas import GREY, Canvas, map_colours
-from lightning_graphon.plots._picture import Picture
+from lightning_graphon.plots.canvas import GREY, Canvas, map_colours
 from lightning_graphon.plots.graphons import COLOUR_TICKS, edges, p_value_text
+from lightning_graphon.plots.picture import Picture
 
 if TYPE_CHECKING:
     from lightning_graphon.graphon import HomogeneityTest, StepGraphon

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_graphon.plots._figure import new_figure
+from lightning_graphon.plots.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

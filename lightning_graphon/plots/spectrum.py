@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_graphon.plots._figure import new_figure
+from lightning_graphon.plots.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

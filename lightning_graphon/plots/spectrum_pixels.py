@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_graphon.plots._canvas import BLUE, GREY, LIGHT, Canvas
-from lightning_graphon.plots._picture import Picture
+from lightning_graphon.plots.canvas import BLUE, GREY, LIGHT, Canvas
+from lightning_graphon.plots.picture import Picture
 
 if TYPE_CHECKING:
     from lightning_graphon.ntk import SpectralSummary

@@ -1,15 +1,14 @@
-"""Which weights die: saliency, budgets, schedules, masks. Needs torch only."""
+"""Which weights die: saliency, budgets, schedules, masks, and keeping them. Needs torch and scipy only."""
 
-from lightning_graphon.pruning import baselines, from_graphon, grasp, snip, synflow  # noqa: F401  (registers the methods)
-from lightning_graphon.pruning.enforce import Enforcer
+from lightning_graphon.pruning.enforcer import Enforcer
+from lightning_graphon.pruning.layer_selection import select_weights
 from lightning_graphon.pruning.macs import Macs, theoretical_macs
 from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.methods import Problem, methods, register_method
 from lightning_graphon.pruning.prune import LayerCollapseWarning, prune
-from lightning_graphon.pruning.read import read_masks
+from lightning_graphon.pruning.read_masks import read_masks
 from lightning_graphon.pruning.rescale import rescale_
-from lightning_graphon.pruning.shards import gathered
-from lightning_graphon.pruning.targets import select_weights
+from lightning_graphon.pruning.scoring import Problem, methods, register_method
+from lightning_graphon.pruning.sharding import gathered
 
 __all__ = [
     "Enforcer",

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._checks import nearest
-from lightning_graphon._eager import eager
-from lightning_graphon.pruning.objective import call
-from lightning_graphon.pruning.targets import FUSED, LAYERS, qualified
-from lightning_graphon.pruning.untouched import untouched
+from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.evaluation import eager
+from lightning_graphon._shared.module_state import untouched
+from lightning_graphon.pruning.layer_selection import FUSED, LAYERS, qualified
+from lightning_graphon.pruning.scoring.objective import call
 
 
 class Macs(NamedTuple):

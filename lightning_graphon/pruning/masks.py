@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._checks import nearest
-from lightning_graphon._random import generator
+from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.random import generator
+from lightning_graphon.pruning.layer_selection import Patterns, select_weights
 from lightning_graphon.pruning.packing import pack_all, unpack_all
-from lightning_graphon.pruning.shards import local_part, part_like, whole
-from lightning_graphon.pruning.targets import Patterns, select_weights
+from lightning_graphon.pruning.sharding import local_part, part_like, whole
 
 _FORMAT = 1
 

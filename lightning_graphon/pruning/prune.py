@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._eager import eager
-from lightning_graphon.pruning.lazily import Lazy, shapes_of
+from lightning_graphon._shared.evaluation import eager
+from lightning_graphon._shared.module_state import random_state_kept, untouched
+from lightning_graphon.pruning.allocation.keep_counts import Quota
+from lightning_graphon.pruning.allocation.n_m import GroupQuota, sparsity_of
+from lightning_graphon.pruning.allocation.on_cpu import any_beyond
+from lightning_graphon.pruning.config import Allocation, Plan
+from lightning_graphon.pruning.layer_selection import Patterns, select_weights
+from lightning_graphon.pruning.lazy_tensors import Lazy, shapes_of
 from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.methods import Problem
-from lightning_graphon.pruning.objective import LossFn, Objective, SupervisedObjective
-from lightning_graphon.pruning.on_cpu import any_beyond
-from lightning_graphon.pruning.pattern import GroupQuota, sparsity_of
-from lightning_graphon.pruning.plan import Allocation, Plan
-from lightning_graphon.pruning.quota import Quota
-from lightning_graphon.pruning.scores import all_zero, check_any, checked_scores
-from lightning_graphon.pruning.shards import is_sharded
-from lightning_graphon.pruning.targets import Patterns, select_weights
-from lightning_graphon.pruning.untouched import random_state_kept, untouched
+from lightning_graphon.pruning.scoring.objective import LossFn, Objective, SupervisedObjective
+from lightning_graphon.pruning.scoring.registry import Problem
+from lightning_graphon.pruning.scoring.validation import all_zero, check_any, checked_scores
+from lightning_graphon.pruning.sharding import is_sharded
 
 
 class LayerCollapseWarning(UserWarning):
@@ -171,7 +171,7 @@ def compute_masks(
 
 def _budget(model: nn.Module, plan: Plan, shapes: Mapping[str, torch.Size]) -> Quota | GroupQuota:
     if plan.pattern is None:
-        return Quota.of(model, plan, shapes)
+        return Quota.from_allocation(model, shapes, plan.allocation, plan.sparsity, plan.min_density)
     return GroupQuota.of(model, plan.pattern, shapes, plan.min_density)
 
 

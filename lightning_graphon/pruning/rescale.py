@@ -9,10 +9,10 @@ inputs. That sum is restored, not the fan-in: the two are the same for random ma
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._checks import check_choice
-from lightning_graphon._layout import swap_sides, transposed_groups
+from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.weight_layout import swap_sides, transposed_groups
 from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.shards import local_part, part_like, reshard, whole
+from lightning_graphon.pruning.sharding import local_part, part_like, reshard, whole
 
 RESCALES = ("unit", "layer")
 

@@ -24,7 +24,7 @@ calls = []
 @register_method("counted-snip", needs="loss")
 def counted(problem):
     """SNIP that counts how often it is asked."""
-    from lightning_graphon.pruning.snip import snip
+    from lightning_graphon.pruning.scoring.snip import snip
 
     calls.append(1)
     return snip(problem)

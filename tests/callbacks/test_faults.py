@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from toys import Classifier, Gan, digits, loader, make_trainer, mlp, pruned_max, quiet
 from zoo import Kind, small_sgd
 
-from lightning_graphon.callbacks._loss_run import LossRun
+from lightning_graphon.callbacks._loss.run import LossRun
 
 MLP = Kind(lambda: Classifier(mlp, small_sgd))
 STEPS = 12

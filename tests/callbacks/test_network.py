@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from toys import Autoencoder, Classifier, digits, loader, make_trainer
 
-from lightning_graphon.callbacks._kernels import empirical_kernel
-from lightning_graphon.callbacks._network import NotReadableError, StepNetwork, read_network
-from lightning_graphon.callbacks._probe import draw_probe, labels_of, per_sample, samples, take, with_samples
-from lightning_graphon.callbacks._traced_loss import traced_loss
-from lightning_graphon.callbacks._training_step import TrainingStepObjective
+from lightning_graphon.callbacks._module.kernels import empirical_kernel
+from lightning_graphon.callbacks._module.network import NotReadableError, StepNetwork, read_network
+from lightning_graphon.callbacks._module.probe import draw_probe, labels_of, per_sample, samples, take, with_samples
+from lightning_graphon.callbacks._module.recorded_loss import traced_loss
+from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.ntk import empirical_ntk
 
 

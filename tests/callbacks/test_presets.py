@@ -10,7 +10,7 @@ from toys import METHODS, Classifier, loader, pruned_max
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
 from lightning_graphon.presets import preset_path, presets
-from lightning_graphon.pruning.methods import get_method
+from lightning_graphon.pruning.scoring.registry import get_method
 
 BASE = """
 trainer:

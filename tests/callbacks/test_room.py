@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
-from lightning_graphon.callbacks._meetings import Meetings
-from lightning_graphon.callbacks._room import NoRoomError, require_room
+from lightning_graphon.callbacks._distributed.memory import NoRoomError, require_room
+from lightning_graphon.callbacks._distributed.sharded_analysis import Meetings
 
 SHAPES = [(8, 5), (8,)]
 

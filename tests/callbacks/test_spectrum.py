@@ -11,7 +11,7 @@ from test_graphon_monitor import monitor as quiet_monitor
 from toys import Classifier, Gan, cnn, loader, make_trainer
 
 from lightning_graphon.callbacks import GraphonMonitor
-from lightning_graphon.callbacks._network import find_network
+from lightning_graphon.callbacks._module.network import find_network
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
 
 

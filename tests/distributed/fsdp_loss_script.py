@@ -22,9 +22,10 @@ from torch.optim import AdamW, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 from toys import loader, make_trainer
 
-from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit, _room
-from lightning_graphon.callbacks import _optimized as optimized
-from lightning_graphon.pruning.shards import is_sharded
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks._distributed import memory as _room
+from lightning_graphon.callbacks._loss import optimizer_kernels as optimized
+from lightning_graphon.pruning.sharding import is_sharded
 
 DATA, STEPS = 96, 18
 

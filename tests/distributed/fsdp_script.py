@@ -24,7 +24,7 @@ from toys import Classifier, cnn, loader, make_trainer, quiet
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
 from lightning_graphon.callbacks import prune_at_init as pruner_module
 from lightning_graphon.pruning import Enforcer, Masks, gathered, prune
-from lightning_graphon.pruning.shards import is_sharded, local_part, part_like, whole
+from lightning_graphon.pruning.sharding import is_sharded, local_part, part_like, whole
 
 GRAPHON = {"graphons": {"family": "power-law", "exponent": 0.5}}
 

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parent))
 from fsdp_loss_script import Cut, adam, fit_cut, monitor
 from leaving import leave
 
-from lightning_graphon.pruning import shards
+from lightning_graphon.pruning import sharding as shards
 
 
 def main(folder):

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from toys import Classifier, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
-from lightning_graphon.pruning.shards import whole
+from lightning_graphon.pruning.sharding import whole
 
 
 def adamw(parameters):

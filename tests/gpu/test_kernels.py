@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_graphon.dynamics import LossDecayPredictor
 from lightning_graphon.graphon import layer_graphons
 from lightning_graphon.ntk import (
     EmpiricalNTK,
-    LossDecayPredictor,
     empirical_ntk,
     graphon_ntk,
     graphon_ntk_from_model,

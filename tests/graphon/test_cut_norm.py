@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_graphon.graphon import cut_norm
-from lightning_graphon.graphon.cut_norm import _border, _dual, _low_rank, _spectral
+from lightning_graphon.graphon.distances import cut_norm
+from lightning_graphon.graphon.distances.cut_norm import _border, _dual, _low_rank, _spectral
 
 
 def enumerate_both(values, rows, cols):

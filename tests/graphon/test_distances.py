@@ -16,7 +16,7 @@ from lightning_graphon.graphon import (
     product,
     transport_distance,
 )
-from lightning_graphon.graphon.distances import _relabelling_lower
+from lightning_graphon.graphon.distances.distances import _relabelling_lower
 
 
 def random_graphon(rows, cols, seed):

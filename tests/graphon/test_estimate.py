@@ -176,7 +176,7 @@ def test_smoothing_lowers_the_error_and_keeps_the_mean():
 
 
 def test_total_variation_is_the_minimiser():
-    from lightning_graphon.graphon._smoothing import total_variation
+    from lightning_graphon.graphon.estimation.total_variation import total_variation
 
     g = torch.Generator().manual_seed(0)
     noisy = 0.5 + 0.1 * torch.randn(6, 5, generator=g, dtype=torch.float64)

@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 
 from lightning_graphon.graphon import StepGraphon, block, constant, homogeneity_test, power_law, product
-from lightning_graphon.graphon._codegree import Counts
-from lightning_graphon.graphon.homogeneity import _Null, square_moments
+from lightning_graphon.graphon.motifs.counts import Counts
+from lightning_graphon.graphon.motifs.homogeneity import _Null, square_moments
 
 
 def with_budget(rows, cols, density, rng):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from lightning_graphon.graphon import StepGraphon, block, constant, estimate_graphon, layer_graphons, power_law, product
-from lightning_graphon.graphon.positions import nested_quantile_labels, quantile_labels
+from lightning_graphon.graphon.estimation.joint_positions import nested_quantile_labels, quantile_labels
 
 
 def chain(*widths, density=0.3, seed=0):

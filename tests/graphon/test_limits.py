@@ -13,9 +13,9 @@ from lightning_graphon.graphon import (
     layer_graphons,
     predicted_graphons,
 )
-from lightning_graphon.graphon.limits import limit_distances
+from lightning_graphon.graphon.limits.factorised_saliency import limit_distances
 from lightning_graphon.pruning import prune
-from lightning_graphon.pruning.methods import get_method
+from lightning_graphon.pruning.scoring.registry import get_method
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_graphon.graphon import ScaledSaliency, estimate_graphon, l2_distance
-from lightning_graphon.graphon.saliency import RESOLUTION, common_threshold, quantiles
+from lightning_graphon.graphon.limits.scaled_saliency import RESOLUTION, common_threshold, quantiles
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:

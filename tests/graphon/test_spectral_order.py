@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_graphon.graphon import block, constant, estimate_graphon, layer_graphons, product
-from lightning_graphon.graphon._channels import ChannelGraph
-from lightning_graphon.graphon._singular import leading, leading_exact
-from lightning_graphon.graphon.spectral_order import _nearer, _Noise, spectral_parts
+from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
+from lightning_graphon.graphon.estimation.singular_vectors import leading, leading_exact
+from lightning_graphon.graphon.estimation.spectral_order import _nearer, _Noise, spectral_parts
 
 
 def draw(probabilities, seed=0):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_graphon._random import generator as seeded
+from lightning_graphon._shared.random import generator as seeded
 from lightning_graphon.graphon import StepGraphon, common_refinement
 
 

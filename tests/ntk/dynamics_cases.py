@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from ntk_oracles import FIXTURES
 from torch import nn
 
-from lightning_graphon.ntk import LossDecayPredictor, empirical_ntk
+from lightning_graphon.dynamics import LossDecayPredictor
+from lightning_graphon.ntk import empirical_ntk
 
 
 def digits(n, skip=0):

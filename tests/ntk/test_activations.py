@@ -7,7 +7,7 @@ from ntk_oracles import gaussian_pair, relative
 from torch import nn
 
 from lightning_graphon.ntk import HermiteDual, ReLULike, dual_activation, register_activation, unregister_activation
-from lightning_graphon.ntk.bivariate import bivariate_cdf, owens_t
+from lightning_graphon.ntk.activations.gaussian import bivariate_cdf, owens_t
 
 CENTRED = [(0, 0, 1.0, 2.0, 0.7), (0, 0, 1.5, 1.4, -1.2), (0, 0, 1.0, 1.0, 0.99)]
 SHIFTED = [(0.7, -0.4, 1.0, 0.5, 0.4), (0.3, 0.3, 1.0, 1.0, 0.98), (-1.0, 2.0, 0.3, 2.0, -0.5)]

@@ -6,13 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 
-from lightning_graphon.ntk import (
-    Descent,
-    LossDecayPredictor,
-    empirical_ntk,
-    optimizer_preconditioner,
-    read_descent,
-)
+from lightning_graphon.dynamics import Descent, LossDecayPredictor, optimizer_preconditioner, read_descent
+from lightning_graphon.ntk import empirical_ntk
 
 # Without running means of gradients, so that a step is P times the gradient of that very step.
 ADAPTIVE = {

@@ -8,7 +8,7 @@ import torch
 from ntk_oracles import digits
 from torch import nn
 
-import lightning_graphon.ntk.design as module
+import lightning_graphon.ntk.generalisation.design as module
 from lightning_graphon.graphon import (
     StepGraphon,
     constant,
@@ -17,8 +17,8 @@ from lightning_graphon.graphon import (
     values_at_density,
 )
 from lightning_graphon.ntk import design_graphons, graphon_ntk, kernel_target_alignment, spectral_summary
-from lightning_graphon.ntk._design_targets import centred_targets, kernel_objective
-from lightning_graphon.ntk.spectrum import energy_share
+from lightning_graphon.ntk.generalisation.design_targets import centred_targets, kernel_objective
+from lightning_graphon.ntk.operators.spectrum import energy_share
 from lightning_graphon.pruning import prune
 
 X = digits(24)

@@ -7,14 +7,8 @@ from dynamics_cases import digits, error, half_mse, predictor_of, train, wide_ne
 from ntk_oracles import FIXTURES
 from torch import nn
 
-from lightning_graphon.ntk import (
-    DenseOperator,
-    EmpiricalNTK,
-    KroneckerKernel,
-    LossDecayPredictor,
-    empirical_ntk,
-    stable_product,
-)
+from lightning_graphon.dynamics import LossDecayPredictor, stable_product
+from lightning_graphon.ntk import DenseOperator, EmpiricalNTK, KroneckerKernel, empirical_ntk
 
 SGD = [
     {},

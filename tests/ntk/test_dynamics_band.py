@@ -5,14 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_graphon.ntk import (
-    DenseOperator,
-    KroneckerKernel,
-    LossBand,
-    LossDecayPredictor,
-    empirical_ntk,
-    finite_probe_kernel,
-)
+from lightning_graphon.dynamics import LossBand, LossDecayPredictor, finite_probe_kernel
+from lightning_graphon.ntk import DenseOperator, KroneckerKernel, empirical_ntk
 
 
 def test_weights():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from dynamics_cases import half_mse
 
-from lightning_graphon.ntk import LossDecayPredictor
+from lightning_graphon.dynamics import LossDecayPredictor
 
 SGD = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.8, "dampening": 0.3}]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_graphon.ntk import LossDecayPredictor, stable_product
+from lightning_graphon.dynamics import LossDecayPredictor, stable_product
 
 SGD = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.8, "dampening": 0.3}]
 

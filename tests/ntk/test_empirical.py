@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from ntk_oracles import jacobian_kernel, relative
 from torch import nn
 
-from lightning_graphon.ntk import _rowgram as rowgram
 from lightning_graphon.ntk import empirical_ntk, kronecker_ntk, ntk_layer_shares
-from lightning_graphon.ntk._capture import make_plan
-from lightning_graphon.ntk._functional import eval_semantics, functional_model
-from lightning_graphon.ntk._rowgram import row_gram
+from lightning_graphon.ntk.empirical import masked_gram as rowgram
+from lightning_graphon.ntk.empirical.functional_model import eval_semantics, functional_model
+from lightning_graphon.ntk.empirical.layer_signals import make_plan
+from lightning_graphon.ntk.empirical.masked_gram import row_gram
 
 N = 5
 

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from lightning_graphon.graphon import StepGraphon
-from lightning_graphon.ntk import chain, empirical_ntk, graphon_ntk, graphon_ntk_from_model
+from lightning_graphon.ntk import empirical_ntk, graphon_ntk, graphon_ntk_from_model
+from lightning_graphon.ntk.infinite import chain
 
 WIDTHS = [64, 256, 256, 256, 10]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_graphon.graphon import StepGraphon
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk
-from lightning_graphon.ntk._recursion import tiles
+from lightning_graphon.ntk.infinite.recursion import tiles
 
 ONE = StepGraphon(torch.ones(1, 1, dtype=torch.float64))
 
@@ -127,8 +127,8 @@ def test_drift_keeps_to_the_memory_and_shares_its_tiles(monkeypatch):
 
 
 def test_equal_positions_cost_one():
-    from lightning_graphon.ntk._build import build_layers
-    from lightning_graphon.ntk._layers import merge_positions
+    from lightning_graphon.ntk.infinite.layer_building import build_layers
+    from lightning_graphon.ntk.infinite.layers import merge_positions
 
     chain = [constant(0.5, 64, 64)] * 3
     layers = build_layers(

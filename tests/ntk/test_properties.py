@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lightning_graphon.ntk import LossDecayPredictor, spectral_summary
+from lightning_graphon.dynamics import LossDecayPredictor
+from lightning_graphon.ntk import spectral_summary
 
 SEEDS = st.integers(0, 10**6)
 

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_graphon.pruning import prune
-from lightning_graphon.pruning.budgets import er_density, erk_density, floor_counts, layer_budgets, select_globally
+from lightning_graphon.pruning.allocation.layer_budgets import (
+    er_density,
+    erk_density,
+    floor_counts,
+    layer_budgets,
+    select_globally,
+)
 from tests.cases import CASES, mlp
 
 SHAPES = st.one_of(

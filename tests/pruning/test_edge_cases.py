@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_graphon.pruning import LayerCollapseWarning, Masks, prune, select_weights
-from lightning_graphon.pruning.budgets import layer_budgets
-from lightning_graphon.pruning.enforce import Enforcer
-from lightning_graphon.pruning.select import keep_largest
+from lightning_graphon.pruning.allocation.layer_budgets import layer_budgets
+from lightning_graphon.pruning.allocation.top_k import keep_largest
+from lightning_graphon.pruning.enforcer import Enforcer
 from tests.cases import CASES, mlp, seeded
 
 INPUTS, TARGETS = CASES["mlp"].data()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_graphon.pruning import Masks, enforce, prune
-from lightning_graphon.pruning.enforce import Enforcer, zero_fraction
+from lightning_graphon.pruning import Masks, prune
+from lightning_graphon.pruning import enforcer as enforce
+from lightning_graphon.pruning.enforcer import Enforcer, zero_fraction
 from tests.cases import CASES, mlp, seeded
 
 

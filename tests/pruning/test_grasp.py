@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_graphon.pruning import Problem, prune, select_weights
-from lightning_graphon.pruning.methods import get_method
+from lightning_graphon.pruning.scoring.registry import get_method
 from tests.cases import CASES, mlp, seeded
 from tests.oracles_pruning import dense_hessian_times_gradient, scores_of
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_graphon.pruning import Problem, methods, prune, register_method
-from lightning_graphon.pruning.methods import _METHODS
+from lightning_graphon.pruning import Problem, prune, register_method
+from lightning_graphon.pruning.scoring import registry as methods
+from lightning_graphon.pruning.scoring.registry import _METHODS
 from tests.cases import CASES, mlp, seeded
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon.pruning import prune
-from lightning_graphon.pruning.objective import (
+from lightning_graphon.pruning.scoring.objective import (
     SupervisedObjective,
     cool,
     flat_outputs,

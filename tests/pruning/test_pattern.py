@@ -15,10 +15,11 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass as decompress,
 )
 
-from lightning_graphon.pruning import Masks, pattern, prune
-from lightning_graphon.pruning.methods import get_method
-from lightning_graphon.pruning.pattern import keep_in_groups
-from lightning_graphon.pruning.plan import Plan
+from lightning_graphon.pruning import Masks, prune
+from lightning_graphon.pruning.allocation import n_m as pattern
+from lightning_graphon.pruning.allocation.n_m import keep_in_groups
+from lightning_graphon.pruning.config import Plan
+from lightning_graphon.pruning.scoring.registry import get_method
 from tests.cases import CASES, mlp
 
 METHODS = ["random", "magnitude", "snip", "grasp", "synflow"]

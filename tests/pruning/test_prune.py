@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_graphon.pruning import LayerCollapseWarning, Masks, prune
-from lightning_graphon.pruning.enforce import Enforcer
-from lightning_graphon.pruning.methods import Problem, get_method
+from lightning_graphon.pruning.enforcer import Enforcer
+from lightning_graphon.pruning.scoring.registry import Problem, get_method
 from tests.cases import CASES, mlp, seeded
 
 METHODS = ["random", "magnitude", "snip", "grasp", "synflow"]

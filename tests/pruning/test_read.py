@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from lightning_graphon.pruning.read import read_masks
+from lightning_graphon.pruning.read_masks import read_masks
 
 
 def net():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_graphon.pruning.schedules import SCHEDULES, exponential, kept_after, linear
+from lightning_graphon.pruning.allocation.schedules import SCHEDULES, exponential, kept_after, linear
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_graphon.pruning.lazily import Lazy
-from lightning_graphon.pruning.select import keep_largest
+from lightning_graphon.pruning.allocation.top_k import keep_largest
+from lightning_graphon.pruning.lazy_tensors import Lazy
 from tests.oracles_pruning import keep_largest_by_sorting
 
 # Few distinct values make heavy ties; both zeros and -inf (pruned in an earlier round) are among them.
@@ -81,7 +81,7 @@ def test_scores_are_not_changed() -> None:
 
 MEMORY = """
 import sys, torch
-from lightning_graphon.pruning.select import keep_largest
+from lightning_graphon.pruning.allocation.top_k import keep_largest
 torch.set_num_threads(1)
 kind = sys.argv[1]
 n = 20_000_000

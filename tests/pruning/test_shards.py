@@ -12,7 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from toys import needs_fsdp2
 
 from lightning_graphon.pruning import Enforcer, Masks, gathered, select_weights
-from lightning_graphon.pruning.shards import is_sharded, local_part, part_like, plain_class, whole
+from lightning_graphon.pruning.sharding import is_sharded, local_part, part_like, plain_class, whole
 
 
 @pytest.fixture(params=range(4))

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_graphon.pruning import LayerCollapseWarning, prune
-from lightning_graphon.pruning.objective import SupervisedObjective
-from lightning_graphon.pruning.plan import Plan
+from lightning_graphon.pruning.config import Plan
 from lightning_graphon.pruning.prune import compute_masks
+from lightning_graphon.pruning.scoring.objective import SupervisedObjective
 from tests.cases import CASES, Residual, mlp, seeded
 from tests.oracles_pruning import scores_of, synflow_log_scores
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.module_state import random_state_kept, untouched
 from lightning_graphon.pruning import Problem, prune
-from lightning_graphon.pruning.untouched import random_state_kept, untouched
 from tests.cases import CASES, seeded
 
 METHODS = ["random", "magnitude", "snip", "grasp", "synflow"]

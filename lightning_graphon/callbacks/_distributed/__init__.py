@@ -1,0 +1,1 @@
+"""Processes that have to agree, and weights that are cut over them."""

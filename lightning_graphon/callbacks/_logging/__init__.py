@@ -1,0 +1,1 @@
+"""Numbers and pictures for whatever loggers there are."""

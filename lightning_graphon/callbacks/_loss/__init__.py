@@ -1,0 +1,1 @@
+"""Predicted and observed loss of one fit."""

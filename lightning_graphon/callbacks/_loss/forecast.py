@@ -1,0 +1,222 @@
+"""One prediction of the loss: a kernel, the outputs measured with it, and every optimizer step since."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_graphon.callbacks._module.network import NotReadableError
+from lightning_graphon.callbacks._module.recorded_loss import RecordedLoss
+from lightning_graphon.dynamics import Descent, LossBand, LossDecayPredictor, finite_probe_kernel
+from lightning_graphon.ntk import KroneckerKernel
+
+Clusters = tuple[tuple[int, ...], ...]
+_SAME_RATIO = 1e-6  # learning rates of groups may drift apart by this before the kernels are mixed anew
+_RATES = ("lr", "initial_lr", "max_lr")  # a group's learning rate, and what schedulers note of the later ones
+_SAME_LOSS = 1e-4  # of one batch at the same outputs, in single precision on another device
+
+
+def clusters_of(optimizer: Optimizer) -> Clusters:
+    """Parameter groups by learning rate: those of one cluster share it now, and have to go on sharing it.
+
+    Groups that warm up from 0 share a rate that will differ; so what schedulers have noted counts, too.
+    """
+    keys = [tuple(float(group.get(name, -1.0)) for name in _RATES) for group in optimizer.param_groups]
+    return tuple(tuple(i for i, key in enumerate(keys) if key == value) for value in dict.fromkeys(keys))
+
+
+def relative(rates: Sequence[float]) -> list[float]:
+    """Learning rates relative to the largest; 1 where all are 0."""
+    largest = max(rates)
+    return [rate / largest if largest > 0 else 1.0 for rate in rates]
+
+
+class Forecast:
+    """The predicted loss of the probe, one optimizer step after another.
+
+    The kernel is corrected for the finite probe and kept positive (`finite_probe_kernel`).
+
+    Args:
+        kernels: [G, ...], the tangent kernel of each cluster of parameter groups.
+        grams: [G, C, C], how outputs move each other, the second factors of Kronecker products; None where the kernels
+            say it themselves, or where outputs are taken to be alike.
+        clusters: Which groups.
+        outputs: [N, ...], measured with the kernels.
+        loss: Of the outputs.
+        descent: The optimizer's momentum; its rates at the start.
+        dataset_size: Number of training points that the probe stands for.
+        step: Optimizer step at which kernels and outputs were measured.
+    """
+
+    def __init__(
+        self, kernels: Tensor, grams: Tensor | None, clusters: Clusters, outputs: Tensor, loss: RecordedLoss,
+        descent: Descent, dataset_size: int, step: int,
+    ) -> None:  # fmt: skip
+        self.kernels, self.grams, self.clusters = kernels, grams, clusters
+        self.outputs, self.dataset_size = outputs, dataset_size
+        self.start, self.descent = step, descent
+        self._loss = loss
+        self._history: list[tuple[float, float]] = []
+        # Steps to follow when the loss is asked for: many in a row are faster than one between two training steps.
+        self._pending: list[tuple[list[float], float]] = []
+        self._seen, self._rates = descent, self._cluster_rates(descent)
+        self._ratios = self._ratios_now = relative(self._rates)
+        self._mixed = self._stopped = False
+        self.predictor = self._predictor()
+
+    @property
+    def largest_stable_rate(self) -> float:
+        """At the start."""
+        return self._predictor().max_learning_rate(1e-2)
+
+    @property
+    def loss(self) -> float:
+        """Predicted loss now."""
+        self._catch_up()
+        return self.predictor.loss
+
+    @property
+    def ratios(self) -> dict[int, float]:
+        """Parameter group -> its learning rate relative to the largest."""
+        return {i: ratio for cluster, ratio in zip(self.clusters, self._ratios_now, strict=True) for i in cluster}
+
+    @property
+    def buffer(self) -> Tensor | None:
+        """Momentum buffer now, of the gradients in the outputs [N, C]; None without one, or where it is not finite."""
+        self._catch_up()
+        buffer: Tensor | None = self.predictor.state_dict()["buffer"]
+        return buffer if buffer is not None and bool(buffer.isfinite().all()) else None
+
+    def inherit(self, buffer: Tensor | None) -> None:
+        """Begin with a momentum buffer, since the optimizer has one when it did not begin here."""
+        self.predictor.load_state_dict({**self.predictor.state_dict(), "buffer": buffer})
+
+    def advance(self, descent: Descent) -> None:
+        """Follow one optimizer step.
+
+        Raises:
+            NotReadableError: Groups that shared a learning rate no longer do, or there are new groups.
+        """
+        if descent is not self._seen:
+            self._seen, self._rates = descent, self._cluster_rates(descent)
+            self._ratios_now = relative(self._rates) if max(self._rates) > 0 else self._ratios_now
+        if not self._stopped:
+            self._pending.append((self._rates, descent.momentum))
+
+    def stop(self) -> None:
+        """Follow the learning rates alone from here on: nobody will ask for the loss again."""
+        self._catch_up()
+        self._stopped = True
+
+    def _catch_up(self) -> None:
+        for rates, momentum in self._pending:
+            rate = max(rates)
+            self._mix(relative(rates) if rate > 0 else self._ratios)
+            if math.isfinite(self.predictor.loss):
+                self.predictor.step(rate, momentum=momentum)
+            self._history.append((rate, momentum))
+        self._pending.clear()
+
+    def _mix(self, ratios: list[float]) -> None:
+        """Go on with the kernel of other learning rates."""
+        if any(abs(a - b) > _SAME_RATIO for a, b in zip(ratios, self._ratios, strict=True)):
+            self._mixed = self._mixed or any(rate > 0 for rate, _ in self._history)
+            self._ratios, state = ratios, self.predictor.state_dict()
+            self.predictor = self._predictor()
+            self.predictor.load_state_dict(state)
+
+    def band(self, most: int = 1000) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper predictions, [k + 1] each, of `most` steps; None where groups changed their ratio."""
+        self._catch_up()
+        if self._mixed:
+            return None
+        band = LossBand(self.kernel, *self._arguments(), dataset_size=self.dataset_size, **self._options())
+        values = [(band.lower, band.upper)]
+        for rate, momentum in self._history[:most]:
+            band.step(rate, momentum=momentum)
+            values.append((band.lower, band.upper))
+        lower, upper = torch.tensor(values, dtype=torch.float64).T
+        return lower, upper
+
+    def shares(self) -> Tensor:
+        """Share of the initial fall of the loss, gᵀΘg, in each mode of the kernel, the largest first."""
+        return self._plain().fall_by_mode()
+
+    @property
+    def kernel(self) -> Tensor | KroneckerKernel:
+        """The kernel of one step, with the learning rates of the clusters relative to the largest."""
+        weights = torch.tensor(self._ratios, dtype=self.kernels.dtype, device=self.kernels.device)
+        kernel = torch.tensordot(weights, self.kernels, 1)
+        return kernel if self.grams is None else KroneckerKernel(kernel, torch.tensordot(weights, self.grams, 1))
+
+    def _predictor(self) -> LossDecayPredictor:
+        kernel = finite_probe_kernel(self.kernel, self.outputs, self.dataset_size, positive=True)
+        return LossDecayPredictor(kernel, *self._arguments(), **self._options())
+
+    def _plain(self) -> LossDecayPredictor:
+        return LossDecayPredictor(self.kernel, *self._arguments(), **self._options())
+
+    def _arguments(self) -> tuple[Tensor, None, RecordedLoss]:
+        return self.outputs, None, self._loss
+
+    def _options(self) -> dict[str, Any]:
+        d = self.descent
+        return {"momentum": d.momentum, "nesterov": d.nesterov, "dampening": d.dampening, "check_every": 0}
+
+    def _cluster_rates(self, descent: Descent) -> list[float]:
+        if sum(map(len, self.clusters)) != len(descent.rates):
+            raise NotReadableError(f"the optimizer has {len(descent.rates)} parameter groups, not as many as before")
+        rates = []
+        for cluster in self.clusters:
+            own = {descent.rates[i] for i in cluster}
+            if len(own) != 1:
+                raise NotReadableError("parameter groups that began with one learning rate no longer share it")
+            rates.append(own.pop())
+        return rates
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers only."""
+        self._catch_up()
+        d = self.descent
+        return {
+            "kernels": self.kernels,
+            "grams": self.grams,
+            "clusters": [list(cluster) for cluster in self.clusters],
+            "outputs": self.outputs,
+            "descent": [list(d.rates), d.momentum, d.nesterov, d.dampening, d.adaptive],
+            "dataset_size": self.dataset_size,
+            "start": self.start,
+            "loss": float(self._loss(self.outputs.double())),
+            "ratios": self._ratios,
+            "ratios_now": self._ratios_now,
+            "mixed": self._mixed,
+            "history": torch.tensor(self._history, dtype=torch.float64).reshape(-1, 2),
+            "predictor": self.predictor.state_dict(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], loss: RecordedLoss, device: torch.device) -> "Forecast":
+        """The forecast of `state_dict()`, to go on with.
+
+        Raises:
+            ValueError: It is of another probe batch.
+        """
+        rates, *rest = state["descent"]
+        kernels, outputs = state["kernels"].to(device), state["outputs"].to(device)
+        grams = state.get("grams")  # older checkpoints have none, and go on without
+        grams = None if grams is None else grams.to(device)
+        if not math.isclose(float(loss(outputs.double())), state["loss"], rel_tol=_SAME_LOSS):
+            raise ValueError("the loss of the probe batch is another one: the training data or the loss have changed")
+        clusters = tuple(map(tuple, state["clusters"]))
+        descent = Descent(tuple(rates), *rest)
+        new = cls(kernels, grams, clusters, outputs, loss, descent, state["dataset_size"], state["start"])
+        new._history = [(rate, momentum) for rate, momentum in state["history"].tolist()]
+        new._mixed, new._ratios_now = state["mixed"], state["ratios_now"]
+        if new._ratios != state["ratios"]:
+            new._ratios = state["ratios"]
+            new.predictor = new._predictor()
+        new.predictor.load_state_dict(state["predictor"])
+        return new

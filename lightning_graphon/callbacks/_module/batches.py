@@ -1,0 +1,128 @@
+"""Batches from the trainer's own train dataloader, without moving its place in the data or any generator."""
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_graphon._shared.module_state import random_state_kept
+
+
+def train_batches(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    count: int,
+    *,
+    required: bool = True,
+    seed: int | None = None,
+    enough: Callable[[list[Any]], bool] = lambda batches: False,
+) -> list[Any]:
+    """The first training batches, on the module's device, as `training_step` would get them.
+
+    The order in which training will see the data is unchanged: samplers and generators are put back.
+
+    Args:
+        trainer: Its train dataloader is read.
+        pl_module: Its transfer hooks are applied.
+        count: Number of batches, at most; with `overfit_batches` no more than those.
+        required: Whether an empty dataloader is an error.
+        seed: Seed of a shuffling sampler; None shuffles as the training will.
+        enough: Stops before `count` when it says so of the batches so far.
+
+    Raises:
+        ValueError: There is no batch and one is required.
+    """
+    # Outside the guard: Lightning would draw these numbers itself a little later, and then finds the work done.
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    loaders = trainer.train_dataloader
+    if getattr(trainer, "overfit_batches", 0) and math.isfinite(trainer.num_training_batches):
+        count = min(count, int(trainer.num_training_batches))
+    with random_state_kept(seed), _generators_kept(loaders):
+        copies = tree_map(_fresh, [] if loaders is None else loaders, is_leaf=_is_loader)
+        stream = iter(copies) if _is_loader(copies) else (b for b, _, _ in CombinedLoader(copies, _mode(trainer)))
+        drawn: list[Any] = []
+        for batch in islice(stream, count):
+            drawn.append(batch)
+            if enough(drawn):
+                break
+        batches = [to_device(trainer, pl_module, batch) for batch in drawn]
+    if required and not batches:
+        raise ValueError(
+            "the train dataloader yielded no batch (or limit_train_batches is 0), and the method scores by data: give "
+            "batches=[...], masks=... or a method that needs none"
+        )
+    return batches
+
+
+def scoring_batches(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, batches: int | Sequence[Any], needs: str
+) -> list[Any]:
+    """Batches to score on, on the device: those given or the first so many; none where the method looks at none."""
+    if not isinstance(batches, int):
+        return [to_device(trainer, pl_module, batch) for batch in batches]
+    if needs == "nothing":
+        return []
+    return train_batches(trainer, pl_module, batches, required=needs == "loss")
+
+
+def _mode(trainer: pl.Trainer) -> Any:
+    """How several train dataloaders are combined; Lightning does so in cycles unless told otherwise."""
+    return getattr(getattr(trainer.fit_loop, "_combined_loader", None), "_mode", "max_size_cycle")
+
+
+def to_device(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:
+    """A batch after the precision plugin and the module's transfer hooks, as in Lightning's training loop."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def _is_loader(x: Any) -> bool:
+    return hasattr(x, "__iter__") and not isinstance(x, (list, tuple, dict))
+
+
+def _fresh(loader: Any) -> Any:
+    """A copy of a DataLoader with an iterator of its own, so that persistent workers are not consumed."""
+    if not isinstance(loader, torch.utils.data.DataLoader):
+        return loader
+    twin = copy.copy(loader)
+    twin.__dict__.update(_iterator=None, _DataLoader__initialized=True)
+    twin.__dict__["persistent_workers"] = False
+    return twin
+
+
+@contextmanager
+def _generators_kept(loaders: Any) -> Iterator[None]:
+    """Restore the generators that loaders, samplers and datasets own, and the counters of samplers."""
+    with ExitStack() as stack:
+        for loader in tree_leaves(loaders, is_leaf=_is_loader):
+            batch_sampler = getattr(loader, "batch_sampler", None)
+            samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+            for owner in (loader, getattr(loader, "dataset", None), *samplers):
+                for value in getattr(owner, "__dict__", {}).values():
+                    stack.callback(_keep(value))
+            for sampler in samplers:
+                attributes = getattr(sampler, "__dict__", {})
+                stack.callback(attributes.update, dict(attributes))
+        yield
+
+
+def _keep(value: Any) -> Callable[[], object]:
+    """What puts a random generator of torch, numpy or python back into its present state; nothing for anything else."""
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    if isinstance(value, torch.Generator) or type(value).__name__ == "RandomState":
+        return partial(value.set_state, value.get_state())
+    if hasattr(value, "bit_generator"):  # of numpy
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    return lambda: None

@@ -1,0 +1,242 @@
+"""The loss and the flow of a LightningModule, read from its own `training_step`.
+
+Any module works without adaptation: its logging is silenced, its optimizers stand still (manual optimisation), and the
+network inside it is found by watching which modules `training_step` calls.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lightning_graphon._shared.evaluation import eager
+from lightning_graphon._shared.module_state import untouched
+from lightning_graphon.callbacks._module.call_recorder import Watch
+from lightning_graphon.pruning.scoring.objective import call as call_network
+from lightning_graphon.pruning.scoring.objective import flat_outputs, guess_inputs, is_float, ones_like_sample
+
+ModuleLoss = Callable[[pl.LightningModule, Any], Tensor]
+# Where modules make what their training_step uses; Lightning calls these hooks only after the callbacks' own.
+_START_HOOKS = ("on_fit_start", "on_train_start", "on_train_epoch_start")
+
+_EARLY = (
+    "lightning-graphon ran training_step by itself, before the first batch: make what it needs in __init__, setup or "
+    "configure_model, or give loss_fn(pl_module, batch)"
+)
+_CALLED = "lightning-graphon calls it as loss_fn(pl_module, batch), for a scalar tensor"
+
+
+class TrainingStepObjective:
+    """Objective (`lightning_graphon.pruning.objective.Objective`) of a LightningModule inside a Trainer.
+
+    Args:
+        trainer: The trainer that will fit the module.
+        pl_module: The module, attached to the trainer.
+        loss_fn: `loss_fn(pl_module, batch)` -> scalar in place of `training_step`.
+        batches: Training batches in their order: each is run under its own `batch_idx` (any other under 0), and one for
+            which `training_step` returns None is skipped as Lightning does: its loss is 0.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        loss_fn: ModuleLoss | None = None,
+        batches: Sequence[Any] = (),
+    ) -> None:
+        self._trainer = trainer
+        self._module = pl_module
+        self._loss_fn = self._run_training_step if loss_fn is None else partial(_noted, _CALLED, loss_fn)
+        self._batches = batches
+        self._final: dict[int, tuple[Any, frozenset[int]]] = {}
+
+    def loss(self, batch: Any, temperature: float = 1.0) -> Tensor:
+        """Loss of `training_step`, the network's outputs divided by `temperature` on the way."""
+        # Found once, since the same batches come in every round; kept with the batch, so that its id stays its own.
+        if temperature != 1.0 and id(batch) not in self._final:
+            self._final[id(batch)] = (batch, self._final_calls(batch))
+        cooled = self._final[id(batch)][1] if temperature != 1.0 else frozenset()
+        return self._run(batch, temperature=temperature, cooled=cooled)[0]
+
+    def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
+        """The network's outputs [K] when `training_step` runs with ones times `scale` in place of the data."""
+        dtype = next(p.dtype for p in self._module.parameters())
+        batch = tree_map(lambda x: x.to(dtype) if is_float(x) else x, batch)
+        if batch is not None and self._module.example_input_array is None:
+            watch = self._run(batch, ones=scale)[1]
+            if watch.outputs:
+                return flat_outputs([watch.outputs[call] for call in watch.final_calls()])
+        inputs = ones_like_sample(guess_inputs(self._module), self._module, scale)
+        with self._silenced():
+            return flat_outputs(call_network(self._module, inputs))
+
+    def watched(
+        self, batch: Any, replace: Mapping[int, Tensor] | None = None, among: Sequence[nn.Module] | None = None
+    ) -> tuple[Tensor, Watch]:
+        """The loss of a batch, and the outermost calls of modules on the way to it, in the modules' present mode.
+
+        Args:
+            batch: As `training_step` gets it.
+            replace: Number of a call -> what it returns instead.
+            among: As in `Watch`.
+        """
+        return self._run(batch, replace=replace, among=among)
+
+    def _run(self, batch: Any, **watch: Any) -> tuple[Tensor, Watch]:
+        """The loss of a batch, and what a `Watch` of these arguments saw."""
+        with self._silenced():
+            try:
+                return self._run_once(batch, watch)
+            except AttributeError:
+                for hook in _START_HOOKS:
+                    getattr(self._module, hook)()
+                return self._run_once(batch, watch)
+
+    def _run_once(self, batch: Any, watch: Mapping[str, Any]) -> tuple[Tensor, Watch]:
+        with Watch(self._module, **watch) as seen:
+            return self._loss_fn(self._module, batch), seen
+
+    def _final_calls(self, batch: Any) -> frozenset[int]:
+        """Which calls of modules in `training_step` give the network's outputs."""
+        with untouched(self._module):
+            calls = self._run(batch)[1].final_calls()
+        if not calls:
+            warnings.warn(
+                f"{type(self._module).__name__}.training_step calls none of its modules: the network's outputs cannot "
+                "be found and the loss is taken at temperature 1",
+                stacklevel=2,
+            )
+        return calls
+
+    def _run_training_step(self, module: pl.LightningModule, batch: Any) -> Tensor:
+        losses = self._captured
+        losses.clear()
+        number = next((i for i, known in enumerate(self._batches) if known is batch), None)
+        output = _noted(_EARLY, module.training_step, *_step_arguments(module.training_step, batch, number or 0))
+        if not module.automatic_optimization:
+            if not losses:
+                raise ValueError(
+                    f"{type(module).__name__} optimises by hand and its training_step called manual_backward for no "
+                    "loss: give a loss_fn(pl_module, batch), or a method that needs no data"
+                )
+            return torch.stack(losses).sum()
+        if output is None and number is not None:
+            warnings.warn(
+                f"{type(module).__name__}.training_step returned None for scoring batch {number}: it is skipped",
+                stacklevel=2,
+            )
+            return torch.zeros((), device=module.device, requires_grad=True)
+        return _loss_of(output, module)
+
+    @contextmanager
+    def _silenced(self) -> Iterator[None]:
+        """No logging, no optimizer steps, no autocast; precision plugins that set the default dtype stay."""
+        self._captured: list[Tensor] = []
+        precision = self._trainer.precision_plugin
+        with ExitStack() as stack:
+            stack.enter_context(nullcontext() if isinstance(precision, MixedPrecision) else precision.forward_context())
+            stack.enter_context(_dummy_loggers(self._trainer))
+            stack.enter_context(eager(self._module))
+            for module in self._module.modules():
+                if isinstance(module, pl.LightningModule):
+                    stack.enter_context(_muted(module, self._captured))
+            yield
+
+
+def _noted(note: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the user's function returns; from Python 3.11 on its error says who called it and how."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        getattr(error, "add_note", str)(note)
+        raise
+
+
+def _step_arguments(step: Callable[..., Any], batch: Any, number: int) -> list[Any]:
+    """What Lightning passes to `training_step`: the batch, and its index where there is a place for it.
+
+    Raises:
+        ValueError: It wants a `dataloader_iter`.
+    """
+    if is_param_in_hook_signature(step, "dataloader_iter", explicit=True):
+        raise ValueError(
+            "training_step(dataloader_iter) draws its own batches and cannot be scored: "
+            "give a loss_fn(pl_module, batch), or a method that needs no data"
+        )
+    return [batch, number] if is_param_in_hook_signature(step, "batch_idx", min_args=2) else [batch]
+
+
+def _loss_of(output: Any, module: pl.LightningModule) -> Tensor:
+    if isinstance(output, Mapping):
+        output = output.get("loss")
+    if isinstance(output, Tensor):
+        return output
+    raise ValueError(
+        f"{type(module).__name__}.training_step returned {output!r} where a loss was expected, for a scoring batch: "
+        "return the loss tensor or a dict with 'loss', or give a loss_fn(pl_module, batch)"
+    )
+
+
+@contextmanager
+def _dummy_loggers(trainer: pl.Trainer) -> Iterator[None]:
+    """Code such as `self.logger.experiment.add_image(...)` runs and writes nothing."""
+    loggers = trainer.loggers
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+
+
+@contextmanager
+def _muted(module: pl.LightningModule, losses: list[Tensor]) -> Iterator[None]:
+    """Shadow the methods that log or optimise by instance attributes; `manual_backward` collects its loss."""
+
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    shadows: dict[str, Any] = dict.fromkeys(
+        ("log", "log_dict", "print", "clip_gradients", "toggle_optimizer", "untoggle_optimizer"), nothing
+    )
+    shadows["manual_backward"] = lambda loss, *args, **kwargs: losses.append(loss)
+    # Only manual optimisation may ask for optimizers; asking builds wrappers that Lightning needs to be attached.
+    if not module.automatic_optimization:
+        optimizers, schedulers = module.optimizers(), module.lr_schedulers()
+        shadows["optimizers"] = lambda *args, **kwargs: tree_map(_Still, optimizers)
+        shadows["lr_schedulers"] = lambda *args, **kwargs: tree_map(_Still, schedulers)
+    before = {name: module.__dict__[name] for name in shadows if name in module.__dict__}
+    module.__dict__.update(shadows)
+    try:
+        yield
+    finally:
+        for name in shadows:
+            module.__dict__.pop(name, None)
+        module.__dict__.update(before)
+
+
+class _Still:
+    """An optimizer or scheduler that can be read but does not move."""
+
+    def __init__(self, original: Any) -> None:
+        self._original = original
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> None:
+        if closure is not None:
+            closure()
+
+    def zero_grad(self, **kwargs: Any) -> None: ...
+
+    def toggle_model(self, **kwargs: Any) -> Any:
+        return nullcontext()

@@ -1,0 +1,120 @@
+r"""What an optimizer does to a function: learning rates, momentum, and its diagonal preconditioner.
+
+One step of SGD moves the parameters by :math:`-η b`, Adam and RMSprop by :math:`-η P b` with a diagonal P from
+running means of squared gradients. While P stands still this is linear in the gradients, so it carries over to
+function space with the kernel :math:`Σ_p P_p ∂_p f ∂_p f'` in place of Θ.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from lightning_graphon.dynamics.stability import check_sgd
+
+
+@dataclass(frozen=True)
+class Descent:
+    """One optimizer step in function space: f ← f − Σ_g η_g Θ_g b, with b as `torch.optim.SGD` has it.
+
+    Attributes:
+        rates: learning rate η_g of every parameter group.
+        momentum: μ; β1 of Adam.
+        nesterov: as in SGD.
+        dampening: as in SGD; β1 of Adam, whose buffer is a mean of gradients.
+        adaptive: whether a diagonal preconditioner from the optimizer's state belongs to the kernel.
+    """
+
+    rates: tuple[float, ...]
+    momentum: float = 0.0
+    nesterov: bool = False
+    dampening: float = 0.0
+    adaptive: bool = False
+
+
+def read_descent(optimizer: Optimizer) -> Descent:
+    """Learning rates and momentum that the optimizer will use in its next step.
+
+    Args:
+        optimizer: SGD, Adam, AdamW or RMSprop, or a subclass.
+
+    Raises:
+        ValueError: another optimizer, groups whose momentum differs, or `maximize`.
+
+    >>> read_descent(SGD([torch.zeros(1, requires_grad=True)], lr=0.1, momentum=0.9))
+    Descent(rates=(0.1,), momentum=0.9, nesterov=False, dampening=0.0, adaptive=False)
+    """
+    groups = [_group(optimizer, group) for group in optimizer.param_groups]
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(f"{type(optimizer).__name__}(maximize=True) climbs; what is predicted is descent")
+    if len({(g.momentum, g.nesterov, g.dampening) for g in groups}) != 1:
+        raise ValueError("parameter groups with different momentum move different functions; give them the same")
+    first = groups[0]
+    rates = tuple(rate for group in groups for rate in group.rates)
+    check_sgd(first.momentum, first.nesterov)
+    return Descent(rates, first.momentum, first.nesterov, first.dampening, first.adaptive)
+
+
+def _group(optimizer: Optimizer, group: dict[str, Any]) -> Descent:
+    rates = (float(group["lr"]),)
+    if isinstance(optimizer, (Adam, AdamW)):
+        beta = float(group["betas"][0])
+        return Descent(rates, beta, dampening=beta, adaptive=True)
+    if isinstance(optimizer, RMSprop):
+        return Descent(rates, float(group["momentum"]), adaptive=True)
+    if isinstance(optimizer, SGD):
+        return Descent(rates, float(group["momentum"]), bool(group["nesterov"]), float(group["dampening"]))
+    raise ValueError(f"{type(optimizer).__name__} cannot be told in function space; SGD, Adam, AdamW and RMSprop can")
+
+
+def optimizer_preconditioner(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    r"""The diagonal P of Adam, AdamW or RMSprop as its state has it now.
+
+    :math:`P = 1/(\sqrt{\hat v} + ε)` with Adam's bias-corrected (or AMSGrad's largest) second moment, or RMSprop's
+    (centred) mean square. Entries that never had a gradient, and parameters that the optimizer does not move, get 0:
+    1/ε would let the first gradient, which is divided by itself, move them without bound.
+
+    Args:
+        optimizer: after at least one step.
+        model: whose parameters are named.
+
+    Returns:
+        Qualified parameter name -> P of its shape; for `empirical_ntk(..., preconditioner=...)`. Empty for SGD.
+
+    Raises:
+        ValueError: the optimizer has taken no step yet, or is not one that is known.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> optimizer = RMSprop(model.parameters(), lr=0.1, alpha=0.0, eps=0.0)
+    >>> model(torch.tensor([[2.0]])).sum().backward()
+    >>> optimizer.step()
+    >>> optimizer_preconditioner(optimizer, model)["weight"].item()  # one over the gradient, 2
+    0.5
+    """
+    if not read_descent(optimizer).adaptive:
+        return {}
+    moved = {p: group for group in optimizer.param_groups for p in group["params"]}
+    if not any(optimizer.state.get(p) for p in moved):
+        raise ValueError(f"{type(optimizer).__name__} has no state yet: its preconditioner is known after some steps")
+    return {
+        name: _diagonal(optimizer, p, moved[p])
+        if p in moved and optimizer.state.get(p)
+        else torch.zeros_like(p.detach())
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+@torch.no_grad()
+def _diagonal(optimizer: Optimizer, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    state = optimizer.state[parameter]
+    if isinstance(optimizer, RMSprop):
+        square = state["square_avg"]
+        if group["centered"]:
+            square = square - state["grad_avg"].square()
+    else:
+        second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+        square = second / (1 - float(group["betas"][1]) ** float(state["step"]))
+    return torch.where(square > 0, 1 / (square.clamp_min(0).sqrt() + float(group["eps"])), 0.0)

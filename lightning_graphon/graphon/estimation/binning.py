@@ -1,0 +1,98 @@
+"""From an order of rows and columns to cell means, exactly and without a second copy of the mask."""
+
+import torch
+from torch import Tensor
+
+from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
+
+
+def quantised(keys: Tensor) -> Tensor:
+    """Sums of weights up to rounding: sums over another order of the same numbers must stay ties."""
+    keys = keys.to(torch.float64)
+    scale = keys.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.round(keys / scale, decimals=11)
+
+
+def bin_sizes(count: int, bins: int, device: torch.device) -> Tensor:
+    """Sizes of `bins` bins for `count` items, as equal as can be, the larger ones first (float64)."""
+    out = torch.full((bins,), float(count // bins), dtype=torch.float64, device=device)
+    out[: count % bins] += 1
+    return out
+
+
+def average_ties(keys: Tensor, bins: int) -> Tensor:
+    """Membership [n, bins] of items sorted by descending key, items of equal key sharing their places.
+
+    A group of equal keys covers a range of places; every item of the group lies in each bin with the share
+    of the range that the bin covers. Cell means with this membership are the expectation over all orders of
+    the tied items, so they do not depend on how the items came.
+    """
+    n = len(keys)
+    _, group = torch.unique(-quantised(keys), return_inverse=True)
+    count = torch.bincount(group).to(torch.float64)
+    last = count.cumsum(0)
+    first = last - count
+    ends = bin_sizes(n, bins, keys.device).cumsum(0)
+    starts = ends - bin_sizes(n, bins, keys.device)
+    covered = torch.minimum(last[:, None], ends) - torch.maximum(first[:, None], starts)
+    return (covered.clamp_min(0) / count[:, None])[group]
+
+
+def index_ties(keys: Tensor | None, n: int, bins: int, device: torch.device) -> Tensor:
+    """Membership [n, bins] of items sorted by descending key, ties in the given order; no keys: as given."""
+    order = torch.arange(n, device=device)
+    if keys is not None:
+        order = quantised(keys).argsort(descending=True, stable=True)
+    label = torch.empty(n, dtype=torch.long, device=device)
+    label[order] = torch.arange(bins, device=device).repeat_interleave(bin_sizes(n, bins, device).long())
+    return one_hot(label, bins)
+
+
+def one_hot(label: Tensor, bins: int | None = None) -> Tensor:
+    """Membership [n, bins] of items in the bin of their label, float64; as many bins as there are labels by default."""
+    bins = int(label.max()) + 1 if bins is None else bins
+    out = torch.zeros(len(label), bins, dtype=torch.float64, device=label.device)
+    out[torch.arange(len(label), device=label.device), label] = 1.0
+    return out
+
+
+def cell_means(graph: ChannelGraph, rows: Tensor | None, cols: Tensor | None) -> Tensor:
+    """Mean of the graph's entries in each cell, float64.
+
+    Args:
+        graph: the channel graph, [out, in].
+        rows: membership [out, row bins], or None where every row is its own bin.
+        cols: membership [in, col bins], or None where every column is its own bin.
+    """
+    sums = []
+    total: Tensor | None = None
+    for span, part in graph.chunks():
+        block = part if cols is None else part @ cols
+        if rows is None:
+            sums.append(block)
+        else:
+            block = rows[span].T @ block
+            total = block if total is None else total.add_(block)
+    table = torch.cat(sums) if total is None else total
+    if rows is not None:
+        table = table / sizes(rows)[:, None]
+    return table if cols is None else table / sizes(cols)
+
+
+def sizes(membership: Tensor) -> Tensor:
+    """Number of items in each bin: whole numbers, whatever the shares of single items."""
+    return membership.sum(0).round()
+
+
+def effective_count(membership: Tensor | None, n: int, device: torch.device) -> Tensor:
+    """Number of independent items in each bin, (Σ a)² / Σ a²; one each where every item is its own bin."""
+    if membership is None:
+        return torch.ones(n, dtype=torch.float64, device=device)
+    return sizes(membership) ** 2 / (membership**2).sum(0)
+
+
+def measure(membership: Tensor | None, n: int, device: torch.device) -> Tensor:
+    """Share of the items in each bin, float64."""
+    if membership is None:
+        return torch.full((n,), 1 / n, dtype=torch.float64, device=device)
+    return sizes(membership) / n

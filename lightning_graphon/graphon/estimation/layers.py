@@ -1,0 +1,211 @@
+"""Graphons of all the masks of a network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lightning_graphon._shared.checks import check_choice, nearest
+from lightning_graphon.graphon.core.step_graphon import StepGraphon
+from lightning_graphon.graphon.estimation.binning import cell_means, one_hot
+from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
+from lightning_graphon.graphon.estimation.estimate import from_memberships, memberships
+from lightning_graphon.graphon.estimation.joint_positions import (
+    POSITIONS,
+    added_up,
+    nested_quantile_labels,
+    spectral_labels,
+)
+
+ORDERS = ("degree", "spectral", "none", "joint")
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One mask as a channel graph, with the graphs of w²·M and w·M where there is a model."""
+
+    name: str
+    graph: ChannelGraph
+    energy: ChannelGraph | None
+    drift: ChannelGraph | None
+
+
+def layer_graphons(
+    masks: Mapping[str, Tensor],
+    *,
+    model: nn.Module | None = None,
+    bins: int = 64,
+    order: str = "degree",
+    positions: str = "degree",
+    ties: str = "average",
+    drift: bool = True,
+) -> dict[str, StepGraphon]:
+    """Step graphon of every mask of a network, with energy and drift where the model is given.
+
+    `order="degree"` sorts each mask for itself (the pictures of [P1]), `order="spectral"` also tells neurons of
+    equal degree apart (see `estimate_graphon` for both), `order="none"` keeps the given orders.
+
+    `order="joint"` is what kernels need: the rows of one mask and the columns of the next are the same
+    neurons and get the same bins, so consecutive graphons share a partition. Inputs and outputs of the
+    network are not exchangeable (pixels, classes) and keep their identity, one bin each. The masks must be a
+    chain in network order: the columns of each are the rows of the one before. A convolution that is
+    flattened into a linear layer is a chain too: the columns of one channel (a block of `in / channels`
+    neighbours, as `nn.Flatten` lays them out) are in the bin of their channel. How the neurons get their bins
+    is `positions`:
+
+    * "degree": quantiles of in-degree, then of out-degree inside each, about √bins times √bins;
+    * "energy": the same with the sums of w²·M along the row and the column in place of degrees (needs the
+      model): what a forward and a backward pass feel of a neuron;
+    * "spectral": halving along the leading singular vectors of both masks (of both energies with a model).
+
+    Neurons that the rule cannot tell apart share one bin: a dense mask has one bin per hidden layer.
+    Measured against the network's own NTK (64-256-256-256-10 on digits, density 0.2, ReLU, energies of the
+    cells) the three rules differ by at most 0.02 in relative error, for random, magnitude, SynFlow and SNIP
+    masks; 4, 16 and 64 bins by less than 0.05: the simplest is the default.
+
+    Without a model, a convolution with groups is recognised only in a chain, by rows that are a multiple of
+    the next mask's columns; with a model, groups and the [in, out] layout of transposed convolutions are
+    read from the modules.
+
+    Args:
+        masks: qualified parameter name to bool tensor of the weight's shape, in network order.
+        model: the model whose parameters the masks belong to; fills `energy` and `drift`, the cell means of
+            w²·M and w·M (mean over taps for convolutions, as for the mask).
+        bins: number of bins; for "joint", the most per hidden layer; for "spectral", the most.
+        order: "degree", "spectral", "none" or "joint".
+        positions: "degree", "energy" or "spectral", used by "joint".
+        ties: "average" or "index", used by "degree", see `estimate_graphon`.
+        drift: whether the model's drift is wanted; without it there is one pass less over the weights.
+
+    Returns:
+        Graphons by the same names, in the same order.
+
+    Raises:
+        ValueError: an unknown choice, a mask that does not fit its parameter, no mask at all,
+            `positions="energy"` without a model, or with "joint" a layer that breaks the chain.
+        KeyError: the model has no parameter of that name.
+
+    Example:
+        >>> import torch
+        >>> masks = {"0.weight": torch.ones(6, 4).bool(), "2.weight": torch.ones(3, 6).tril().bool()}
+        >>> {name: W.shape for name, W in layer_graphons(masks, order="joint", bins=4).items()}
+        {'0.weight': (3, 4), '2.weight': (3, 3)}
+    """
+    check_choice("order", order, ORDERS)
+    check_choice("positions", positions, POSITIONS)
+    if not masks:
+        raise ValueError("masks is empty: give at least one mask by the name of its parameter")
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    if positions == "energy" and model is None and order == "joint":
+        raise ValueError("positions='energy' needs the weights: pass model=, or use positions='degree'")
+    if order != "joint":
+        layers = [_layer(name, mask, model, drift=drift) for name, mask in masks.items()]
+        return {layer.name: _own(layer, bins, order, ties) for layer in layers}
+    return _joint(_chain(masks, model, drift), bins, positions)
+
+
+# ---- each mask for itself
+
+
+def _own(layer: _Layer, bins: int, order: str, ties: str) -> StepGraphon:
+    return _graphon(layer, *memberships(layer.graph, bins, order, ties))
+
+
+def _graphon(layer: _Layer, rows: Tensor | None, cols: Tensor | None) -> StepGraphon:
+    energy = None if layer.energy is None else cell_means(layer.energy, rows, cols)
+    drift = None if layer.drift is None else cell_means(layer.drift, rows, cols)
+    return from_memberships(layer.graph, rows, cols, energy=energy, drift=drift)
+
+
+# ---- reading masks and weights
+
+
+def _layer(name: str, mask: Tensor, model: nn.Module | None, groups: int = 1, drift: bool = True) -> _Layer:
+    if model is None:
+        return _Layer(name, ChannelGraph(mask, groups=groups), None, None)
+    module, weight = _weight(model, name)
+    if weight.shape != mask.shape:
+        raise ValueError(f"mask {name!r} has shape {tuple(mask.shape)}, its parameter has {tuple(weight.shape)}")
+    transposed = bool(getattr(module, "transposed", False))
+    groups = int(getattr(module, "groups", 1))
+    graphs = [
+        ChannelGraph(mask, w, power=power, groups=groups, transposed=transposed)
+        for w, power in ((None, 1), (weight, 2), (weight, 1))
+    ]
+    return _Layer(name, graphs[0], graphs[1], graphs[2] if drift else None)
+
+
+def _weight(model: nn.Module, name: str) -> tuple[nn.Module, Tensor]:
+    """Module and weight of a qualified name; works for attributes that a reparametrisation computes."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+        weight = getattr(module, leaf)
+    except AttributeError:
+        names = [n for n, _ in model.named_parameters()]
+        raise KeyError(f"the model has no parameter {name!r}. {nearest(name, names)}") from None
+    return module, weight
+
+
+# ---- one position per neuron
+
+
+def _chain(masks: Mapping[str, Tensor], model: nn.Module | None, drift: bool) -> list[_Layer]:
+    layers: list[_Layer] = []
+    for name, mask in masks.items():
+        layer = _layer(name, mask, model, _guess_groups(mask, layers) if model is None else 1, drift)
+        if layers and not _joins(layers[-1], layer):
+            raise ValueError(
+                f"order='joint' needs a chain of layers: mask {name!r} has {layer.graph.shape[1]} inputs, "
+                f"but {layers[-1].name!r} before it has {layers[-1].graph.shape[0]} outputs. Pass masks in "
+                f"network order without branches, or use order='degree'"
+            )
+        layers.append(layer)
+    return layers
+
+
+def _joins(before: _Layer, layer: _Layer) -> bool:
+    inputs, outputs = layer.graph.shape[1], before.graph.shape[0]
+    flattened = layer.graph.mask.ndim == 2 and before.graph.mask.ndim > 2
+    return inputs == outputs or (flattened and inputs % outputs == 0)
+
+
+def _guess_groups(mask: Tensor, layers: list[_Layer]) -> int:
+    if not layers or mask.ndim < 3:
+        return 1
+    channels = layers[-1].graph.shape[0]
+    groups = channels // mask.shape[1] if channels % mask.shape[1] == 0 else 1
+    return groups if groups and mask.shape[0] % groups == 0 else 1
+
+
+def _joint(layers: list[_Layer], bins: int, positions: str) -> dict[str, StepGraphon]:
+    rows: list[Tensor | None] = []
+    cols: list[Tensor | None] = [None]
+    for before, after in pairwise(layers):
+        owner = _owner(before.graph.shape[0], after.graph)
+        label = _labels(before, after, owner, bins, positions)
+        member = one_hot(label)
+        rows.append(member)
+        cols.append(member[owner.to(label.device)])
+    rows.append(None)
+    return {layer.name: _graphon(layer, row, col) for layer, row, col in zip(layers, rows, cols, strict=True)}
+
+
+def _owner(neurons: int, after: ChannelGraph) -> Tensor:
+    """Neuron of each column of the next mask."""
+    index = torch.arange(after.shape[1], device=after.device)
+    return index // (after.shape[1] // neurons)
+
+
+def _labels(before: _Layer, after: _Layer, owner: Tensor, bins: int, positions: str) -> Tensor:
+    incoming, outgoing = before.graph, after.graph
+    if positions != "degree" and before.energy is not None and after.energy is not None:
+        incoming, outgoing = before.energy, after.energy
+    if positions == "spectral":
+        return spectral_labels(incoming, outgoing, owner, bins)
+    in_degree = incoming.degrees()[0]
+    out_degree = added_up(outgoing.degrees()[1].to(in_degree), owner, len(in_degree))
+    return nested_quantile_labels(in_degree, out_degree, bins)

@@ -1,0 +1,285 @@
+"""What a sparse first layer can listen to: active inputs, and the units that see several inputs together.
+
+[P2] (Pham, Ta, Tran-Thanh, ICML 2026, arXiv:2602.06675) proves universal approximation for sparse networks on the
+subspace of their active coordinates. A function of k of the inputs needs hidden units joined to all k of them: of n
+units n ∫ ∏_j W(u, v_j) du are expected to be. Everything takes a mask, and is then exact, or the graphon of a first
+layer, and is then the expectation for a layer of n units. A graphon must keep the identity of the inputs, one column
+each, as `layer_graphons(order="joint")` and `order="none"` do.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import gammaln
+from torch import Tensor
+
+from lightning_graphon.graphon.core.step_graphon import StepGraphon
+
+
+def active_inputs(first: Tensor | StepGraphon) -> Tensor:
+    """Inputs with at least one weight (positive density): the active coordinates, bool [in].
+
+    Their number is the intrinsic dimension of [P2]; the others are cut off, the network is constant in them.
+
+    Args:
+        first: mask [out, in] of the first layer ([out, in, *taps] is read as [out, in · taps]), or its graphon.
+
+    Raises:
+        ValueError: a mask with fewer than two axes, an empty axis or entries other than 0 and 1.
+
+    >>> active_inputs(torch.tensor([[1, 0, 1], [0, 0, 1]])).tolist()
+    [True, False, True]
+    """
+    return _rows(first)[0].amax(0) > 0
+
+
+def dead_units(first: Tensor) -> Tensor:
+    """Outputs of a mask without a single weight, bool [out]: constant hidden units.
+
+    >>> dead_units(torch.tensor([[1, 0], [0, 0]])).tolist()
+    [False, True]
+    """
+    return _mask(first).amax(1) == 0
+
+
+def effective_inputs(first: Tensor | StepGraphon) -> float:
+    """Number of inputs that share the weights evenly: (Σ d_j)² / Σ d_j² of the inputs' degrees d_j.
+
+    The soft count beside the hard one of `active_inputs`: an input with one weight counts as active there and for next
+    to nothing here. 0 for an empty mask.
+
+    >>> effective_inputs(torch.tensor([[1, 0, 1], [1, 0, 1]]))
+    2.0
+    """
+    values, measure = _rows(first)
+    degree = measure @ values
+    return float(degree.sum() ** 2 / degree.square().sum()) if bool(degree.any()) else 0.0
+
+
+def joined_units(first: Tensor | StepGraphon, inputs: Sequence[int], units: int | None = None) -> float:
+    """Number of hidden units joined to every one of the given inputs: n ∫ ∏_j W(u, v_j) du.
+
+    Args:
+        first: mask of the first layer, where the number is exact; or its graphon, where it is expected.
+        inputs: their column indices, all different; none gives all units.
+        units: n, the number of hidden units; needed with a graphon, the rows of a mask.
+
+    Raises:
+        ValueError: `units` is missing or does not fit, or two inputs are the same.
+        IndexError: an input that the layer does not have.
+
+    >>> joined_units(torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 1]]), [0, 1])
+    2.0
+    >>> joined_units(StepGraphon([[0.5, 0.4]]), [0, 1], units=100)
+    20.0
+    """
+    values, measure = _rows(first)
+    columns = torch.as_tensor(list(inputs), dtype=torch.long, device=values.device)
+    if len(set(columns.tolist())) < len(columns):
+        raise ValueError(f"inputs must be different columns, got {list(inputs)}")
+    for column in columns.tolist():
+        if not 0 <= column < values.shape[1]:
+            raise IndexError(f"input {column} is not one of the {values.shape[1]} inputs of the layer")
+    return _units(first, units) * float(measure @ values[:, columns].prod(1))
+
+
+def mean_joined_units(first: Tensor | StepGraphon, size: int, units: int | None = None) -> float:
+    """The mean of `joined_units` over all sets of `size` active inputs, in closed form.
+
+    For a mask it is Σ_i C(d_i, k) / C(a, k) with the rows' degrees d_i and a active inputs. For a graphon it is the
+    same mean of products: elementary symmetric polynomials of the values W(u, ·).
+
+    Args:
+        first: mask of the first layer, or its graphon.
+        size: k, at least 1.
+        units: number of hidden units, with a graphon.
+
+    Raises:
+        ValueError: `size` is below 1, or `units` is missing or does not fit.
+
+    >>> round(mean_joined_units(torch.tensor([[1, 1, 1], [1, 1, 0]]), 2), 9)  # the three pairs have 2, 1 and 1
+    1.333333333
+    """
+    if size < 1:
+        raise ValueError(f"size is the number of inputs in a set and must be at least 1, got {size}")
+    values, measure = _rows(first)
+    values = values[:, active_inputs(first)]
+    active, count = values.shape[1], _units(first, units)
+    if isinstance(first, StepGraphon):
+        return count * float(measure @ _mean_products(values, size))
+    degree = values.sum(1).cpu().numpy()
+    logs = _log_binomial(degree[degree >= size], size) - _log_binomial(np.float64(active), size)
+    return float(np.exp(logs).sum())
+
+
+@dataclass(frozen=True)
+class CoveredOrder:
+    """Bracket of the largest k such that any k active inputs are joined to one hidden unit together.
+
+    Attributes:
+        lower: every set of so many active inputs is covered.
+        upper: not every set of more is; `witness` is one of `upper + 1` inputs that is not.
+        witness: column indices of that set; empty where every set is covered.
+    """
+
+    lower: int
+    upper: int
+    witness: tuple[int, ...]
+
+
+def covered_order(first: Tensor | StepGraphon, units: int | None = None) -> CoveredOrder:
+    """How many inputs, whichever, some hidden unit sees all together: the largest k that is covered.
+
+    A set is covered by a mask if at least one unit is joined to all of it, by a graphon if one of n units is expected
+    to be, n ∫ ∏_j W(u, v_j) du >= 1. Only active inputs count.
+
+    The smallest set that a mask does not cover hits the complement of every row: finding it is the minimum hitting set
+    problem, which is NP-hard. So the answer is a bracket. The upper end is a witness, found greedily from every input.
+    The lower end is the best of: every single input; every pair (all counted); and k − 1 for the least k with which
+    the k least connected inputs could miss every row, Σ_j (n − d_j) >= n. For a graphon the witness collects the input
+    that lowers the expected number most, and the lower end takes the smallest values of W(u, ·) at every u.
+
+    Args:
+        first: mask of the first layer, or its graphon.
+        units: number of hidden units, with a graphon.
+
+    Raises:
+        ValueError: `units` is missing or does not fit.
+
+    >>> covered_order(torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 1]]))  # every pair, not all three
+    CoveredOrder(lower=2, upper=2, witness=(0, 1, 2))
+    """
+    values, measure = _rows(first)
+    active = active_inputs(first).nonzero().squeeze(1)
+    values, weight = values[:, active], measure * _units(first, units)
+    if not len(active):
+        return CoveredOrder(0, 0, ())
+    witness = _uncovered(values, weight)
+    upper = len(witness) - 1 if witness else len(active)
+    lower = max(_by_pairs(values, weight), _by_degrees(values, weight), _by_smallest(values, weight))
+    return CoveredOrder(lower, upper, tuple(active[witness].tolist()))
+
+
+def expressivity_table(layers: Mapping[str, Tensor], sizes: Sequence[int] = (1, 2, 3)) -> list[dict[str, Any]]:
+    """One row for each first-layer mask: what it listens to, exactly.
+
+    Args:
+        layers: label (method, sparsity) to the mask [out, in] of a first layer.
+        sizes: numbers k of inputs for which units are counted.
+
+    Returns:
+        Rows with `layer`, `density`, `active_inputs`, `cut_off_inputs`, `effective_inputs`, `dead_units`,
+        `covered_lower` and `covered_upper` (the largest k that is covered), and for each k `joined_k`, the mean number
+        of units joined to all of k active inputs.
+
+    >>> expressivity_table({"snip": torch.tensor([[1, 1, 0], [1, 0, 0]])}, sizes=(2,))  # doctest: +NORMALIZE_WHITESPACE
+    [{'layer': 'snip', 'density': 0.5, 'active_inputs': 2, 'cut_off_inputs': 1, 'effective_inputs': 1.8,
+      'dead_units': 0, 'covered_lower': 2, 'covered_upper': 2, 'joined_2': 1.0}]
+    """
+    return [{"layer": name, **_row(mask, sizes)} for name, mask in layers.items()]
+
+
+def _row(mask: Tensor, sizes: Sequence[int]) -> dict[str, Any]:
+    active, order = int(active_inputs(mask).sum()), covered_order(mask)
+    values = _mask(mask)
+    return {
+        "density": float(values.mean()),
+        "active_inputs": active,
+        "cut_off_inputs": values.shape[1] - active,
+        "effective_inputs": effective_inputs(mask),
+        "dead_units": int(dead_units(mask).sum()),
+        "covered_lower": order.lower,
+        "covered_upper": order.upper,
+        **{f"joined_{k}": mean_joined_units(mask, k) for k in sizes},
+    }
+
+
+# ---- masks and graphons alike
+
+
+def _rows(first: Tensor | StepGraphon) -> tuple[Tensor, Tensor]:
+    """Probability of a weight for each row and input [rows, in], and the measure [rows] of the rows, float64."""
+    if isinstance(first, StepGraphon):
+        return first.values.detach().double(), first.row_measure.detach().double()
+    values = _mask(first)
+    return values, torch.full((len(values),), 1 / len(values), dtype=torch.float64, device=values.device)
+
+
+def _mask(mask: Tensor) -> Tensor:
+    if mask.ndim < 2 or 0 in mask.shape:
+        raise ValueError(f"a first-layer mask must be [out, in] with no empty axis, got shape {tuple(mask.shape)}")
+    values = mask.detach().to("cpu" if mask.device.type == "mps" else mask.device, torch.float64).flatten(1)
+    if not bool(((values == 0) | (values == 1)).all()):
+        raise ValueError("a mask must have entries 0 and 1 only; for probabilities pass a StepGraphon")
+    return values
+
+
+def _units(first: Tensor | StepGraphon, units: int | None) -> int:
+    if isinstance(first, StepGraphon):
+        if units is None or units < 1:
+            raise ValueError(f"a graphon needs the number of hidden units, units >= 1, got {units!r}")
+        return units
+    if units not in (None, first.shape[0]):
+        raise ValueError(f"the mask has {first.shape[0]} hidden units, got units={units!r}: leave it out")
+    return first.shape[0]
+
+
+def _log_binomial(n: Any, k: int) -> Any:
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+
+
+def _mean_products(values: Tensor, size: int) -> Tensor:
+    """Mean over all sets of `size` columns of the product of their values, for each row."""
+    table = [values.new_ones(len(values)), *(values.new_zeros(len(values)) for _ in range(size))]
+    for count, column in enumerate(values.T, start=1):
+        # Means in place of sums, so that nothing overflows: the new column is in k of the `count` with share k / count.
+        for k in range(min(size, count), 0, -1):
+            table[k] = table[k] * (1 - k / count) + table[k - 1] * column * (k / count)
+    return table[size]
+
+
+# ---- the covered order; `weight` is the number of units that a row stands for
+
+
+def _covers(counts: Tensor) -> Tensor:
+    """One unit, up to the rounding of sums of up to a million shares."""
+    return counts >= 1 - 1e-9
+
+
+def _uncovered(values: Tensor, weight: Tensor) -> list[int]:
+    """A small set that is not covered, or none: from every input, add the one that leaves the fewest units."""
+    best: list[int] = []
+    starts = (weight @ values).argsort(stable=True)[:16]
+    for start in starts.tolist():
+        chosen, left = [start], weight * values[:, start]
+        while bool(_covers(left.sum())) and len(chosen) < values.shape[1] and (not best or len(chosen) < len(best)):
+            counts = left @ values
+            counts[chosen] = torch.inf
+            chosen.append(int(counts.argmin()))
+            left = left * values[:, chosen[-1]]
+        if not bool(_covers(left.sum())) and (not best or len(chosen) < len(best)):
+            best = chosen
+    return sorted(best)
+
+
+def _by_pairs(values: Tensor, weight: Tensor) -> int:
+    """0, 1 or 2: whether every input, and every pair, is covered."""
+    pairs = values.T @ (values * weight[:, None])
+    if not bool(_covers(pairs.diagonal()).all()):
+        return 0
+    pairs.fill_diagonal_(torch.inf)
+    return 2 if len(pairs) > 1 and bool(_covers(pairs).all()) else 1
+
+
+def _by_degrees(values: Tensor, weight: Tensor) -> int:
+    """A set of k inputs misses at most Σ_j (n − d_j) units; while those are fewer than n, one is joined to all k."""
+    missed = ((1 - values).T @ weight).sort(descending=True).values.cumsum(0)
+    return int(_covers(weight.sum() - missed).count_nonzero())
+
+
+def _by_smallest(values: Tensor, weight: Tensor) -> int:
+    """At every row the product over any k inputs is at least that of its k smallest values."""
+    return int(_covers(weight @ values.sort(1).values.cumprod(1)).count_nonzero())

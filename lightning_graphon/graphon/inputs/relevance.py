@@ -1,0 +1,141 @@
+"""Which coordinates of the input a network listens to, and whether they are those that tell the classes apart."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from lightning_graphon._shared.checks import check_choice
+from lightning_graphon.graphon.core.partition import same
+from lightning_graphon.graphon.core.step_graphon import StepGraphon
+from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
+
+
+def input_path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> Tensor:
+    """Share of the possible paths from each input coordinate to the outputs that are there.
+
+    The adjoint operators one after the other, W₁* ⋯ W_{L+1}* 1; its mean over the inputs is `path_density`.
+
+    Args:
+        layers: StepGraphons (consecutive ones on one partition of the neurons, as `layer_graphons` with
+            order="joint" makes them) or 0/1 masks [out, in], input side first. A mask with taps enters with
+            the mean over its taps.
+
+    Returns:
+        float64 [cols of the first layer], in [0, 1].
+
+    Raises:
+        ValueError: no layer, graphons mixed with masks, or sides that do not fit.
+
+    >>> input_path_density([torch.tensor([[1, 0], [1, 1]]), torch.tensor([[1, 0]])])
+    tensor([0.5000, 0.0000], dtype=torch.float64)
+    """
+    if not layers:
+        raise ValueError("input_path_density needs at least one layer")
+    chain: list[StepGraphon | Tensor] = list(layers)
+    _check_chain(chain)
+    share = torch.ones(chain[-1].shape[0], dtype=torch.float64, device=chain[-1].device)
+    for layer in reversed(chain):
+        share = _back(layer, share)
+    return share
+
+
+def _check_chain(layers: Sequence[StepGraphon | Tensor]) -> None:
+    """One kind of layer, and every layer's inputs are the outputs of the one before."""
+    if len({isinstance(layer, StepGraphon) for layer in layers}) > 1:
+        raise ValueError("layers must be all graphons or all masks, not a mixture")
+    for index, (before, after) in enumerate(pairwise(layers)):
+        fits = before.shape[0] == after.shape[1]
+        if fits and isinstance(before, StepGraphon) and isinstance(after, StepGraphon):
+            fits = same(before.row_measure, after.col_measure)
+        if not fits:
+            raise ValueError(
+                f"the outputs of layer {index} ({before.shape[0]}) are not the inputs of layer {index + 1} "
+                f"({after.shape[1]}); masks must be a chain in network order, graphons must share positions: "
+                "layer_graphons(masks, order='joint')"
+            )
+
+
+def _back(layer: StepGraphon | Tensor, share: Tensor) -> Tensor:
+    """Mean over the outputs of a layer of `share` along its edges."""
+    if isinstance(layer, StepGraphon):
+        return layer.to(dtype=torch.float64).apply_adjoint(share)
+    graph = ChannelGraph(layer)
+    total = share.new_zeros(graph.shape[1])
+    for span, part in graph.chunks():
+        total += part.to(share).T @ share[span]
+    return total / graph.shape[0]
+
+
+RELEVANCES = ("mean_difference", "correlation_ratio")
+
+
+def coordinate_relevance(x: Tensor, labels: Tensor, kind: str = "mean_difference") -> Tensor:
+    """How much each input coordinate says of the class, by itself.
+
+    Args:
+        x: samples [N, ...], flattened to [N, d].
+        labels: class numbers [N].
+        kind: "mean_difference" is the standard deviation of the class means, weighted by class: for two equally
+            frequent classes half of the absolute difference of their means, in the units of the input.
+            "correlation_ratio" is Fisher's η², the share of the coordinate's variance that lies between the
+            classes, in [0, 1]; 0 for a constant coordinate. The kernel of a network feels the scale of an
+            input, so the first is the one to compare with path densities.
+
+    Returns:
+        float64 [d], not negative, finite.
+
+    Raises:
+        ValueError: an unknown kind, labels that are not [N] whole numbers, or a single class.
+
+    >>> coordinate_relevance(torch.tensor([[0.0, 3.0], [1.0, 3.0]]), torch.tensor([0, 1]))
+    tensor([0.5000, 0.0000], dtype=torch.float64)
+    """
+    check_choice("kind", kind, RELEVANCES)
+    if labels.shape != x.shape[:1] or labels.is_floating_point():
+        raise ValueError(f"labels must be class numbers [{len(x)}], got {tuple(labels.shape)} of {labels.dtype}")
+    centred = x.detach().flatten(1).to(torch.float64)
+    centred = centred - centred.mean(0)
+    classes, index, count = labels.unique(return_inverse=True, return_counts=True)
+    if len(classes) < 2:
+        raise ValueError("relevance needs at least two classes among the labels, got one")
+    sums = centred.new_zeros(len(classes), centred.shape[1]).index_add(0, index, centred)
+    between = (sums.square() / count[:, None]).sum(0) / len(x)
+    if kind == "mean_difference":
+        return between.sqrt()
+    total = centred.square().mean(0)
+    return torch.where(total > 0, between / torch.where(total > 0, total, 1.0), 0.0)
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's rank correlation of two vectors, tied values sharing their mean rank; 0 where one is constant.
+
+    A constant path density (a constant graphon) prefers no coordinate: 0 says so, where the formula is 0/0.
+
+    Args:
+        a: [d].
+        b: [d].
+
+    Returns:
+        A number in [-1, 1].
+
+    Raises:
+        ValueError: not two vectors of one length, or entries that are not finite.
+
+    >>> rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0, 100.0]))
+    1.0
+    """
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"need two vectors of one length, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        raise ValueError("both vectors must be finite")
+    x, y = (_centred_ranks(t) for t in (a, b))
+    scale = float((x @ x) * (y @ y)) ** 0.5
+    return float(x @ y) / scale if scale > 0 else 0.0
+
+
+def _centred_ranks(values: Tensor) -> Tensor:
+    _, index, count = values.unique(return_inverse=True, return_counts=True)
+    ranks = (count.cumsum(0) - (count - 1) / 2).to(torch.float64)[index]
+    return ranks - ranks.mean()

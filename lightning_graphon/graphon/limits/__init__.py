@@ -1,0 +1,17 @@
+"""Graphons that scores predict before any mask is drawn."""
+
+from lightning_graphon.graphon.limits.factorised_saliency import (
+    FactorisedSaliency,
+    fit_factorised_saliency,
+    limit_distances,
+    predicted_graphons,
+)
+from lightning_graphon.graphon.limits.scaled_saliency import ScaledSaliency
+
+__all__ = [
+    "FactorisedSaliency",
+    "ScaledSaliency",
+    "fit_factorised_saliency",
+    "limit_distances",
+    "predicted_graphons",
+]

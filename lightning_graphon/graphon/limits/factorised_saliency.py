@@ -1,0 +1,283 @@
+"""Predicted limits: the factorised saliency model, fitted to the scores of a layer, and the graphon it implies.
+
+[P2] is Pham, Ta, Tran-Thanh, *Pruning at Initialisation through the lens of Graphon Limit*, ICML 2026,
+arXiv:2602.06675. Its model is S_ij = a_i b_j ξ_ij with i.i.d. noise ξ; at the threshold τ the masks tend to the
+graphon W(u, v) = P(a(u) b(v) ξ > τ).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_graphon._shared.checks import check_choice, check_sparsity
+from lightning_graphon.graphon.core.step_graphon import StepGraphon
+from lightning_graphon.graphon.distances.distances import l2_distance
+from lightning_graphon.graphon.estimation.estimate import estimate_graphon
+from lightning_graphon.graphon.limits.scaled_saliency import ScaledSaliency, checked, common_threshold, quantiles
+
+SCOPES = ("global", "layer")
+_ROUNDS = 50
+_GROUPS = 4
+_SAMPLE = 1 << 16
+
+
+@dataclass(frozen=True, init=False)
+class FactorisedSaliency(ScaledSaliency):
+    """The model S_ij = a_i b_j ξ_ij of [P2]: a row factor times a column factor times i.i.d. noise.
+
+    Args:
+        row_factors: a [out], not negative; 0 for an output whose scores are all zero.
+        col_factors: b [in, *taps], likewise.
+        noise: sample [k] of ξ, in any order.
+        explained: share of the variance of log |S| that the factors explain, where it was fitted.
+        noise_ks: misfit of i.i.d. noise, where it was fitted; see `fit_factorised_saliency`.
+
+    Raises:
+        ValueError: a factor is negative or not finite, or the noise is empty or not finite.
+
+    Example:
+        One round of SynFlow is exactly this model: the factors are the sums over paths from the outputs and from the
+        inputs, the noise is |w|.
+
+        >>> S = FactorisedSaliency(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]), torch.arange(1.0, 101.0))
+        >>> S.probabilities(120.0)
+        tensor([[0.0000, 0.6000],
+                [0.4000, 0.8000]], dtype=torch.float64)
+        >>> S.graphon(density=0.5)
+        StepGraphon(rows=2, cols=2, density=0.5)
+    """
+
+    row_factors: Tensor
+    col_factors: Tensor
+    explained: float
+    noise_ks: float
+
+    def __init__(
+        self,
+        row_factors: Tensor,
+        col_factors: Tensor,
+        noise: Tensor,
+        explained: float = 1.0,
+        noise_ks: float = 0.0,
+    ) -> None:
+        rows, cols = checked("row_factors", row_factors), checked("col_factors", col_factors)
+        fields = {"row_factors": rows, "col_factors": cols, "explained": explained, "noise_ks": noise_ks}
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        super().__init__(torch.tensordot(rows, cols, dims=0), noise)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"FactorisedSaliency({shape}, explained={self.explained:.3f}, noise_ks={self.noise_ks:.3f})"
+
+
+def fit_factorised_saliency(scores: Tensor) -> FactorisedSaliency:
+    """Fit S_ij = a_i b_j ξ_ij to the scores of one layer by median polish of log |S| (Tukey 1977).
+
+    Row and column medians of log |S| are taken out in turn until they are zero. The median of log |S| is as certain
+    as its mean where ξ is the absolute value of a normal variable (1.17 against 1.11 over √n), and it bears any
+    fraction below one half of outliers. Zeros say nothing about the size of a factor: a row or column of zeros (a
+    dead unit, an input that is always zero) has the factor 0, other zeros are zeros of the noise. Signed scores
+    (GraSP) keep their sign in the noise.
+
+    Medians of n scores scatter even where all factors are equal. So the spread of the effects is compared with the
+    standard error of a median and the effects are shrunk to their centre by what chance explains of their variance
+    (James and Stein 1961): scores without structure give equal factors at any width. The factors are normalised to
+    median 1 over the units that are not dead; the noise carries the scale.
+
+    How well it fits:
+
+    * `explained` is 1 − Var(log |ξ|) / Var(log |S|) over scores that are not zero. The noise is part of the model:
+      the logarithm of |w| for normal w has the variance π²/8 that no factors can explain. So a small value means that
+      there is little structure (magnitude: 0), not that the fit is bad.
+    * `noise_ks` measures the assumption that the noise is i.i.d.: rows and columns are cut into four groups by their
+      factor, and it is the largest Kolmogorov-Smirnov distance between the noise in one of the 16 cells and all of it.
+      By chance it is up to 1.9 / √(entries of a cell, of which at most 65,536 are looked at), and the errors of the
+      factors add up to 0.6 / √out + 0.6 / √in.
+
+    Args:
+        scores: [out, in, *taps], as a pruning method returns them. Taps are read as columns of their own.
+
+    Raises:
+        ValueError: fewer than two axes, an empty axis, or a score that is not finite.
+
+    Example:
+        >>> source = torch.Generator().manual_seed(0)
+        >>> a, b = torch.linspace(1, 3, 400), torch.linspace(2, 1, 300)
+        >>> fit = fit_factorised_saliency(a[:, None] * b * torch.randn(400, 300, generator=source).abs())
+        >>> torch.allclose(fit.row_factors, (a / a.median()).double(), rtol=0.3)  # 3 standard errors of a median
+        True
+    """
+    scores = checked("scores", scores, dims=2)
+    flat = scores.flatten(1)
+    logs = flat.abs().log()
+    logs[flat == 0] = torch.nan
+    total = _variance(logs)
+    rows, cols = _median_polish(logs)  # logs are the residuals from here on
+    rows, cols = _shrink(rows, logs, 0), _shrink(cols, logs, 1)
+    a, b = rows.exp().nan_to_num(0.0), cols.exp().nan_to_num(0.0)
+    explained = 1 - _variance(logs) / total if total > 0 else 1.0
+    live_rows, live_cols = a > 0, b > 0
+    if not bool(live_rows.any()):
+        return FactorisedSaliency(a, b.view(scores.shape[1:]), a.new_zeros(1))
+    noise = (logs.exp().nan_to_num_(0.0) * flat.sign())[live_rows][:, live_cols]
+    misfit = _worst_ks(noise, a[live_rows], b[live_cols])
+    return FactorisedSaliency(a, b.view(scores.shape[1:]), noise, explained, misfit)
+
+
+def _median_polish(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column effects of an additive table with missing (NaN) entries; the table becomes the residuals.
+
+    Rows and columns without any entry have the effect NaN.
+    """
+    rows, cols = table.new_zeros(table.shape[0]), table.new_zeros(table.shape[1])
+    # A tenth of the standard error of a median of the longer side: further rounds change nothing that is certain.
+    enough = 0.1 / max(table.shape) ** 0.5
+    for _ in range(_ROUNDS):
+        row_step = table.nanmedian(1).values
+        table -= row_step[:, None]
+        col_step = table.nanmedian(0).values
+        table -= col_step
+        rows, cols = rows + row_step, cols + col_step
+        if not bool((col_step.abs() > enough).any()):
+            break
+    return rows, cols
+
+
+def _shrink(effects: Tensor, table: Tensor, axis: int) -> Tensor:
+    """Effects of one axis about their median, less what chance gives; the table takes up the rest."""
+    level = effects.nanmedian()
+    centred = effects - level
+    live = centred[~centred.isnan()]
+    spread = float(live.var(correction=0)) if len(live) else 0.0
+    kept = max(0.0, 1 - _median_variance(table) * len(live) / max(_count(table), 1) / spread) if spread > 0 else 1.0
+    table += (effects - kept * centred).unsqueeze(1 - axis)
+    return kept * centred
+
+
+def _median_variance(table: Tensor) -> float:
+    """n times the variance of the median of n residuals, 1 / (4 f²) with their density f at the centre."""
+    sample = quantiles(table[~table.isnan()])
+    if not len(sample):
+        return 0.0
+    inner = sample[int(0.4 * len(sample)) : int(0.6 * len(sample)) + 1]
+    return float((inner[-1] - inner[0]) / 0.2) ** 2 / 4
+
+
+def _count(table: Tensor) -> int:
+    return int((~table.isnan()).count_nonzero())
+
+
+def _variance(table: Tensor) -> float:
+    values = table[~table.isnan()]
+    return float(values.var(correction=0)) if len(values) else 0.0
+
+
+def _worst_ks(noise: Tensor, row_factors: Tensor, col_factors: Tensor) -> float:
+    """Largest Kolmogorov-Smirnov distance between the noise in a cell of factors and all of it."""
+    pooled = quantiles(noise)
+    groups = [factors.argsort().chunk(_GROUPS) for factors in (row_factors, col_factors)]
+    return max(_ks(noise[rows][:, cols], pooled) for rows in groups[0] for cols in groups[1])
+
+
+def _ks(cell: Tensor, pooled: Tensor) -> float:
+    thinned = cell.flatten()[:: max(1, cell.numel() // _SAMPLE)].sort().values
+    return max(
+        float((_cdf(thinned, pooled, right) - _cdf(pooled, pooled, right)).abs().max()) for right in (True, False)
+    )
+
+
+def _cdf(sample: Tensor, points: Tensor, right: bool) -> Tensor:
+    return torch.searchsorted(sample, points, right=right).double() / len(sample)
+
+
+def predicted_graphons(
+    layers: Mapping[str, Tensor | ScaledSaliency],
+    sparsity: float,
+    *,
+    scope: str = "global",
+    bins: int | Sequence[int] = 64,
+    order: str = "degree",
+) -> dict[str, StepGraphon]:
+    """The graphons to which the masks of a pruning method tend, from the scores of one network.
+
+    Exactly what a method does is: score every weight, keep the largest. Where the scores of a layer are scales times
+    i.i.d. noise the masks tend to W(u, v) = P(s(u, v) ξ > τ), with the threshold τ that keeps the asked number of
+    weights. How good the assumption is, method by method:
+
+    * random, magnitude of i.i.d. weights: exact, the graphon is constant (in each layer, with one law of the weights);
+    * SynFlow, one round: exact, with the sums over paths as factors. Its usual 100 rounds are not one-shot; predict
+      them with the scales min over rounds k of a_i b_j / τ_k and the threshold 1 (docs/theory-limits.md);
+    * SNIP, and GraSP by absolute value: the scale is the gradient, a sum over the samples of outer products. A
+      `ScaledSaliency` with that gradient is right in the limit of wide layers; factors are an approximation unless
+      there is one sample.
+
+    Args:
+        layers: name to scores [out, in, *taps], which are fitted (`fit_factorised_saliency`), or to the model itself.
+        sparsity: fraction of all these weights that is removed, in [0, 1).
+        scope: "global" has one threshold for all layers, "layer" removes the same fraction of each.
+        bins: cells of each axis, as in `estimate_graphon`.
+        order: "degree" or "none", as in `estimate_graphon`.
+
+    Returns:
+        Graphons by the same names, float64.
+
+    Raises:
+        ValueError: an unknown scope, no layer, a sparsity out of range, or scores that cannot be fitted (the message
+            names the layer).
+
+    Example:
+        >>> source = torch.Generator().manual_seed(0)
+        >>> weights = {"narrow": torch.randn(40, 50, generator=source), "wide": torch.randn(80, 90, generator=source)}
+        >>> W = predicted_graphons({n: w.abs() for n, w in weights.items()}, sparsity=0.9, bins=8)
+        >>> round(sum(W[n].density * w.numel() for n, w in weights.items()))  # of 9,200 weights
+        920
+    """
+    check_choice("scope", scope, SCOPES)
+    density = 1 - check_sparsity(sparsity)
+    if not layers:
+        raise ValueError("layers is empty: give the scores of at least one layer by name")
+    models = {name: _model(name, layer) for name, layer in layers.items()}
+    if scope == "layer":
+        return {name: model.graphon(density=density, bins=bins, order=order) for name, model in models.items()}
+    threshold = common_threshold(list(models.values()), density)
+    return {name: model.graphon(threshold=threshold, bins=bins, order=order) for name, model in models.items()}
+
+
+def limit_distances(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], bins: int = 64) -> dict[str, float]:
+    """L2 distance between the graphon of each mask and the limit that its layer's scores predict.
+
+    The prediction is that of factors fitted to the scores, at the density that the mask has. Chance alone gives up to
+    √(p (1 − p) (1/out + 1/in + bins² / (out · in))) for a constant graphon p: the scatter of the degrees, by which the
+    mask is sorted, and of the cells.
+
+    Args:
+        scores: name to scores, of the one round that led to the masks.
+        masks: name to bool mask of the same shape.
+        bins: cells of each axis.
+
+    Raises:
+        ValueError: scores that cannot be fitted; the message names the layer.
+
+    >>> scores = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
+    >>> limit_distances({"fc": scores}, {"fc": scores > 0.8}, bins=4)["fc"] < 0.08  # by chance up to 0.075
+    True
+    """
+    return {
+        name: l2_distance(
+            _model(name, scores[name]).graphon(density=float(mask.double().mean()), bins=bins),
+            estimate_graphon(mask, bins),
+        )
+        for name, mask in masks.items()
+    }
+
+
+def _model(name: str, layer: Tensor | ScaledSaliency) -> ScaledSaliency:
+    if isinstance(layer, ScaledSaliency):
+        return layer
+    try:
+        return fit_factorised_saliency(layer)
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error

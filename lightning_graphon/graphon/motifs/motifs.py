@@ -1,0 +1,152 @@
+"""Densities of small subgraphs in masks and step graphons, and of paths across layers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_graphon.graphon.core.step_graphon import StepGraphon
+from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
+from lightning_graphon.graphon.motifs.counts import Counts, as_biadjacency
+
+
+@dataclass(frozen=True)
+class MotifDensities:
+    """Densities t(F) of an edge, the two cherries and the four-cycle of a bipartite graph.
+
+    Attributes:
+        edge: t(K2), the density.
+        row_cherry: two edges that meet in a row (output): ∫ (∫ W dv)² du.
+        col_cherry: two edges that meet in a column (input): ∫ (∫ W du)² dv.
+        c4: two rows and two columns with all four edges; the sum of the fourth powers of W's singular values.
+        counting: "distinct" or "homomorphism", whether the vertices of a motif must differ.
+    """
+
+    edge: float
+    row_cherry: float
+    col_cherry: float
+    c4: float
+    counting: str
+
+    @property
+    def c4_ratio(self) -> float:
+        """t(C4) / t(K2)⁴, at least 1 for a graphon, 1 just for the constant one; 1 for an empty mask."""
+        return self.c4 / self.edge**4 if self.edge > 0 else 1.0
+
+    @property
+    def row_degree_cv(self) -> float:
+        """Coefficient of variation of the degree function of the rows, 0 for a constant graphon."""
+        return _cv(self.row_cherry, self.edge)
+
+    @property
+    def col_degree_cv(self) -> float:
+        """Coefficient of variation of the degree function of the columns."""
+        return _cv(self.col_cherry, self.edge)
+
+
+def motif_densities(graph: Tensor | StepGraphon, *, counting: str = "distinct") -> MotifDensities:
+    """t(edge), t(cherry) of both sides and t(C4).
+
+    For a mask the counts are exact integers. `counting="distinct"` takes motifs with different vertices over
+    the number of places for them: unbiased for the graphon that the mask was drawn from, and C4 ≈ edge⁴ for a
+    random mask of any size. `counting="homomorphism"` lets vertices coincide, as in the definition of
+    t(F, W) for the mask's own step graphon (Lovász 2012, Section 5.2); it differs from the former by
+    terms of order 1/side. For a StepGraphon, a limit object, both are the same integrals.
+
+    Args:
+        graph: 0/1 mask [out, in], or [out, in, *taps] read as [out, in · taps]; or a StepGraphon.
+        counting: "distinct" or "homomorphism".
+
+    Raises:
+        ValueError: unknown `counting`; a mask with an empty axis or with entries other than 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> motif_densities(torch.tensor([[1, 1], [1, 0]], dtype=torch.bool)).row_cherry
+        0.5
+    """
+    if counting not in ("distinct", "homomorphism"):
+        raise ValueError(f"counting must be 'distinct' or 'homomorphism', got {counting!r}")
+    if isinstance(graph, StepGraphon):
+        return _of_graphon(graph, counting)
+    return from_counts(Counts.of(as_biadjacency(graph)), counting)
+
+
+def path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> float:
+    """Share of the possible input-output paths that are there: the mean of the product of the layers.
+
+    Args:
+        layers: StepGraphons or 0/1 masks [out, in], input side first. Masks are counted exactly; a mask with
+            taps enters with the mean over its taps.
+
+    Raises:
+        ValueError: no layer, or masks whose sides do not fit.
+
+    Example:
+        >>> path_density([StepGraphon([[0.5]]), StepGraphon([[0.2]])])
+        0.1
+    """
+    if not layers:
+        raise ValueError("path_density needs at least one layer")
+    first = layers[0]
+    if isinstance(first, StepGraphon):
+        path = first
+        for layer in layers[1:]:
+            if not isinstance(layer, StepGraphon):
+                raise ValueError("layers must be all graphons or all masks, not a mixture")
+            path = path.then(layer)
+        return path.density
+    return _mask_path_density([layer for layer in layers if isinstance(layer, Tensor)])
+
+
+def _mask_path_density(masks: Sequence[Tensor]) -> float:
+    share = torch.ones(masks[0].shape[1], dtype=torch.float64, device=masks[0].device)
+    for index, mask in enumerate(masks):
+        graph = ChannelGraph(mask)
+        if len(share) != graph.shape[1]:
+            raise ValueError(
+                f"mask {index} has {graph.shape[1]} inputs, but the one before it has {len(share)} outputs"
+            )
+        share = torch.cat([part @ share.to(part) for _, part in graph.chunks()]) / graph.shape[1]
+    return float(share.mean())
+
+
+def _of_graphon(graph: StepGraphon, counting: str) -> MotifDensities:
+    graph = graph.to(dtype=torch.float64)
+    return MotifDensities(
+        edge=graph.density,
+        row_cherry=float(graph.row_degree.detach() ** 2 @ graph.row_measure),
+        col_cherry=float(graph.col_degree.detach() ** 2 @ graph.col_measure),
+        c4=float((graph.singular_values().detach() ** 4).sum()),
+        counting=counting,
+    )
+
+
+def from_counts(count: Counts, counting: str = "distinct") -> MotifDensities:
+    """Densities from the counts of a mask."""
+    m, n = count.m, count.n
+    edge = count.edges / (m * n)
+    if counting == "homomorphism":
+        return MotifDensities(
+            edge,
+            count.row_square / (m * n**2),
+            count.col_square / (m**2 * n),
+            count.walks / (m * n) ** 2,
+            counting,
+        )
+    return MotifDensities(
+        edge=edge,
+        row_cherry=_ratio(count.row_square - count.edges, m * n * (n - 1)),
+        col_cherry=_ratio(count.col_square - count.edges, m * n * (m - 1)),
+        c4=_ratio(count.cycles(), m * n * (m - 1) * (n - 1)),
+        counting=counting,
+    )
+
+
+def _ratio(count: float, places: int) -> float:
+    return count / places if places else 0.0
+
+
+def _cv(cherry: float, edge: float) -> float:
+    return max(cherry / edge**2 - 1, 0.0) ** 0.5 if edge > 0 else 0.0

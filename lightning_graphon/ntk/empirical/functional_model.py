@@ -1,0 +1,188 @@
+"""A module as a pure function of its parameters, in eval semantics, leaving no trace on the module."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.attention
+from torch import Tensor, nn
+
+from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.evaluation import eager
+from lightning_graphon._shared.unmasked_zeros import trainable_weights, warn_of_zeros
+
+Inputs = Tensor | tuple[Tensor, ...]
+
+
+def batch_size(x: Inputs) -> int:
+    """Number of samples, the first dimension.
+
+    Raises:
+        ValueError: not a tensor or a tuple of tensors with the same first dimension, or no sample.
+    """
+    parts = (x,) if isinstance(x, Tensor) else tuple(x)
+    if not parts or any(not isinstance(p, Tensor) or p.ndim == 0 for p in parts):
+        raise ValueError("x must be a tensor [N, ...], or a tuple of tensors that the model takes as arguments")
+    if len({len(p) for p in parts}) != 1 or len(parts[0]) == 0:
+        raise ValueError(f"x must hold the same positive number of samples everywhere, got {[len(p) for p in parts]}")
+    return len(parts[0])
+
+
+def select(x: Inputs, part: slice | Tensor) -> Inputs:
+    """Samples `part` of the inputs."""
+    return x[part] if isinstance(x, Tensor) else tuple(p[part] for p in x)
+
+
+def plain(x: Inputs) -> Inputs:
+    """Inputs without gradients, and usable by autograd even if they were made under inference_mode."""
+    if isinstance(x, Tensor):
+        return x.clone() if x.is_inference() else x.detach()
+    return tuple(p.clone() if p.is_inference() else p.detach() for p in x)
+
+
+@contextmanager
+def eval_semantics(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode, gradients on, full precision, private randomness, uncompiled; every flag is put back afterwards."""
+    flags = {module: module.training for module in model.modules()}
+    cuda = [device] if device.type == "cuda" else []
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        for module in flags:
+            module.training = False
+        torch.backends.mha.set_fastpath_enabled(False)  # fused attention has no per-sample gradients
+        with (
+            eager(model),
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+            torch.random.fork_rng(devices=cuda),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, training in flags.items():
+            module.training = training
+
+
+@dataclass(frozen=True)
+class FunctionalModel:
+    """A module, its (masked) parameter values, and the weight that each squared gradient entry gets.
+
+    Attributes:
+        model: the module; never changed.
+        values: detached parameters by qualified name, masks multiplied in.
+        weights: by name, a tensor of the parameter's shape (mask times preconditioner) or None for ones.
+        factors: by name, the parameterisation's number γ.
+        trainable: names that count: `requires_grad` and floating point.
+    """
+
+    model: nn.Module
+    values: dict[str, Tensor]
+    weights: dict[str, Tensor | None]
+    factors: dict[str, float]
+    trainable: tuple[str, ...]
+
+    def __call__(self, values: Mapping[str, Tensor], x: Inputs) -> Tensor:
+        """Outputs [N, C] (further dimensions flattened) at the given parameter values.
+
+        Raises:
+            TypeError: the model does not return a tensor.
+            ValueError: the first dimension of its output is not the number of samples.
+        """
+        args = (x,) if isinstance(x, Tensor) else x
+        out = torch.func.functional_call(self.model, {**self.values, **values}, args)
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"the model returns {type(out).__name__}, not a tensor; wrap it so that forward returns the logits"
+            )
+        if out.ndim == 0 or len(out) != len(args[0]):
+            raise ValueError(
+                f"the model's output has shape {tuple(out.shape)} for {len(args[0])} samples; outputs must be [N, ...]"
+            )
+        return out.reshape(len(out), -1)
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Fresh leaves of the trainable values, for autograd."""
+        return {name: self.values[name].detach().requires_grad_() for name in self.trainable}
+
+    def weight(self, name: str) -> Tensor | None:
+        """Weight of the squared gradients of one parameter, γ included; None for ones."""
+        given, factor = self.weights[name], self.factors[name]
+        if given is None:
+            return None if factor == 1.0 else torch.full_like(self.values[name], factor)
+        return given if factor == 1.0 else given * factor
+
+
+def functional_model(
+    model: nn.Module, masks: Mapping[str, Tensor] | None, preconditioner: Mapping[str, Tensor] | None,
+    parameterization: str, weight_variance: float, bias_variance: float,
+) -> FunctionalModel:  # fmt: skip
+    """Read a module's parameters.
+
+    Raises:
+        KeyError: a mask or preconditioner names no parameter.
+        ValueError: its shape is not the parameter's, or no parameter is trainable.
+    """
+    named = dict(model.named_parameters())
+    trainable = tuple(n for n, p in named.items() if p.requires_grad and p.is_floating_point())
+    if not trainable:
+        raise ValueError("no parameter of the model has requires_grad=True; its tangent kernel is zero")
+    warn_of_zeros(trainable_weights(model), masks)
+    names = _aliases(model)
+    given = [_resolve(m, names, named, what) for m, what in ((masks, "mask"), (preconditioner, "preconditioner"))]
+    values, weights = {}, {}
+    for name, p in named.items():
+        kept = given[0].get(name)
+        value = p.detach().clone() if p.is_inference() else p.detach()
+        values[name] = value if kept is None else value * kept.to(value)
+        weights[name] = _product(kept, given[1].get(name), value)
+    factors = _factors(model, named, weight_variance, bias_variance) if parameterization == "ntk" else {}
+    return FunctionalModel(model, values, weights, {n: factors.get(n, 1.0) for n in named}, trainable)
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter, tied ones included, to the one that `named_parameters` lists."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _resolve(
+    given: Mapping[str, Tensor] | None, names: Mapping[str, str], named: Mapping[str, Tensor], what: str
+) -> dict[str, Tensor]:
+    resolved = {}
+    for name, t in (given or {}).items():
+        if name not in names:
+            raise KeyError(f"{what} {name!r} names no parameter of the model. {nearest(name, names)}")
+        if t.shape != named[names[name]].shape:
+            raise ValueError(
+                f"{what} {name!r} has shape {tuple(t.shape)}, its parameter {tuple(named[names[name]].shape)}"
+            )
+        resolved[names[name]] = t
+    return resolved
+
+
+def _product(kept: Tensor | None, scale: Tensor | None, value: Tensor) -> Tensor | None:
+    parts = [t.to(value) for t in (kept, scale) if t is not None]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else parts[0] * parts[1]
+
+
+def _factors(
+    model: nn.Module, named: Mapping[str, Tensor], weight_variance: float, bias_variance: float
+) -> dict[str, float]:
+    """γ of the NTK parameterisation for Linear and Conv layers: σ_w²/fan_in and σ_b²."""
+    first = {id(p): name for name, p in named.items()}
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    factors: dict[str, float] = {}
+    for module in model.modules():
+        if not isinstance(module, kinds):
+            continue
+        groups = int(module.groups) if getattr(module, "transposed", False) else 0  # type: ignore[arg-type]
+        fan_in = module.weight[:, 0].numel() // groups if groups else module.weight[0].numel()
+        factors[first.get(id(module.weight), "")] = weight_variance / fan_in
+        if module.bias is not None:
+            factors[first.get(id(module.bias), "")] = bias_variance
+    return factors

@@ -1,0 +1,18 @@
+"""What a kernel says about test data, and graphons designed for their kernel."""
+
+from lightning_graphon.ntk.generalisation.bound import (
+    GeneralisationBound,
+    generalisation_bound,
+    kernel_ridge_regression,
+    signed_targets,
+)
+from lightning_graphon.ntk.generalisation.design import DesignedGraphons, design_graphons
+
+__all__ = [
+    "DesignedGraphons",
+    "GeneralisationBound",
+    "design_graphons",
+    "generalisation_bound",
+    "kernel_ridge_regression",
+    "signed_targets",
+]

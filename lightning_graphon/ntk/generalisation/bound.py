@@ -1,0 +1,250 @@
+r"""What a kernel promises on new samples: the bound of Arora et al., and ridge regression as a prediction.
+
+Arora, Du, Hu, Li & Wang, *Fine-Grained Analysis of Optimization and Generalization for Overparameterized Two-Layer
+Neural Networks* (ICML 2019), Theorem 5.1: a wide network trained on N samples with labels y = ±1 has, up to terms of
+order :math:`\sqrt{\log(N/δ)/N}`, a population loss of at most
+
+.. math:: \sqrt{2\, y^T Θ^{-1} y / N}
+
+for every 1-Lipschitz loss with values in [0, 1] that vanishes at the label, min(1, |f - y|) for one, which is never
+less than the error rate. Pham et al. (arXiv:2602.06675) put the Graphon NTK in for Θ.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_graphon._shared.checks import check_choice
+from lightning_graphon.ntk.operators.spectrum import _as_matrix
+
+_SHARE = 1e-20  # of ‖y‖² in null directions: the square of eigenvectors' own rounding
+_RESIDUAL = 1e-3  # of ‖y‖: a solution of the linear system that is worse is none
+_NEGATIVE = 1e-6  # of λ_max: more negative than this is no rounding
+
+
+@dataclass(frozen=True)
+class GeneralisationBound:
+    """A bound on the test error, with all that is needed to trust or reject it.
+
+    Attributes:
+        value: sum of `per_output`. For class numbers it bounds the error rate of the largest output: where that is
+            wrong, at least one of the one-against-rest classifiers is.
+        per_output: float64 [C], training loss + sqrt(2 · norm / N) each.
+        norm: float64 [C], squared norm yᵀΘ⁻¹y of the interpolating function; of the ridge solution with a ridge.
+        training_loss: float64 [C], mean of min(1, |f - y|) on the training samples; 0 without a ridge.
+        condition_number: (λ_max + ridge) / (λ_min + ridge); inf where the denominator is not positive.
+        residual: ‖(Θ + ridge) a - y‖ / ‖y‖ of the linear system, the largest over the outputs.
+        ridge: as given, in units of the kernel as given.
+        scale: "trace" or "given".
+        reason: why `value` is inf; None where it is finite.
+    """
+
+    value: float
+    per_output: Tensor
+    norm: Tensor
+    training_loss: Tensor
+    condition_number: float
+    residual: float
+    ridge: float
+    scale: str
+    reason: str | None
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether it says nothing, since the loss that it bounds is never above 1."""
+        return not self.value < 1
+
+
+def generalisation_bound(
+    kernel: Tensor, targets: Tensor, *, ridge: float = 0.0, scale: str = "trace"
+) -> GeneralisationBound:
+    """Bound sqrt(2 yᵀ Θ⁻¹ y / N) on the population loss of the network that a kernel describes.
+
+    The theorem is stated for kernels of mean diagonal 1/2 (unit inputs, two layers). For any other kernel the same
+    argument, a ball of squared radius yᵀΘ⁻¹y in the kernel's space with Rademacher complexity at most
+    sqrt(yᵀΘ⁻¹y · tr Θ) / N (Bartlett & Mendelson 2002), gives 2 sqrt(yᵀΘ⁻¹y · tr Θ) / N: the formula above for Θ
+    scaled to mean diagonal 1/2. That is `scale="trace"`. The literal formula (`scale="given"`) can be made as
+    small as one likes by multiplying the kernel, and grows as density^(-layers / 2) for constant graphons, whose
+    kernel keeps its shape.
+
+    Nothing is added to the kernel. A positive `ridge` changes the function from interpolation to ridge regression:
+    the norm is that function's, (Θ + ridge)⁻¹y in place of Θ⁻¹y, and its own training loss is added.
+
+    Args:
+        kernel: [N, N] for all outputs, or [C, N, N], one an output; decomposed in float64.
+        targets: class numbers [N] (two classes: one ±1 output; more: one ±1 output against the rest for each,
+            see `signed_targets`), or real targets [N] or [N, C].
+        ridge: added to the diagonal in the solution, in the kernel's units, at least 0.
+        scale: "trace" or "given".
+
+    Returns:
+        A `GeneralisationBound`. It is inf, with the reason in words, where targets have a part in directions of the
+        kernel below rounding (λ + ridge <= N ε λ_max), so that yᵀΘ⁻¹y cannot be told from infinity, and where the
+        solution does not solve the system.
+
+    Raises:
+        ValueError: shapes; a kernel that is not finite, not symmetric, zero, or not positive semi-definite; a
+            negative ridge.
+
+    >>> bound = generalisation_bound(0.5 * torch.eye(8), torch.tensor([0, 1] * 4))
+    >>> round(bound.value, 12), bound.vacuous  # sqrt(2 · 16 / 8): orthogonal samples promise nothing
+    (2.0, True)
+    """
+    check_choice("scale", scale, ("trace", "given"))
+    _check_ridge(ridge)
+    kernels, y = _kernels(kernel, targets)
+    values, vectors = torch.linalg.eigh(kernels)
+    _check_positive(values)
+    coefficients = vectors.mT @ y.T[:, :, None]  # [C, N, 1]
+    shifted = values + ridge
+    live = shifted > values.shape[-1] * torch.finfo(torch.float64).eps * values[:, -1:]
+    solution = torch.where(live, coefficients[..., 0] / torch.where(live, shifted, 1.0), 0.0)
+    norm = (values * solution.square()).sum(-1)
+    fitted = (vectors @ (values * solution)[..., None])[..., 0]
+    loss = (fitted - y.T).abs().clamp_max(1).mean(-1) if ridge > 0 else torch.zeros_like(norm)
+    total = kernels.diagonal(dim1=-2, dim2=-1).sum(-1) if scale == "trace" else torch.full_like(norm, len(y) / 2)
+    per_output = loss + 2 * (norm * total).sqrt() / len(y)
+    residual = _residual(kernels, (vectors @ solution[..., None])[..., 0], y.T, ridge)
+    share = (torch.where(live, 0.0, coefficients[..., 0]).square().sum(-1) / y.square().sum(0)).nan_to_num(0.0)
+    reason = _reason(share, residual, int((~live).sum(-1).max()))
+    per_output = torch.where((share > _SHARE) | (residual > _RESIDUAL), torch.inf, per_output)
+    lowest, highest = float(shifted.min()), float((values[:, -1] + ridge).max())
+    return GeneralisationBound(
+        value=float(per_output.sum()), per_output=per_output, norm=norm, training_loss=loss,
+        condition_number=highest / lowest if lowest > 0 else float("inf"), residual=float(residual.max()),
+        ridge=float(ridge), scale=scale, reason=reason,
+    )  # fmt: skip
+
+
+def kernel_ridge_regression(kernel_train: Tensor, targets: Tensor, kernel_test: Tensor, ridge: float) -> Tensor:
+    """Predictions Θ(test, train) (Θ + ridge)⁻¹ y: what the network becomes when its kernel stays as it is.
+
+    Ridge 0 is gradient descent on the squared error to the end, from outputs of 0.
+
+    Args:
+        kernel_train: [N, N] for all outputs, or [C, N, N], one an output.
+        targets: class numbers [N], read by `signed_targets`; or real targets [N] or [N, C].
+        kernel_test: [M, N] or [C, M, N], test points in rows.
+        ridge: added to the diagonal, at least 0; the `alpha` of scikit-learn's KernelRidge.
+
+    Returns:
+        float64 [M] for real targets [N], else [M, C]. The class is the largest output, or the sign of a single one.
+
+    Raises:
+        ValueError: shapes; a kernel that is not finite or not symmetric; or a system that is singular to working
+            precision (the message has its condition number): nothing is added silently.
+
+    >>> K = torch.eye(2)
+    >>> kernel_ridge_regression(K, torch.tensor([1.0, -1.0]), K, ridge=1.0)
+    tensor([ 0.5000, -0.5000], dtype=torch.float64)
+    """
+    _check_ridge(ridge)
+    kernels, y = _kernels(kernel_train, targets)
+    test = kernel_test.detach().to(kernels)
+    test = test[None] if test.ndim == 2 else test
+    if test.ndim != 3 or test.shape[2] != len(y) or test.shape[0] not in (1, y.shape[1]):
+        raise ValueError(
+            f"kernel_test must be [M, {len(y)}] or [{y.shape[1]}, M, {len(y)}], test points in rows, got "
+            f"{tuple(kernel_test.shape)}"
+        )
+    if not bool(test.isfinite().all()):
+        raise ValueError("kernel_test has entries that are not finite; look for NaN or overflow in the model")
+    system = kernels + ridge * torch.eye(len(y), dtype=kernels.dtype, device=kernels.device)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    columns = y.T[:, :, None] if len(kernels) > 1 else y[None]
+    solution = torch.cholesky_solve(columns, factor)
+    worst = float((system @ solution - columns).norm() / columns.norm().clamp_min(1e-300))
+    if bool(failed.any()) or not worst <= _RESIDUAL:
+        raise ValueError(_singular(system, ridge, worst))
+    out = test @ solution
+    predicted = out[..., 0].T if len(kernels) > 1 else out[0]
+    return predicted[:, 0] if targets.ndim == 1 and targets.is_floating_point() else predicted
+
+
+def signed_targets(labels: Tensor) -> Tensor:
+    """±1 targets of class numbers: one column for two classes, +1 for the larger number; else one for each class.
+
+    Args:
+        labels: class numbers [N], whole numbers of any values; columns are in ascending order of them.
+
+    Returns:
+        float64 [N, 1] or [N, C], +1 for the class of the column and -1 for the rest.
+
+    Raises:
+        ValueError: labels that are not [N] whole numbers, or of one class only.
+
+    >>> signed_targets(torch.tensor([3, 8, 3]))[:, 0]
+    tensor([-1.,  1., -1.], dtype=torch.float64)
+    """
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(f"class numbers must be whole numbers [N], got {tuple(labels.shape)} of {labels.dtype}")
+    classes, index = labels.unique(return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError("two classes are needed at least; all labels are the same")
+    if len(classes) == 2:
+        return 2 * index[:, None].to(torch.float64) - 1
+    return 2 * torch.nn.functional.one_hot(index).to(torch.float64) - 1
+
+
+# ---- checks
+
+
+def _check_ridge(ridge: float) -> None:
+    if not 0 <= ridge < float("inf"):
+        raise ValueError(f"ridge must be a finite number >= 0, got {ridge!r}")
+
+
+def _kernels(kernel: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Kernels [1 or C, N, N] and targets [N, C], float64."""
+    if kernel.ndim not in (2, 3):
+        raise ValueError(f"a kernel must be [N, N], or [C, N, N] for one an output, got {tuple(kernel.shape)}")
+    kernels = torch.stack([_as_matrix(k) for k in (kernel[None] if kernel.ndim == 2 else kernel)])
+    if targets.is_floating_point():
+        y = targets.detach().to(kernels).reshape(len(targets), -1)
+        if not bool(y.isfinite().all()):
+            raise ValueError("targets must be finite")
+    else:
+        y = signed_targets(targets).to(kernels)
+    if y.shape[0] != kernels.shape[1] or len(kernels) not in (1, y.shape[1]):
+        raise ValueError(
+            f"a kernel of shape {tuple(kernel.shape)} does not fit {y.shape[0]} samples with {y.shape[1]} outputs"
+        )
+    return kernels, y
+
+
+def _check_positive(values: Tensor) -> None:
+    low, high = float(values.min()), float(values.max())
+    if high <= 0:
+        raise ValueError("the kernel is zero or negative: no signal passes through the network, nothing is learned")
+    if low < -_NEGATIVE * high:
+        raise ValueError(
+            f"the kernel has the eigenvalue {low:.3g} with λ_max = {high:.3g}: it is not positive semi-definite to "
+            "working precision; compute it in float64"
+        )
+
+
+def _residual(kernels: Tensor, solution: Tensor, y: Tensor, ridge: float) -> Tensor:
+    """‖(Θ + ridge) a - y‖ / ‖y‖ of every output [C]."""
+    product = (kernels @ solution[..., None])[..., 0] + ridge * solution
+    return (product - y).norm(dim=-1) / y.norm(dim=-1).clamp_min(1e-300)
+
+
+def _reason(share: Tensor, residual: Tensor, null: int) -> str | None:
+    if bool((share > _SHARE).any()):
+        return (
+            f"{null} directions of the kernel are below rounding and hold {float(share.max()):.3g} of the targets' "
+            "square: yᵀΘ⁻¹y cannot be told from infinity. A ridge gives a finite bound on ridge regression"
+        )
+    if bool((residual > _RESIDUAL).any()):
+        return f"the linear system is solved to {float(residual.max()):.3g} of the targets only; add a ridge"
+    return None
+
+
+def _singular(system: Tensor, ridge: float, residual: float) -> str:
+    values = torch.linalg.eigvalsh(system)
+    low, high = float(values.min()), float(values.max())
+    return (
+        f"Θ + ridge with ridge = {ridge:g} is singular to working precision: eigenvalues from {low:.3g} to {high:.3g}, "
+        f"residual {residual:.3g}; raise the ridge (a share of the mean diagonal, say), or use float64 kernels"
+    )

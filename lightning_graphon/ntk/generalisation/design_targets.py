@@ -1,0 +1,61 @@
+"""What a kernel can be designed for, as functions of the kernel that autograd follows; larger is better."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_graphon._shared.checks import check_choice
+from lightning_graphon.ntk.operators.spectrum import alignment, energy_share
+
+TARGETS = ("fit", "speed", "alignment", "energy")
+Objective = Callable[[Tensor], Tensor]
+
+
+def kernel_objective(target: str, labels: Tensor | None, ridge: float) -> Objective:
+    """The target by its name.
+
+    Args:
+        target: one of TARGETS.
+        labels: class numbers [N] or targets [N, C]; not needed for "energy".
+        ridge: ρ of "fit", in the kernel's units.
+
+    Raises:
+        ValueError: an unknown target, or no labels.
+    """
+    check_choice("target", target, TARGETS)
+    if target == "energy":
+        return energy_share
+    if labels is None:
+        raise ValueError(f"target={target!r} needs the labels of x: pass labels=, or use target='energy'")
+    known = labels
+    if target == "alignment":
+        return lambda kernel: alignment(kernel, known, centred=True)
+    Y = centred_targets(labels)
+    return (
+        (lambda kernel: label_speed(kernel, Y)) if target == "speed" else (lambda kernel: label_fit(kernel, Y, ridge))
+    )
+
+
+def centred_targets(labels: Tensor) -> Tensor:
+    """Targets [N, C] of mean 0, one-hot for class numbers, float64."""
+    known = labels
+    if not labels.is_floating_point():
+        known = torch.nn.functional.one_hot(labels.unique(return_inverse=True)[1])
+    Y = known.reshape(len(labels), -1).to(torch.float64)
+    return Y - Y.mean(0)
+
+
+def label_speed(kernel: Tensor, Y: Tensor) -> Tensor:
+    """tr YᵀΘY / ‖Y‖²: how fast the labels' square starts to fall under gradient flow from outputs of 0."""
+    return (Y * (kernel @ Y.to(kernel))).sum() / Y.square().sum()
+
+
+def label_fit(kernel: Tensor, Y: Tensor, ridge: float) -> Tensor:
+    """1 - ρ tr Yᵀ(Θ + ρ)⁻¹Y / ‖Y‖², in [0, 1): mode by mode λ/(λ + ρ) of the labels' square.
+
+    About what gradient flow has fitted after a time of 1/ρ (1 - exp(-λ/ρ) of each mode there). What is left, times
+    ‖Y‖², is the minimum of ρ‖f‖² + ‖f - Y‖², the objective of ridge regression.
+    """
+    shifted = kernel + ridge * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
+    return 1 - ridge * (Y * torch.linalg.solve(shifted, Y.to(kernel))).sum() / Y.square().sum()

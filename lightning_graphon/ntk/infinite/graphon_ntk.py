@@ -1,0 +1,179 @@
+r"""The Graphon NTK: the tangent kernel of an infinitely wide network whose masks follow step graphons.
+
+Pham et al., *The Graphon Limit Hypothesis* (NeurIPS 2025, arXiv:2510.17515), section 5, with every factor and
+three ways to propagate. With n_l units in layer l, densities W, energies E = E[w²M], positions u (outputs), v
+(inputs):
+
+.. math::
+    \tildeΣ^{(l)}(u) = n_{l-1}\int E^{(l)}(u,v) Σ^{(l-1)}(v)\,dv + σ_b^2, \qquad
+    T^{(l)}(u) = γ_l n_{l-1}\int W^{(l)} Σ^{(l-1)}\,dv + γ_b + n_{l-1}\int E^{(l)} \dotΣ^{(l-1)} T^{(l-1)}\,dv
+
+and Θ = T of the last layer. γ_l = σ_w²/n_{l-1}, γ_b = σ_b² in the NTK parameterisation; both 1 in torch's
+own.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_graphon._shared.checks import check_choice
+from lightning_graphon.ntk.activations.base import DualActivation
+from lightning_graphon.ntk.activations.registry import ActivationLike, dual_activation
+from lightning_graphon.ntk.infinite.drift import drift_kernel
+from lightning_graphon.ntk.infinite.layer_building import build_layers
+from lightning_graphon.ntk.infinite.layers import Graphon, Layer, merge_positions
+from lightning_graphon.ntk.infinite.recursion import diagonals, tile_edge, tile_kernel, tiles, weighted_rows
+from lightning_graphon.ntk.operators.tiling import Share
+
+
+def graphon_ntk(
+    x: Tensor,
+    graphons: Sequence[Graphon] | Mapping[str, Graphon],
+    *,
+    activation: ActivationLike | Sequence[ActivationLike] = "relu",
+    weight_variance: float | Sequence[float] = 2.0,
+    bias_variance: float | Sequence[float] = 0.0,
+    propagate: str = "density",
+    parameterization: str = "ntk",
+    widths: Sequence[int] | None = None,
+    reduce: str | None = "mean",
+    x2: Tensor | None = None,
+    kernel: str = "ntk",
+    parameter_term: str = "kept",
+    train_bias: bool | None = None,
+    max_memory: int | None = None,
+    group: object | None = None,
+) -> Tensor:
+    """Kernel of the infinitely wide masked network between all pairs of samples.
+
+    Args:
+        x: samples [N, d], floating point; the kernel has its dtype and device. Use float64: float32
+            eigenvalues below 1e-6 of the largest are noise.
+        graphons: L+1 of them for L hidden layers, input side first. Rows are a layer's outputs, columns its
+        inputs: the first one's columns are the d inputs (or one column for all), the last one's rows the C
+            outputs (or one row for all); in between, the rows of one and the columns of the next are the same
+            positions: `layer_graphons(masks, order="joint")`, not by degree, which moves every mask for itself.
+        activation: name, torch function, module or `DualActivation`; or one a hidden layer.
+        weight_variance: σ_w², one number or one a layer; unused where `propagate` reads energies and the
+            parameterisation is "standard".
+        bias_variance: σ_b², one number or one a layer.
+        propagate: "density" is the paper: weights independent of the mask, E = σ_w² W / n_{l-1}. "energy"
+            uses the graphons' `energy`. "drift" uses `energy` and `drift`: the kept weights have a mean, so
+            pre-activations and back-propagated signals are not centred (needs the real outputs as rows of the
+            last graphon).
+        parameterization: "ntk" (w = σ_w ω/√n, γ = σ_w²/n) or "standard" (torch's own, γ = 1, the kernel of
+            SGD).
+        widths: n_0, ..., n_L, the fan-in of every layer (a last n_{L+1} is allowed); n_0 defaults to d.
+            Needed wherever they do not cancel: "standard", "energy" and "drift".
+        reduce: "mean" over the outputs, or None for each output's own.
+        x2: other samples [M, d]; the kernel between `x` and `x2` then.
+        kernel: "ntk", or "nngp" for the covariance of the outputs.
+        parameter_term: "kept": only kept weights move (what a network with masks does). "all" is [P1]'s
+            literal formula, where W is missing in front of Σ: for the constant graphon c it gives c^L
+            Θ_dense.
+        train_bias: do biases move? Default: when `bias_variance` is positive.
+        max_memory: bytes for temporary tensors. Default: what fits the cache.
+        group: `Share` or process group of torch.distributed: the tiles are shared out and the result
+            gathered; the same `x` and `graphons` on all.
+
+    Returns:
+        [N, N], [N, M] with `x2`; with `reduce=None` a leading dimension C. Differentiable in `x` and in the
+        values and energies of the graphons (in one piece then: `max_memory` and `group` have no effect, and
+        positions with equal rows are not merged).
+
+    Raises:
+        ValueError: shapes, options or missing widths, energies or drifts; the message names the layer.
+
+    >>> from types import SimpleNamespace
+    >>> one, x = torch.ones(1, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    >>> half = SimpleNamespace(values=0.5 * one[None], row_measure=one, col_measure=one, energy=None, drift=None)
+    >>> dense = SimpleNamespace(values=one[None], row_measure=one, col_measure=one, energy=None, drift=None)
+    >>> graphon_ntk(x, [half, half]) / graphon_ntk(x, [dense, dense])
+    tensor([[0.2500, 0.2500],
+            [0.2500, 0.2500]], dtype=torch.float64)
+    """
+    check_choice("propagate", propagate, ("density", "energy", "drift"))
+    check_choice("parameterization", parameterization, ("ntk", "standard"))
+    check_choice("kernel", kernel, ("ntk", "nngp"))
+    check_choice("parameter_term", parameter_term, ("kept", "all"))
+    _check_samples(x, x2)
+    in_order = list(graphons.values()) if isinstance(graphons, Mapping) else graphons
+    layers = build_layers(
+        in_order, x, propagate=propagate, parameterization=parameterization, widths=widths,
+        weight_variance=weight_variance, bias_variance=bias_variance,
+        parameter_term=parameter_term, train_bias=train_bias,
+    )  # fmt: skip
+    duals = resolve_activations(activation, len(layers) - 1)
+    return layers_kernel(x, layers, duals, reduce=reduce, x2=x2, kernel=kernel, max_memory=max_memory, group=group)
+
+
+def layers_kernel(
+    x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation], *,
+    reduce: str | None, x2: Tensor | None = None, kernel: str = "ntk", max_memory: int | None = None, group:
+    object | None = None,
+) -> Tensor:  # fmt: skip
+    """`graphon_ntk` of layers that are already built."""
+    if reduce not in ("mean", None):
+        raise ValueError(f"reduce must be 'mean' or None (each output's own kernel), got {reduce!r}")
+    if layers[-1].mean is not None:
+        return drift_kernel(
+            x, layers, duals, reduce=reduce, x2=x2, kernel=kernel, max_memory=max_memory, share=Share.of(group)
+        )
+    if reduce == "mean":
+        layers = [*layers[:-1], layers[-1].averaged()]
+    # Merged positions share one row: the gradient of each would be lost in that of the first.
+    layers = layers if _tracked(layers) else merge_positions(layers)
+    result = _centred_kernel(x, x2, layers, duals, kernel, max_memory, Share.of(group))
+    return result[0] if reduce == "mean" else result
+
+
+def _tracked(layers: Sequence[Layer]) -> bool:
+    """Whether autograd follows the graphons."""
+    return torch.is_grad_enabled() and any(la.propagate.requires_grad or la.parameter.requires_grad for la in layers)
+
+
+def _centred_kernel(
+    x: Tensor, x2: Tensor | None, layers: Sequence[Layer], duals: Sequence[DualActivation],
+    kernel: str, max_memory: int | None, share: Share,
+) -> Tensor:  # fmt: skip
+    y = x if x2 is None else x2
+    dx = diagonals(x, layers, duals)
+    dy = dx if x2 is None else diagonals(y, layers, duals)
+    if _tracked(layers) or (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)):
+        everything = slice(None)
+        whole = tile_kernel(weighted_rows(x, layers[0]), dx, dy, everything, everything, layers, duals, kernel)
+        return whole if x2 is not None else 0.5 * (whole + whole.mT)
+    positions = max(len(layer.propagate) for layer in layers)
+    edge = share.edge(tile_edge(positions, x.element_size(), x.device.type, max_memory), max(len(x), len(y)))
+    out = x.new_zeros(len(layers[-1].propagate), len(x), len(y))
+    weighted, held = x.new_empty(0), None
+    for rows, cols in share.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
+        if rows != held:
+            weighted, held = weighted_rows(x[rows], layers[0]), rows
+        block = tile_kernel(weighted, dx, dy, rows, cols, layers, duals, kernel)
+        diagonal = x2 is None and rows == cols
+        out[:, rows, cols] = 0.5 * (block + block.mT) if diagonal else block
+        if x2 is None and not diagonal:
+            out[:, cols, rows] = block.mT
+    return share.collect(out)
+
+
+def resolve_activations(activation: ActivationLike | Sequence[ActivationLike], hidden: int) -> list[DualActivation]:
+    """One dual activation for each of `hidden` layers."""
+    if isinstance(activation, (list, tuple)):
+        if len(activation) != hidden:
+            raise ValueError(f"{len(activation)} activations for {hidden} hidden layers; give one, or one a layer")
+        return [dual_activation(a) for a in activation]
+    return [dual_activation(activation)] * hidden  # type: ignore[arg-type]
+
+
+def _check_samples(x: Tensor, x2: Tensor | None) -> None:
+    for name, t in (("x", x), ("x2", x2)):
+        if t is None:
+            continue
+        if not isinstance(t, Tensor) or t.ndim != 2 or not t.is_floating_point():
+            shown = f"{tuple(t.shape)} of {t.dtype}" if isinstance(t, Tensor) else repr(type(t).__name__)
+            raise ValueError(f"{name} must be a floating-point tensor [N, d], got {shown}; flatten your samples")
+    if x2 is not None and x2.shape[1] != x.shape[1]:
+        raise ValueError(f"x has {x.shape[1]} inputs but x2 has {x2.shape[1]}")

@@ -1,0 +1,141 @@
+"""From graphons and options to the matrices of `Layer`, with every factor and every check."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_graphon.ntk.infinite.layers import Graphon, Layer, expand_inputs
+
+
+def build_layers(
+    graphons: Sequence[Graphon], x: Tensor, *, propagate: str, parameterization: str, widths: Sequence[int] |
+    None,
+    weight_variance: float | Sequence[float], bias_variance: float | Sequence[float],
+    parameter_term: str, train_bias: bool | None,
+) -> list[Layer]:  # fmt: skip
+    """Check the chain of graphons and give one `Layer` for each.
+
+    Raises:
+        ValueError: the message names the layer.
+    """
+    _check_chain(graphons, x.shape[1])
+    fan_ins = _fan_ins(widths, len(graphons), x.shape[1])
+    variances = _per_layer("weight_variance", weight_variance, len(graphons))
+    biases = _per_layer("bias_variance", bias_variance, len(graphons))
+    layers = []
+    for i, (g, variance, bias, fan_in) in enumerate(zip(graphons, variances, biases, fan_ins, strict=True)):
+        fan_out = widths[i + 1] if widths is not None and i + 1 < len(widths) else None
+        layer = _layer(i, g, x, propagate, parameterization, variance, bias, fan_in, parameter_term, train_bias)
+        layers.append(_with_drift(i, layer, g, fan_in, fan_out) if propagate == "drift" else layer)
+    layers[0] = expand_inputs(layers[0], x.shape[1])
+    return layers
+
+
+def _layer(
+    index: int, g: Graphon, x: Tensor, propagate: str, parameterization: str, variance: float, bias: float,
+    fan_in: int | None, parameter_term: str, train_bias: bool | None,
+) -> Layer:  # fmt: skip
+    values, rows, cols = (_like(t, x) for t in (g.values, g.row_measure, g.col_measure))
+    density = values * cols
+    if propagate == "density":
+        moved = variance * density
+    else:
+        moved = _known(fan_in, index, f"propagate={propagate!r}") * _like(_field(g, "energy", index), x) * cols
+    standard = parameterization == "standard"
+    gamma = float(_known(fan_in, index, "parameterization='standard'")) if standard else variance
+    literal = parameter_term == "all"
+    own = gamma * (cols.expand_as(density) if literal else density)
+    ratio = gamma / variance if propagate == "density" and not literal and variance > 0 else None
+    trained = bias > 0 if train_bias is None else train_bias
+    bias_parameter = float(trained) * (bias if parameterization == "ntk" else 1.0)
+    return Layer(moved, own, torch.full_like(rows, bias), bias_parameter, ratio, rows)
+
+
+def _with_drift(index: int, layer: Layer, g: Graphon, fan_in: int | None, fan_out: int | None) -> Layer:
+    drift = _like(_field(g, "drift", index), layer.propagate)
+    cols = _like(g.col_measure, layer.propagate)
+    units = _known(fan_in, index, "propagate='drift'")
+    _check_moments(index, _like(_field(g, "energy", index), layer.propagate), drift)
+    return Layer(
+        layer.propagate, layer.parameter, layer.bias, layer.bias_parameter, layer.ratio, layer.row_measure,
+        mean=units * drift * cols, mean_square=units * drift.square() * cols,
+        bias_mean=torch.zeros_like(layer.bias), units=fan_out,
+    )  # fmt: skip
+
+
+def _check_moments(index: int, energy: Tensor, drift: Tensor) -> None:
+    bad = (drift.square() > energy * (1 + 1e-5)).nonzero()  # means in float32 are off by less
+    if len(bad):
+        u, v = bad[0].tolist()
+        raise ValueError(
+            f"graphon {index}: the square of the drift {float(drift[u, v]):.4g} is larger than the energy "
+            f"{float(energy[u, v]):.4g} in cell ({u}, {v}), one of {len(bad)} such; no weights are so, since energy is "
+            "the mean of w²·M and drift that of w·M over the same cell"
+        )
+
+
+def _like(t: object, x: Tensor) -> Tensor:
+    return torch.as_tensor(t, dtype=x.dtype, device=x.device)
+
+
+def _field(g: Graphon, name: str, index: int) -> object:
+    value = getattr(g, name)
+    if value is None:
+        raise ValueError(
+            f"graphon {index} has no {name}, which this `propagate` reads; estimate it from weights: "
+            "layer_graphons(masks, model=model) fills energy and drift in"
+        )
+    return value
+
+
+def _known(fan_in: int | None, index: int, why: str) -> int:
+    if fan_in is None:
+        raise ValueError(f"{why} needs the fan-in of layer {index}; pass widths=[n_0, ..., n_L]")
+    return fan_in
+
+
+def _fan_ins(widths: Sequence[int] | None, count: int, inputs: int) -> list[int | None]:
+    if widths is None:
+        return [inputs, *[None] * (count - 1)]
+    if len(widths) not in (count, count + 1):
+        raise ValueError(f"widths must be n_0, ..., n_L for {count} graphons, {count} numbers, got {list(widths)}")
+    if widths[0] != inputs:
+        raise ValueError(f"widths[0] = {widths[0]} but the samples have {inputs} inputs")
+    return [int(n) for n in widths[:count]]
+
+
+def _per_layer(name: str, value: float | Sequence[float], count: int) -> list[float]:
+    values = [float(value)] * count if isinstance(value, (int, float)) else [float(v) for v in value]
+    if len(values) != count:
+        raise ValueError(f"{name} must be one number or {count}, one a layer, got {len(values)}")
+    for i, v in enumerate(values):
+        if not 0 <= v < float("inf"):
+            raise ValueError(f"{name} of layer {i} must be finite and at least 0, got {v}")
+    return values
+
+
+def _check_chain(graphons: Sequence[Graphon], inputs: int) -> None:
+    if len(graphons) == 0:
+        raise ValueError("graphon_ntk needs at least one graphon, the readout's")
+    shapes = [tuple(torch.as_tensor(g.values).shape) for g in graphons]
+    if shapes[0][1] not in (1, inputs):
+        raise ValueError(
+            f"graphon 0 has {shapes[0][1]} columns but the samples have {inputs} inputs; inputs are not "
+            "exchangeable: give one column for each, or one column for all"
+        )
+    for i in range(1, len(shapes)):
+        if shapes[i][1] != shapes[i - 1][0]:
+            raise ValueError(
+                f"graphon {i} has {shapes[i][1]} columns but graphon {i - 1} has {shapes[i - 1][0]} rows; they "
+                "must be the same positions: estimate them with layer_graphons(..., order='joint')"
+            )
+        left, right = (
+            torch.as_tensor(t, dtype=torch.float64).cpu()
+            for t in (graphons[i - 1].row_measure, graphons[i].col_measure)
+        )
+        if not torch.allclose(left, right, rtol=1e-5, atol=1e-8):  # float32 graphons are welcome
+            raise ValueError(
+                f"the rows of graphon {i - 1} and the columns of graphon {i} have different measures; they must "
+                "be the same positions: estimate them with layer_graphons(..., order='joint')"
+            )

@@ -1,0 +1,1 @@
+"""How many weights stay, where and when."""

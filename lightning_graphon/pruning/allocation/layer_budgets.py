@@ -1,0 +1,162 @@
+"""How many weights each layer keeps: global, uniform, ER, ERK or by hand; totals are exact."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from lightning_graphon._shared.checks import check_choice, check_sparsity
+from lightning_graphon.pruning.allocation.on_cpu import count
+from lightning_graphon.pruning.allocation.top_k import keep_largest
+from lightning_graphon.pruning.layer_selection import match_layers
+from lightning_graphon.pruning.lazy_tensors import Lazy, shapes_of
+
+ALLOCATIONS = ("global", "uniform", "er", "erk")
+
+
+def er_density(shape: Sequence[int]) -> float:
+    """Relative density of a layer under Erdős–Rényi: (n_out + n_in) / (n_out · n_in), Mocanu et al. 2018."""
+    return (shape[0] + shape[1]) / (shape[0] * shape[1]) if len(shape) > 1 else 1.0
+
+
+def erk_density(shape: Sequence[int]) -> float:
+    """Relative density under Erdős–Rényi-Kernel: sum of all sides / product of all sides, Evci et al. 2020."""
+    return sum(shape) / math.prod(shape)
+
+
+_PROFILES: dict[str, Callable[[Sequence[int]], float]] = {
+    "uniform": lambda shape: 1.0,
+    "er": er_density,
+    "erk": erk_density,
+}
+
+
+def layer_budgets(
+    shapes: Mapping[str, Sequence[int]], keep: int, profile: str, floors: Mapping[str, int]
+) -> dict[str, int]:
+    """Weights kept in each layer so that they sum to `keep` exactly.
+
+    Densities are proportional to the profile, but never above 1 nor below the floor of a layer. Fractions go to the
+    layers with the largest remainders.
+
+    Args:
+        shapes: Name -> shape of the weight.
+        keep: Total to keep.
+        profile: "uniform", "er" or "erk".
+        floors: Name -> least number to keep.
+
+    Returns:
+        Name -> number kept.
+
+    >>> layer_budgets({"a": (10, 10), "b": (100, 10)}, 110, "uniform", {})
+    {'a': 10, 'b': 100}
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    wanted = {name: sizes[name] * _PROFILES[profile](shape) for name, shape in shapes.items()}
+
+    def at(scale: float) -> dict[str, float]:
+        return {n: min(sizes[n], max(floors.get(n, 0), scale * wanted[n])) for n in shapes}
+
+    # The total grows with the scale: bisect it down to the spacing of floats.
+    low, high = 0.0, max((sizes[n] / wanted[n] for n in shapes if wanted[n]), default=1.0)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if sum(at(middle).values()) >= keep else (middle, high)
+    return _round_to_total(at(high), sizes, keep)
+
+
+def _round_to_total(ideal: Mapping[str, float], sizes: Mapping[str, int], keep: int) -> dict[str, int]:
+    """Round down, then hand the rest to the largest remainders (earlier layers first among equals)."""
+    # 1e-6 guards against 9.9999999 for an exact 10.
+    kept = {name: min(sizes[name], math.floor(value + 1e-6)) for name, value in ideal.items()}
+    by_remainder = sorted(ideal, key=lambda name: kept[name] - ideal[name])
+    missing = keep - sum(kept.values())
+    while missing > 0:
+        for name in by_remainder:
+            if missing and kept[name] < sizes[name]:
+                kept[name] += 1
+                missing -= 1
+    return kept
+
+
+def budgets_by_hand(
+    model: nn.Module, shapes: Mapping[str, Sequence[int]], sparsities: Mapping[str, float], rest: float
+) -> dict[str, int]:
+    """Weights kept in each layer from a dict pattern -> sparsity; layers it does not name use `rest`.
+
+    Raises:
+        ValueError: A pattern matches no selected layer, two patterns claim one layer, or a sparsity is not in [0, 1).
+    """
+    chosen: dict[str, tuple[str, float]] = {}
+    for pattern, value in sparsities.items():
+        sparsity = check_sparsity(value, f"allocation[{pattern!r}]")
+        for name in match_layers(pattern, model, shapes):
+            if name in chosen:
+                raise ValueError(f"allocation: {pattern!r} and {chosen[name][0]!r} both match {name!r}")
+            chosen[name] = (pattern, sparsity)
+    return {
+        name: kept_count(math.prod(shape), chosen[name][1] if name in chosen else rest)
+        for name, shape in shapes.items()
+    }
+
+
+def kept_count(total: int, sparsity: float) -> int:
+    """Number of weights kept: round((1 - sparsity) · total)."""
+    return round((1 - sparsity) * total)
+
+
+def floor_counts(shapes: Mapping[str, Sequence[int]], min_density: float | None, keep: int) -> dict[str, int]:
+    """Least number of weights each layer keeps: ceil(min_density · size).
+
+    Raises:
+        TypeError: `min_density` is no number.
+        ValueError: It is not in [0, 1], or all floors together exceed `keep`.
+    """
+    if min_density is None:
+        return {}
+    if isinstance(min_density, bool) or not isinstance(min_density, (int, float)):
+        raise TypeError(f"min_density must be a number in [0, 1], got {min_density!r}")
+    if not 0 <= min_density <= 1:
+        raise ValueError(f"min_density must lie in [0, 1], got {min_density!r}")
+    floors = {name: math.ceil(min_density * math.prod(shape) - 1e-9) for name, shape in shapes.items()}
+    if sum(floors.values()) > keep:
+        raise ValueError(
+            f"min_density={min_density} needs {sum(floors.values())} weights but the sparsity leaves only {keep}: "
+            "lower one of them"
+        )
+    return floors
+
+
+def select_globally(scores: Mapping[str, Tensor], keep: int, floors: Mapping[str, int]) -> dict[str, Tensor]:
+    """One threshold over all layers; a layer that falls below its floor keeps its best `floor` weights."""
+    masks: dict[str, Tensor] = {}
+    free = shapes_of(scores)
+    while free:
+        chosen = keep_largest(Lazy(free, scores.__getitem__), keep)
+        poor = [name for name, floor in floors.items() if name in chosen and count(chosen[name]) < floor]
+        if not poor:
+            masks.update(chosen)
+            break
+        for name in poor:
+            del free[name]
+            masks.update(keep_largest({name: scores[name]}, floors[name]))
+            keep -= floors[name]
+    return {name: masks[name] for name in scores}
+
+
+def check_allocation(allocation: object) -> None:
+    """Raise unless `allocation` is one of the names or a dict of sparsities (N:M patterns: see `Pattern`).
+
+    Raises:
+        TypeError: Neither a string nor a mapping.
+        ValueError: An unknown name.
+    """
+    if isinstance(allocation, Mapping):
+        for key in allocation:
+            if not isinstance(key, (str, type)):
+                raise TypeError(f"allocation maps layer names or patterns to sparsities, got the key {key!r}")
+        return
+    names = (*ALLOCATIONS, "2:4")
+    if not isinstance(allocation, str):
+        raise TypeError(f"allocation must be one of {names} or a dict pattern -> sparsity, got {allocation!r}")
+    check_choice("allocation", allocation, names)

@@ -1,0 +1,84 @@
+"""`Plan`: what to prune and how, checked before anything runs."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from lightning_graphon._shared.checks import check_choice, check_sparsity, nearest
+from lightning_graphon.pruning.allocation import layer_budgets
+from lightning_graphon.pruning.allocation.n_m import Pattern, sparsity_of
+from lightning_graphon.pruning.allocation.schedules import SCHEDULES
+from lightning_graphon.pruning.layer_selection import Patterns
+from lightning_graphon.pruning.scoring.registry import Method, get_method
+
+Allocation: TypeAlias = str | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to prune and how; the arguments of `prune`, checked.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a value that is not allowed; the message names it and the nearest match.
+    """
+
+    method: str | Callable[..., Mapping[str, Tensor]]
+    sparsity: float
+    allocation: Allocation = "global"
+    schedule: str = "exponential"
+    steps: int | None = None
+    include: Patterns = None
+    exclude: Patterns = None
+    min_density: float | None = None
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        if self.pattern is None:
+            layer_budgets.check_allocation(self.allocation)
+        sparsity_of(self.allocation, self.sparsity)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        layer_budgets.floor_counts({}, self.min_density, 0)
+        steps = self.steps
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"steps must be a whole number of rounds, at least 1, got {steps!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"seed must be an int, got {self.seed!r}")
+        if not isinstance(self.options, Mapping):
+            raise TypeError(f"options must be a dict of the method's options, got {self.options!r}")
+        _check_options(self.resolved, self.options)
+
+    @property
+    def resolved(self) -> Method:
+        """The registered method."""
+        return get_method(self.method)
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds; those of an N:M pattern, unless given, are no more than a group has weights to lose."""
+        usual, pattern = self.resolved.steps, self.pattern
+        return self.steps or (usual if pattern is None else min(usual, pattern.group - pattern.keep))
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """N:M, where the allocation says so."""
+        return Pattern.read(self.allocation)
+
+    def __str__(self) -> str:
+        by_layer = " except where given by layer" if isinstance(self.allocation, Mapping) else ""
+        return f"{self.resolved.name}, sparsity {self.sparsity}{f' ({self.allocation})' if self.pattern else by_layer}"
+
+
+def _check_options(method: Method, options: Mapping[str, Any]) -> None:
+    allowed = [
+        p.name for p in inspect.signature(method.score).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for name in options:
+        if name not in allowed:
+            hint = nearest(name, allowed) if allowed else "It has none."
+            raise TypeError(f"method {method.name!r} has no option {name!r}. {hint}")

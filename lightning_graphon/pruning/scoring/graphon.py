@@ -1,0 +1,100 @@
+"""Masks drawn from given graphons: theory back to practice."""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.random import generator
+from lightning_graphon.graphon import StepGraphon, as_graphon
+from lightning_graphon.pruning.scoring.registry import Problem, register_method
+
+# Log-odds of cells with W = 1 or 0: finite, and beyond any logistic noise.
+_CERTAIN = 1e4
+
+
+@register_method("graphon", needs="nothing")
+def graphon(problem: Problem, *, graphons: Any = None) -> dict[str, Tensor]:
+    """logit W(u_i, v_j) plus logistic noise, with u_i = (i + ½) / out and v_j = (j + ½) / in.
+
+    Scores above zero are exactly independent draws M_ij ~ Bernoulli(W(u_i, v_j)). The budget moves the threshold
+    to keep its exact number, which tilts all odds by one factor; where the graphons have the density that is
+    asked for, the factor is close to one.
+
+    Args:
+        problem: What to score.
+        graphons: One graphon for all layers: a StepGraphon, cell values, or a family such as
+            {"family": "power-law", "exponent": 0.5}, whose density is that of the plan unless given. Or a dict from
+            layer names or globs to such graphons, one for each layer.
+
+    Raises:
+        ValueError: No graphon, or none for a layer; the message names it.
+    """
+    if graphons is None:
+        raise ValueError(
+            "method 'graphon' needs the graphons to draw from: options={'graphons': {'family': 'product'}}"
+        )
+    layers = {name: _graphon_of(name, graphons, problem.density) for name in problem.weights}
+    _check_patterns(problem.weights, graphons)
+    _check_support(problem, layers)
+    source = generator(problem.seed, "graphon masks")
+    return {name: _log_odds(layers[name], w.shape, source).to(w.device) for name, w in problem.weights.items()}
+
+
+def _log_odds(step: StepGraphon, shape: torch.Size, source: torch.Generator) -> Tensor:
+    """Noisy log-odds of every weight, float32 [shape]; drawn on the CPU, the same for every device."""
+    u, v = ((torch.arange(side, dtype=torch.float64) + 0.5) / side for side in shape[:2])
+    odds = torch.logit(step.to("cpu", torch.float32)(u[:, None], v)).clamp_(-_CERTAIN, _CERTAIN)
+    noise = torch.rand(shape, generator=source).clamp_(1e-7, 1 - 1e-7)
+    return odds.reshape(*odds.shape, *[1] * (len(shape) - 2)) - torch.logit(noise)
+
+
+def _check_support(problem: Problem, layers: Mapping[str, StepGraphon]) -> None:
+    """Refuse a budget that would have to keep weights where W = 0."""
+    sizes = {name: weight.numel() for name, weight in problem.weights.items()}
+    room = sum(
+        sizes[name] * float(step.row_measure @ (step.values > 0).to(step.dtype) @ step.col_measure)
+        for name, step in layers.items()
+    )
+    wanted = problem.density * sum(sizes.values())
+    if wanted > room + len(sizes):
+        raise ValueError(
+            f"the graphons are positive on {room:.0f} weights only, but the sparsity keeps {wanted:.0f}: raise the "
+            "sparsity or widen the graphons"
+        )
+
+
+def _graphon_of(name: str, graphons: Any, density: float) -> StepGraphon:
+    """The graphon of a layer."""
+    if not isinstance(graphons, Mapping) or "family" in graphons:
+        return as_graphon(_with_density(graphons, density))
+    for pattern, spec in graphons.items():
+        if _matches(name, pattern):
+            return as_graphon(_with_density(spec, density))
+    raise ValueError(
+        f"method 'graphon': no graphon for layer {name!r}; given are {', '.join(map(repr, graphons))}. Add '*' for all "
+        "other layers (a single family is a dict with the key 'family')"
+    )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
+
+
+def _check_patterns(names: Mapping[str, Any], graphons: Any) -> None:
+    """A pattern that names no layer is a mistake."""
+    if isinstance(graphons, Mapping) and "family" not in graphons:
+        for pattern in graphons:
+            if not any(_matches(name, str(pattern)) for name in names):
+                raise ValueError(f"method 'graphon': {pattern!r} names no layer. {nearest(str(pattern), names)}")
+
+
+def _with_density(spec: Any, density: float) -> Any:
+    if isinstance(spec, str) and "density" not in spec:
+        return f"{spec.rstrip(')')}{', ' if '(' in spec else '('}density={density})"
+    if isinstance(spec, Mapping) and "density" not in spec:
+        return {**spec, "density": density}
+    return spec

@@ -1,0 +1,166 @@
+"""The registry of pruning methods, and what a method is given to score."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_graphon._shared.checks import check_choice
+from lightning_graphon.pruning.scoring.objective import Objective
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a saliency method sees in one round.
+
+    Attributes:
+        model: The network; its parameters hold the effective weights, pruned entries already zero (unless the method
+            is registered with `zeroed=False`).
+        weights: Name -> live parameter to score, in network order.
+        masks: Name -> bool mask so far, True = kept.
+        batches: Batches for methods that need data.
+        objective: Loss and flow of the network.
+        density: Fraction of the weights that will be kept in the end.
+        seed: For methods that draw random numbers.
+        average: Averages a tensor over the processes of a distributed run; the identity on one.
+        kept: What a method keeps from one round to the next; empty in the first.
+    """
+
+    model: nn.Module
+    weights: Mapping[str, nn.Parameter]
+    masks: Mapping[str, Tensor]
+    batches: Sequence[Any]
+    objective: Objective
+    density: float
+    seed: int
+    average: Callable[[Tensor], Tensor]
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def gradients(self, output: Tensor, create_graph: bool = False) -> list[Tensor]:
+        """Gradient of a scalar with respect to every weight; zeros where it does not depend on one."""
+        weights = list(self.weights.values())
+        grads = torch.autograd.grad(output, weights, create_graph=create_graph, allow_unused=True)
+        return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, grads, strict=True)]
+
+    def each_gradient(self, output: Tensor, take: Callable[[str, Tensor], None]) -> None:
+        """Hand every weight's gradient of a scalar to `take(name, gradient)` as soon as the backward pass has it.
+
+        So the gradients are never all in memory. They are not to be changed in place: two weights may share one. A
+        weight on which the scalar does not depend is left out.
+        """
+        handles = [weight.register_hook(_taker(name, take)) for name, weight in self.weights.items()]
+        try:
+            torch.autograd.grad(output, list(self.weights.values()), allow_unused=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Values in the order of `weights`, by name."""
+        return dict(zip(self.weights, values, strict=True))
+
+    def losses(self, temperature: float = 1.0) -> "list[Callable[[], Tensor]]":
+        """One closure a batch that evaluates its loss.
+
+        Calling it raises ValueError where the loss does not depend on any weight or is not finite.
+        """
+        return [_checked_loss(self, i, batch, temperature) for i, batch in enumerate(self.batches)]
+
+
+def _taker(name: str, take: Callable[[str, Tensor], None]) -> Callable[[Tensor], Tensor]:
+    def hook(grad: Tensor) -> Tensor:
+        take(name, grad.detach())
+        # One number in place of the gradient, which autograd would hold until the end.
+        return grad.new_zeros(()).expand_as(grad)
+
+    return hook
+
+
+def _checked_loss(problem: Problem, index: int, batch: Any, temperature: float) -> Callable[[], Tensor]:
+    def evaluate() -> Tensor:
+        loss = problem.objective.loss(batch, temperature)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shown = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise TypeError(f"the loss must be a scalar tensor, got {shown}")
+        if not loss.requires_grad:
+            raise ValueError(
+                "the loss does not depend on the weights: it has no gradient (detached, or under no_grad?)"
+            )
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss of scoring batch {index} is {loss.item()}: weights cannot be scored by it")
+        return loss
+
+    return evaluate
+
+
+Needs: TypeAlias = Literal["nothing", "inputs", "loss"]
+ScoreT = TypeVar("ScoreT", bound=Callable[..., Mapping[str, Tensor]])
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered pruning method: its saliency, what it looks at beside the weights, its usual rounds."""
+
+    name: str
+    score: Callable[..., Mapping[str, Tensor]]
+    needs: Needs = "inputs"
+    steps: int = 1
+    zeroed: bool = True
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register_method(
+    name: str, *, needs: Needs = "inputs", steps: int = 1, zeroed: bool = True
+) -> Callable[[ScoreT], ScoreT]:
+    """Decorator that makes a saliency function available to `prune` and `PruneAtInit` by name.
+
+    Args:
+        name: The name users write.
+        needs: What it looks at beside the weights: "loss" of batches, "inputs" (their shapes), or "nothing".
+        steps: Rounds when the user does not say.
+        zeroed: Whether from the second round on the parameters hold zeros where weights are pruned, which takes a
+            second copy of the weights. False: they stay as they were, for a method that looks at `problem.masks`.
+
+    Raises:
+        ValueError: The name is taken by another function, or `needs` is unknown.
+
+    >>> @register_method("largest-fan-in")
+    ... def largest_fan_in(problem):
+    ...     return {n: w.detach().abs().sum(1, keepdim=True).expand_as(w) for n, w in problem.weights.items()}
+    >>> "largest-fan-in" in methods()
+    True
+    """
+    check_choice("needs", needs, get_args(Needs))
+
+    def register(score: ScoreT) -> ScoreT:
+        known = _METHODS.get(name)
+        if known is not None and known.score.__qualname__ != score.__qualname__:
+            raise ValueError(f"a pruning method {name!r} exists already: {known.score.__qualname__}")
+        _METHODS[name] = Method(name, score, needs, steps, zeroed)
+        return score
+
+    return register
+
+
+def methods() -> list[str]:
+    """Names of all pruning methods, in the order of registration."""
+    return list(_METHODS)
+
+
+def get_method(method: str | Callable[..., Mapping[str, Tensor]]) -> Method:
+    """The method of that name; a function is taken as a saliency that may use data.
+
+    Raises:
+        TypeError: Neither a name nor a function.
+        ValueError: Unknown name.
+    """
+    if callable(method):
+        return Method(getattr(method, "__name__", "custom"), method)
+    if not isinstance(method, str):
+        raise TypeError(f"method must be a name or a function, got {method!r}")
+    check_choice("pruning method", method, _METHODS)
+    return _METHODS[method]

@@ -1,0 +1,158 @@
+"""Weights cut into shards over processes (FSDP2's `fully_shard`, tensor parallelism): the part here, and the whole.
+
+Such parameters are `torch.distributed.tensor.DTensor`s. Every function leaves plain tensors and modules as they are.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_graphon._shared.module_state import substituted
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether `tensor` is a DTensor: a tensor of which each process may hold a part only."""
+    # Whoever made a DTensor has imported this module; importing it here would slow down everybody else.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The entries that this process holds, as a view without gradient; a plain tensor itself.
+
+    >>> weight = torch.ones(2)
+    >>> local_part(weight) is weight
+    True
+    """
+    if not is_sharded(tensor):
+        return tensor
+    sharded: Any = tensor
+    with torch.no_grad():
+        local: Tensor = sharded.to_local()
+    return local
+
+
+@torch.no_grad()
+def part_like(whole_tensor: Tensor, like: Tensor) -> Tensor:
+    """The entries of a plain tensor that lie where `local_part(like)` has its own; no communication.
+
+    Args:
+        whole_tensor: Any dtype, of the shape that `like` has as a whole; the same on all processes.
+        like: Cut over processes or plain.
+
+    Returns:
+        A tensor of the shape and on the device of `local_part(like)`.
+    """
+    here = local_part(like)
+    if not is_sharded(like):
+        return whole_tensor.to(here.device)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    sharded: Any = like
+    mesh = sharded.device_mesh
+    # A partial sum is erased where the sum is.
+    placements = [Replicate() if placement.is_partial() else placement for placement in sharded.placements]
+    replicated = DTensor.from_local(whole_tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(mesh, placements).to_local().to(here.device)
+
+
+@torch.no_grad()
+def whole(tensor: Tensor) -> Tensor:
+    """All entries, gathered from all processes; a plain tensor itself. Every process must call it.
+
+    >>> weight = torch.ones(2)
+    >>> whole(weight) is weight
+    True
+    """
+    sharded: Any = tensor
+    # Offloaded shards lie on the CPU, and are gathered over the mesh's devices.
+    return sharded.detach().to(sharded.device_mesh.device_type).full_tensor() if is_sharded(tensor) else tensor
+
+
+def reshard(model: nn.Module) -> None:
+    """Let every FSDP2 module hold its shards again, where a forward pass has left it with whole weights."""
+    for module in model.modules():
+        if plain_class(module) is not type(module):
+            fsdp: Any = module
+            fsdp.reshard()
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module had before `fully_shard` derived another from it.
+
+    >>> plain_class(nn.Linear(1, 1)).__name__
+    'Linear'
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    made = getattr(fsdp, "FSDPModule", ())
+    return next(kind for kind in type(module).__mro__ if not issubclass(kind, made))
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is what it was before it was parallelised: whole plain weights, its own classes, no hooks.
+
+    Every process must enter, and holds all weights of the model while inside; what happens inside needs no other
+    process. On leaving, the sharded parameters are back, the same objects with the same values. A model in which
+    nothing is sharded is not touched.
+
+    Args:
+        model: Sharded by `fully_shard` or `parallelize_module`; not in the middle of a forward or backward pass.
+
+    >>> net = nn.Linear(2, 1)
+    >>> with gathered(net):
+    ...     net(torch.ones(1, 2)).shape
+    torch.Size([1, 1])
+    """
+    reshard(model)
+    copies = {tensor: _plain(tensor) for tensor in (*model.parameters(), *model.buffers()) if is_sharded(tensor)}
+    with ExitStack() as stack:
+        if copies:
+            stack.enter_context(substituted(model, copies))
+            for module in model.modules():
+                _dismantle(module, stack)
+        yield
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    data = whole(tensor)
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+
+
+def _dismantle(module: nn.Module, stack: ExitStack) -> None:
+    """Take the hooks, the wrapped methods and the derived class away until `stack` closes."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        stack.callback(_put_back, hooks, dict(hooks), _take(hooks))
+    stack.callback(module.__dict__.update, _take(module.__dict__))
+    stack.callback(setattr, module, "__class__", type(module))
+    module.__class__ = plain_class(module)
+
+
+def _take(functions: MutableMapping[Any, Any]) -> dict[Any, Any]:
+    """Remove what torch.distributed has put there, and return it."""
+    taken = {key: f for key, f in functions.items() if callable(f) and _of_torch_distributed(f)}
+    for key in taken:
+        del functions[key]
+    return taken
+
+
+def _put_back(hooks: MutableMapping[Any, Any], before: Mapping[Any, Any], taken: Mapping[Any, Any]) -> None:
+    """The taken hooks at their places among those that are still there, new ones last."""
+    now = dict(hooks)
+    hooks.clear()
+    hooks.update({key: hook for key, hook in before.items() if key in taken or key in now})
+    hooks.update(now)
+
+
+def _of_torch_distributed(function: Callable[..., Any] | None) -> bool:
+    """Whether a function, or what it wraps, was defined inside torch.distributed."""
+    while function is not None:
+        if getattr(function, "__globals__", {}).get("__name__", "").startswith("torch.distributed."):
+            return True
+        inner = (getattr(function, name, None) for name in ("__func__", "func", "__wrapped__"))
+        function = next((f for f in inner if f is not None), None)
+    return False
