@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -60,7 +60,8 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             "score in float64 (options={'double': True}, the default), or with layers that normalise"
         )
     # Zeros in later rounds say that the network fell apart, which `prune` tells.
-    if all(bool(mask.all()) for mask in problem.masks.values()) and _is_rounding(scores, flow):
+    dense = all(bool(mask.all()) for mask in problem.masks.values())
+    if dense and _is_rounding(scores, flow, lambda scale: _flow_scores(problem, batch, dtype, scale, biases)[0]):
         raise ValueError(
             f"synflow: every score is zero to rounding, in all selected layers ({', '.join(list(scores)[:5])}): "
             "nothing flows from the inputs to the outputs, because a layer is all zero (a head initialised so), the "
@@ -106,16 +107,25 @@ def _flow_scores(
     return scores | unused, _Flow(float(flow.detach()), float(outputs.detach().abs().sum()), scale)
 
 
-def _is_rounding(scores: Mapping[str, Tensor], flow: _Flow) -> bool:
+def _is_rounding(scores: Mapping[str, Tensor], flow: _Flow, again: Callable[[float], Mapping[str, Tensor]]) -> bool:
     """Whether the scores are what rounding leaves of a flow that does not depend on the weights.
 
-    Where it does, the scores of a layer sum to about the outputs: exactly so without biases, for ReLU. Which zeros
-    rounding misses depends on the processor.
+    Where it does, the scores of a layer sum to about the outputs, exactly so without biases for ReLU. Where their sum
+    is nothing beside the outputs, inputs that are larger by a thousandth tell: scores follow them, and rounding, which
+    is another one on each processor, is drawn anew. It is a few last digits, which may be the same twice.
     """
-    total = sum(float(score.sum()) for score in scores.values())
-    # A quarter of the digits for what sums and layer norms amplify.
-    share = torch.finfo(next(iter(scores.values())).dtype).eps ** 0.75
-    return total <= share * flow.scale * flow.magnitude < math.inf
+    total = _sum(scores.values())
+    eps = torch.finfo(next(iter(scores.values())).dtype).eps
+    if not total <= eps**0.5 * flow.scale * flow.magnitude < math.inf:
+        return False
+    if total == 0:
+        return True
+    others = (again(flow.scale * (1 + i * 2.0**-10)) for i in range(1, 17))
+    return any(_sum((scores[name] - other[name]).abs() for name in scores) > 0.25 * total for other in others)
+
+
+def _sum(tensors: Iterable[Tensor]) -> float:
+    return sum(float(tensor.sum(dtype=torch.float64)) for tensor in tensors)
 
 
 def _in_range(scores: Mapping[str, Tensor]) -> bool:
