@@ -45,7 +45,7 @@ def network(width: int, seed: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def masks_of(model: nn.Module, method: str, seed: int, x: Tensor, y: Tensor) -> dict[str, Tensor] | None:
+def masks_in_use(model: nn.Module, method: str, seed: int, x: Tensor, y: Tensor) -> dict[str, Tensor] | None:
     if method == "dense":
         return None
     scored = torch.randperm(len(x), generator=torch.Generator().manual_seed(1000 + seed))[:256]
@@ -69,7 +69,7 @@ def row(width: int, method: str, seeds: int, theories: dict[str, dict[str, Any]]
     errors: dict[str, list[float]] = {name: [] for name in theories}
     for seed in range(seeds):
         model = network(width, seed)
-        masks = masks_of(model, method, seed, x, y)
+        masks = masks_in_use(model, method, seed, x, y)
         truth.append(empirical_ntk(model, probe, masks=masks))
         for name, options in theories.items():
             errors[name].append(distance(graphon_ntk_from_model(model, probe, masks, **options), truth[-1]))

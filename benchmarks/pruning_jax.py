@@ -48,7 +48,7 @@ pruners = {{
     "snip uniform": jaxpruner.SaliencyPruning(**by_layer),
     "snip global": GlobalSaliencyPruning(**over_all),
 }}
-def whole(pruner, params):
+def full_tensor(pruner, params):
     needs = isinstance(pruner, jaxpruner.SaliencyPruning)
     return pruner.instant_sparsify(params, grads=jax.grad(loss)(params) if needs else None)[1]
 calls = {{name: jax.jit(partial(whole, pruner)) for name, pruner in pruners.items()}}

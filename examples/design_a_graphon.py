@@ -116,7 +116,7 @@ def hubs(densities: list[float], positions: int) -> list[StepGraphon]:
 Designs = dict[Design, dict[str, Any]]
 
 
-def masks_of(cell: Cell, net: nn.Module, args: argparse.Namespace, data: Data, designs: Designs) -> Masks:
+def masks_in_use(cell: Cell, net: nn.Module, args: argparse.Namespace, data: Data, designs: Designs) -> Masks:
     """Masks by one of METHODS, of exactly the sparsity asked for."""
     options: dict[str, Any] = {"sparsity": cell.sparsity, "seed": 10_000 + cell.seed}
     if cell.method in ("snip", "synflow"):
@@ -137,7 +137,7 @@ def compute(cell: Cell, args: argparse.Namespace, data: Data, designs: Designs) 
     start = time.perf_counter()
     torch.manual_seed(cell.seed)
     net = network(data.x.shape[1], args.width, 10)
-    masks = masks_of(cell, net, args, data, designs)
+    masks = masks_in_use(cell, net, args, data, designs)
     masks.apply_(net)
     if args.init == "kept":
         normalise(net)

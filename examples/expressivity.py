@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lightning_graphon.graphon import expressivity_table, layer_graphons, mean_joined_units
+from lightning_graphon.graphon import expressivity_table, layer_graphons, mean_common_neighbour_count
 from lightning_graphon.plots import plot_input_density
 from lightning_graphon.pruning import LayerCollapseWarning, Masks, prune
 
@@ -48,7 +48,7 @@ class Cell(NamedTuple):
         return f"{self.method}_s{100 * self.sparsity:g}_t{self.trial}"
 
 
-def masks_of(cell: Cell, args: argparse.Namespace) -> Masks:
+def masks_in_use(cell: Cell, args: argparse.Namespace) -> Masks:
     """The masks of one network, pruned on a batch of images."""
     torch.manual_seed(cell.trial)
     inputs, labels = images(args.data, args.data_root)
@@ -61,12 +61,12 @@ def masks_of(cell: Cell, args: argparse.Namespace) -> Masks:
 
 def compute(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     """The row of the table, and the share of units joined to each pixel."""
-    masks = masks_of(cell, args)
+    masks = masks_in_use(cell, args)
     first = next(iter(masks))
     mask = masks[first]
     (row,) = expressivity_table({cell.stem: mask}, SIZES)
     graphon = layer_graphons(masks, order="joint", bins=args.bins)[first]
-    row |= {f"expected_{k}": mean_joined_units(graphon, k, len(mask)) for k in SIZES}
+    row |= {f"expected_{k}": mean_common_neighbour_count(graphon, k, len(mask)) for k in SIZES}
     return row | {"cut_off": (~mask.any(0)).tolist(), "joined": mask.sum(0).tolist(), "units": len(mask)}
 
 

@@ -42,7 +42,7 @@ from lightning_graphon.graphon import (
 )
 from lightning_graphon.graphon.limits.scaled_saliency import common_threshold
 from lightning_graphon.plots import new_figure, plot_graphon_grid
-from lightning_graphon.pruning import Masks, Problem, prune
+from lightning_graphon.pruning import Masks, ScoringContext, prune
 from lightning_graphon.pruning.scoring.registry import get_method
 
 # Label -> name of the method, rounds, options.
@@ -117,7 +117,7 @@ class Recorder:
         self.score = get_method(name).score
         self.__name__ = label
 
-    def __call__(self, problem: Problem) -> dict[str, Tensor]:
+    def __call__(self, problem: ScoringContext) -> dict[str, Tensor]:
         self.scores: dict[str, Tensor] = self.score(problem, **self.options)
         self.returned = problem.weights[LAST].detach().abs().double().sum(0)  # sum over paths from the outputs
         return self.scores

@@ -55,8 +55,8 @@ def test_numbers_of_the_page_of_limits_are_what_its_code_gives():
     for code in blocks("docs/limits.md"):
         exec(compile(code, "docs/limits.md", "exec"), names)  # noqa: S102
     assert repr(names["fit"]) == "FactorisedSaliency(256x200, explained=0.611, noise_ks=0.022)"
-    assert names["joined_units"](names["mask"], names["best"]) == 12
-    assert names["joined_units"](names["limit"], names["best"], units=256) == pytest.approx(14.5, abs=0.05)
+    assert names["common_neighbour_count"](names["mask"], names["best"]) == 12
+    assert names["common_neighbour_count"](names["limit"], names["best"], units=256) == pytest.approx(14.5, abs=0.05)
 
 
 @pytest.mark.filterwarnings("ignore::lightning_graphon.pruning.LayerCollapseWarning")

@@ -10,7 +10,7 @@ from torch import nn
 
 
 @contextmanager
-def eager(model: nn.Module) -> Iterator[None]:
+def uncompiled(model: nn.Module) -> Iterator[None]:
     """Run `model` uncompiled, without TensorFloat-32, and by kernels that have all derivatives in every mode.
 
     Compiled graphs have no double backward and no per-sample gradients, torch.fx refuses to trace them, and each new
@@ -19,7 +19,7 @@ def eager(model: nn.Module) -> Iterator[None]:
     second derivative.
 
     >>> compiled = torch.compile(torch.sin)
-    >>> with eager(nn.Identity()):
+    >>> with uncompiled(nn.Identity()):
     ...     compiled(torch.zeros(1))
     tensor([0.])
     """

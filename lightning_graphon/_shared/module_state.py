@@ -20,7 +20,7 @@ _STRUCTURE = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager
-def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
+def preserve_module_state(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     """Restore `model` and the random number generators on leaving, also after an exception.
 
     Inside, every parameter has no gradient. Restored bit for bit: the storage of parameters, buffers, `.grad`,
@@ -33,7 +33,7 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
         seed: Seed of all generators inside; None keeps their current states.
     """
     with ExitStack() as stack:
-        stack.enter_context(random_state_kept(seed))
+        stack.enter_context(preserve_random_state(seed))
         for module in model.modules():
             stack.callback(_restore_attributes, module, _attributes(module))
             stack.callback(_restore_buffers, module, _buffers(module))
@@ -47,7 +47,7 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def substituted(model: nn.Module, substitutes: Mapping[Tensor, Tensor]) -> Iterator[None]:
+def swap_tensors(model: nn.Module, substitutes: Mapping[Tensor, Tensor]) -> Iterator[None]:
     """Inside, other tensors stand in the places of parameters and buffers.
 
     In place of writing to `.data`: a parameter whose data take another dtype forgets what DDP has hung on its gradient,
@@ -58,7 +58,7 @@ def substituted(model: nn.Module, substitutes: Mapping[Tensor, Tensor]) -> Itera
         substitutes: Parameter or buffer -> what takes its places.
 
     >>> net = nn.Linear(2, 1)
-    >>> with substituted(net, {net.weight: nn.Parameter(net.weight.detach().double())}):
+    >>> with swap_tensors(net, {net.weight: nn.Parameter(net.weight.detach().double())}):
     ...     net.weight.dtype
     torch.float64
     >>> net.weight.dtype
@@ -75,7 +75,7 @@ def substituted(model: nn.Module, substitutes: Mapping[Tensor, Tensor]) -> Itera
 
 
 @contextmanager
-def random_state_kept(seed: int | None = None) -> Iterator[None]:
+def preserve_random_state(seed: int | None = None) -> Iterator[None]:
     """Restore the generators of torch, numpy and python on leaving; inside they start from `seed` if given."""
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()

@@ -10,7 +10,7 @@ _SHARE = 0.05
 _NAMED = 3
 
 
-def warn_of_zeros(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None) -> None:
+def warn_of_unmasked_zeros(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None) -> None:
     """Warn where weights look pruned and nobody says so.
 
     A weight that is zero but trainable belongs to the kernel; one that stays zero does not, and the kernels differ by

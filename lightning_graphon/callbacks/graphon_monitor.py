@@ -13,12 +13,12 @@ from typing_extensions import override
 
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon.callbacks._analysis.kernel_spectrum import KERNELS, KernelSpectrum, spectrum_scalars
-from lightning_graphon.callbacks._analysis.masks_in_use import masks_of, prune_first
+from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned, masks_in_use
 from lightning_graphon.callbacks._analysis.pickling import state_without_module
-from lightning_graphon.callbacks._distributed.memory import NoRoomError, require_room
+from lightning_graphon.callbacks._distributed.memory import InsufficientMemoryError, check_memory_on_all_ranks
 from lightning_graphon.callbacks._logging.images import send_picture
 from lightning_graphon.callbacks._logging.scalars import layer_table, log_scalars
-from lightning_graphon.callbacks._module.network import NotReadableError
+from lightning_graphon.callbacks._module.network import UnreadableStepError
 from lightning_graphon.graphon import (
     HomogeneityTest,
     StepGraphon,
@@ -35,7 +35,7 @@ from lightning_graphon.plots.spectrum_pixels import spectrum_pixels
 from lightning_graphon.pruning.allocation.on_cpu import equal
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.read_masks import check_readable
-from lightning_graphon.pruning.sharding import gathered
+from lightning_graphon.pruning.sharding import summon_full_params
 
 log = logging.getLogger(__name__)
 Work: TypeAlias = Callable[[pl.Trainer, pl.LightningModule], None]
@@ -139,7 +139,7 @@ class GraphonMonitor(Callback):
         self._spectra: KernelSpectrum | None = None
         self.graphons: dict[str, StepGraphon] = {}
         self.tests: dict[str, HomogeneityTest] = {}
-        self._seen: dict[str, _Looked] = {}
+        self._seen: dict[str, MaskSnapshot] = {}
         self._told: set[str] = set()
 
     @override
@@ -148,7 +148,7 @@ class GraphonMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        prune_first(trainer, pl_module)
+        ensure_pruned(trainer, pl_module)
         self._seen, self._told = {}, set()
         self._spectra = KernelSpectrum(self.kernel, self.propagate, self.probe_size, self.probe_seed, self.kernel_bins)
         self._look(trainer, pl_module)
@@ -185,7 +185,7 @@ class GraphonMonitor(Callback):
         """Training is not lost because of an analysis."""
         try:
             work(trainer, pl_module)
-        except (NotReadableError, NoRoomError) as error:
+        except (UnreadableStepError, InsufficientMemoryError) as error:
             if self.raise_errors:
                 raise
             if trainer.is_global_zero and self._is_news(f"no {shown}: {error}"):
@@ -211,7 +211,7 @@ class GraphonMonitor(Callback):
         graphons = layer_graphons(masks, bins=self.bins, order=self.order)
         moved = {n: l2_distance(g, self.graphons[n], align=False) for n, g in graphons.items() if n in self.graphons}
         self.graphons = graphons
-        self._seen = {name: _Looked(mask) for name, mask in masks.items()}
+        self._seen = {name: MaskSnapshot(mask) for name, mask in masks.items()}
         if trainer.is_global_zero:
             self._publish(trainer, masks, changed, moved, first)
 
@@ -219,8 +219,8 @@ class GraphonMonitor(Callback):
         if self._spectra is None or self.kernel == "none":
             return
         masks = self._read(trainer, pl_module)
-        require_room(trainer.strategy, pl_module)
-        with gathered(pl_module):  # on every process; then the first one needs nobody
+        check_memory_on_all_ranks(trainer.strategy, pl_module)
+        with summon_full_params(pl_module):  # on every process; then the first one needs nobody
             if trainer.is_global_zero:
                 self.spectrum = self._spectra.evaluate(trainer, pl_module, masks)
         if trainer.is_global_zero and self.spectrum is not None:
@@ -236,7 +236,7 @@ class GraphonMonitor(Callback):
             send_picture(trainer, "ntk_spectrum", lambda scale: spectrum_pixels(spectrum, title, scale=scale), values)
 
     def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
-        return masks_of(trainer, pl_module, self.include, self.exclude)
+        return masks_in_use(trainer, pl_module, self.include, self.exclude)
 
     def _publish(
         self, trainer: pl.Trainer, masks: Masks, changed: list[str], moved: dict[str, float], first: bool
@@ -269,7 +269,7 @@ class GraphonMonitor(Callback):
         }
 
 
-class _Looked:
+class MaskSnapshot:
     """A mask as it was at the last look."""
 
     def __init__(self, mask: Tensor) -> None:
@@ -278,8 +278,8 @@ class _Looked:
 
     def is_now(self, mask: Tensor) -> bool:
         """Whether it is still the same; one that nobody wrote to, as those of PruneAtInit, is not read again."""
-        untouched = mask is self._mask and self._writes is not None and self._writes == mask._version
-        return untouched or equal(mask, self._content)
+        unwritten = mask is self._mask and self._writes is not None and self._writes == mask._version
+        return unwritten or equal(mask, self._content)
 
 
 def _print_table(

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_graphon.callbacks._analysis.masks_in_use import prune_first
+from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned
 from lightning_graphon.callbacks._analysis.pickling import state_without_module
 from lightning_graphon.callbacks._distributed.agreement import flattens_parameters
-from lightning_graphon.callbacks._distributed.sharded_analysis import Meetings
+from lightning_graphon.callbacks._distributed.sharded_analysis import ShardedAnalysis
 from lightning_graphon.callbacks._logging.images import send_figure
 from lightning_graphon.callbacks._loss import report
 from lightning_graphon.callbacks._loss.options import Options
@@ -103,7 +103,7 @@ class LossDecayMonitor(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self._meetings: Meetings | None = None
+        self._meetings: ShardedAnalysis | None = None
         self._run: LossRun | None = None
         self._restored: dict[str, Any] | None = None
         self._record = LossRecord()
@@ -138,8 +138,8 @@ class LossDecayMonitor(Callback):
                 type(trainer.strategy).__name__,
             )
             return
-        prune_first(trainer, pl_module)
-        self._meetings = Meetings(trainer, pl_module)
+        ensure_pruned(trainer, pl_module)
+        self._meetings = ShardedAnalysis(trainer, pl_module)
         self._meet(trainer, lambda: self._begin(trainer, pl_module, restored))
 
     @override
@@ -237,7 +237,7 @@ class LossDecayMonitor(Callback):
 
     def _take_over(self, state_dict: dict[str, Any]) -> None:
         if state_dict:
-            self._record = LossRecord.of(state_dict["rows"], state_dict["gave_up"])
+            self._record = LossRecord.from_table(state_dict["rows"], state_dict["gave_up"])
             self._restored = state_dict
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,22 +14,22 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._shared.checks import check_choice
-from lightning_graphon._shared.module_state import untouched
+from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._analysis.given_masks import GivenMasks, as_masks, refuse_beside_masks
 from lightning_graphon.callbacks._analysis.identity import check_same, identity
 from lightning_graphon.callbacks._analysis.pickling import state_without_module
 from lightning_graphon.callbacks._distributed import agreement
-from lightning_graphon.callbacks._distributed.memory import require_room
+from lightning_graphon.callbacks._distributed.memory import check_memory_on_all_ranks
 from lightning_graphon.callbacks._logging.scalars import limit_scalars, log_scalars, print_masks, sparsity_scalars
 from lightning_graphon.callbacks._module.batches import scoring_batches
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.pruning.allocation.n_m import sparsity_of
-from lightning_graphon.pruning.config import Plan
+from lightning_graphon.pruning.config import PruningConfig
 from lightning_graphon.pruning.enforcer import Enforcer
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.prune import compute_masks
 from lightning_graphon.pruning.rescale import RESCALES, rescale_
-from lightning_graphon.pruning.sharding import gathered
+from lightning_graphon.pruning.sharding import summon_full_params
 
 _NO_ROOM = ", which PruneAtInit gathers to score them: find the masks elsewhere and give PruneAtInit(masks='masks.pt')"
 
@@ -110,7 +110,7 @@ class PruneAtInit(Callback):
         report_limits: bool = False,
         rescale: str | None = None,
     ) -> None:
-        self.plan: Plan | None = None
+        self.plan: PruningConfig | None = None
         self._given = Masks({})
         if masks is not None:
             refuse_beside_masks(PruneAtInit.__init__, locals())
@@ -119,7 +119,9 @@ class PruneAtInit(Callback):
             raise TypeError("PruneAtInit needs a method and a sparsity, such as ('snip', sparsity=0.9), or masks=...")
         else:
             own, options = sparsity_of(allocation, sparsity), options or {}
-            self.plan = Plan(method, own, allocation, schedule, steps, include, exclude, min_density, seed, options)
+            self.plan = PruningConfig(
+                method, own, allocation, schedule, steps, include, exclude, min_density, seed, options
+            )
         if rescale is not None:
             check_choice("rescale", rescale, RESCALES)
         if isinstance(batches, int) and batches < 1:
@@ -265,14 +267,14 @@ class PruneAtInit(Callback):
             print_masks(masks, f"PruneAtInit: {title}", self._limits)
         return masks
 
-    def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan) -> Masks:
-        require_room(trainer.strategy, pl_module, advice=_NO_ROOM)
+    def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningConfig) -> Masks:
+        check_memory_on_all_ranks(trainer.strategy, pl_module, advice=_NO_ROOM)
         batches = scoring_batches(trainer, pl_module, self.batches, plan.resolved.needs)
         objective = TrainingStepObjective(trainer, pl_module, self.loss_fn, batches)
         hidden = plan.rounds == 1 or not (self.verbose and trainer.is_global_zero)
         first: dict[str, Tensor] = {}
         progress = Progress(transient=True)  # shows nothing unless it is entered
-        with gathered(pl_module), untouched(pl_module), nullcontext() if hidden else progress:
+        with summon_full_params(pl_module), preserve_module_state(pl_module), nullcontext() if hidden else progress:
             if self.eval_mode:
                 pl_module.eval()
             task = progress.add_task(f"pruning by {plan.resolved.name}", total=plan.rounds)

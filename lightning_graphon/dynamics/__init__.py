@@ -3,16 +3,16 @@
 from lightning_graphon.dynamics.decay_modes import DecayModes
 from lightning_graphon.dynamics.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.dynamics.kernel_descent import LossDecayPredictor
-from lightning_graphon.dynamics.optimizer import Descent, optimizer_preconditioner, read_descent
-from lightning_graphon.dynamics.stability import stable_product
+from lightning_graphon.dynamics.optimizer import OptimizerStep, optimizer_preconditioner, read_optimizer_step
+from lightning_graphon.dynamics.stability import stability_limit
 
 __all__ = [
     "DecayModes",
-    "Descent",
     "LossBand",
     "LossDecayPredictor",
+    "OptimizerStep",
     "finite_probe_kernel",
     "optimizer_preconditioner",
-    "read_descent",
-    "stable_product",
+    "read_optimizer_step",
+    "stability_limit",
 ]

@@ -5,10 +5,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_graphon.dynamics.decay_modes import ClosedForm, DecayModes, Times, as_times, descent_left, flow_left
-from lightning_graphon.dynamics.output_loss import OutputLoss, as_square
-from lightning_graphon.dynamics.test_points import HeldOut
-from lightning_graphon.ntk.operators.output_kernel import FieldKernel
+from lightning_graphon.dynamics.decay_modes import (
+    ClosedForm,
+    DecayModes,
+    Times,
+    as_times,
+    descent_residual_factors,
+    flow_residual_factors,
+)
+from lightning_graphon.dynamics.output_loss import OutputLoss, as_squared_error
+from lightning_graphon.dynamics.test_points import TestPoints
+from lightning_graphon.ntk.operators.output_kernel import OutputKernel
 
 
 class ClosedFormPredictions:
@@ -17,16 +24,16 @@ class ClosedFormPredictions:
     momentum: float
     nesterov: bool
     dampening: float
-    _kernel: FieldKernel
+    _kernel: OutputKernel
     _objective: OutputLoss
     _start: Tensor
     _shape: torch.Size
-    _test: HeldOut | None
+    _test: TestPoints | None
 
     @cached_property
     def _closed(self) -> ClosedForm:
-        square = as_square(self._objective, self._start)
-        return ClosedForm.of(self._kernel.eigen(self._start), square)
+        square = as_squared_error(self._objective, self._start)
+        return ClosedForm.from_eigen(self._kernel.eigen(self._start), square)
 
     @property
     def modes(self) -> DecayModes:
@@ -37,12 +44,14 @@ class ClosedFormPredictions:
         """
         return self._closed.modes()
 
-    def _left(self, times: Times, lr: float, flow: bool) -> Tensor:
+    def _residual_factors(self, times: Times, lr: float, flow: bool) -> Tensor:
         speed = lr * self._closed.square.curvature * self._closed.eigen.values
         given = as_times(times, speed, whole=not flow)
         if flow:
-            return flow_left(speed * (1 - self.dampening * (self.momentum > 0)) / (1 - self.momentum), given)
-        return descent_left(speed, given, self.momentum, self.nesterov, self.dampening)
+            return flow_residual_factors(
+                speed * (1 - self.dampening * (self.momentum > 0)) / (1 - self.momentum), given
+            )
+        return descent_residual_factors(speed, given, self.momentum, self.nesterov, self.dampening)
 
     def predict(self, times: Times, lr: float, *, flow: bool = False) -> Tensor:
         r"""Squared error at any times, from the initial outputs, in closed form.
@@ -63,7 +72,7 @@ class ClosedFormPredictions:
         Raises:
             ValueError: the loss is not a squared error, or times are negative, or fractions of a step.
         """
-        return self._closed.loss(self._left(times, lr, flow))
+        return self._closed.loss(self._residual_factors(times, lr, flow))
 
     def predict_outputs(self, times: Times, lr: float, *, flow: bool = False) -> Tensor:
         """Outputs [T, N, ...] at any times; arguments as in `predict`.
@@ -71,7 +80,7 @@ class ClosedFormPredictions:
         Raises:
             ValueError: as in `predict`.
         """
-        return self._closed.outputs(self._start, self._left(times, lr, flow)).reshape(-1, *self._shape)
+        return self._closed.outputs(self._start, self._residual_factors(times, lr, flow)).reshape(-1, *self._shape)
 
     def predict_test_outputs(self, times: Times, lr: float, *, flow: bool = False) -> Tensor:
         """Outputs [T, M, ...] of the test points at any times; arguments as in `predict`.
@@ -79,7 +88,7 @@ class ClosedFormPredictions:
         Raises:
             ValueError: as in `predict`, or no test points were given.
         """
-        test, left = self._with_test(), self._left(times, lr, flow)
+        test, left = self._with_test(), self._residual_factors(times, lr, flow)
         found = [test.outputs(s) for s in self._closed.pushes(left, self._start.shape[1])]
         return torch.stack(found) if found else self._start.new_zeros(0, *test.shape)
 
@@ -89,11 +98,11 @@ class ClosedFormPredictions:
         Raises:
             ValueError: as in `predict`, or no test points were given.
         """
-        test, left = self._with_test(), self._left(times, lr, flow)
+        test, left = self._with_test(), self._residual_factors(times, lr, flow)
         found = [test.loss(s) for s in self._closed.pushes(left, self._start.shape[1])]
         return torch.stack(found) if found else self._start.new_zeros(0)
 
-    def _with_test(self) -> HeldOut:
+    def _with_test(self) -> TestPoints:
         if self._test is None:
             raise ValueError("no test points: give test_kernel, test_outputs and test_targets")
         return self._test

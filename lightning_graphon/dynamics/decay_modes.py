@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_graphon.dynamics.output_loss import Square
-from lightning_graphon.dynamics.stability import stable_product
+from lightning_graphon.dynamics.output_loss import SquaredError
+from lightning_graphon.dynamics.stability import stability_limit
 from lightning_graphon.ntk.operators.output_kernel import Eigen
 
 Times = float | int | Sequence[float] | Tensor
@@ -55,11 +55,11 @@ class ClosedForm:
     """
 
     eigen: Eigen
-    square: Square
+    square: SquaredError
     coefficients: Tensor
 
     @classmethod
-    def of(cls, eigen: Eigen, square: Square) -> "ClosedForm":
+    def from_eigen(cls, eigen: Eigen, square: SquaredError) -> "ClosedForm":
         """Clip what is zero to working precision, with a word where more than rounding is clipped."""
         values, top = eigen.values, float(eigen.values.max())
         if float(values.min()) < -_NEGATIVE * abs(top):
@@ -122,18 +122,18 @@ def as_times(times: Times, like: Tensor, whole: bool) -> Tensor:
     return given
 
 
-def flow_left(speed: Tensor, times: Tensor) -> Tensor:
+def flow_residual_factors(speed: Tensor, times: Tensor) -> Tensor:
     """exp(−speed·t) [T, K, *], 1 where the speed is 0, also at t = ∞."""
     t = times.reshape(-1, 1, 1)
     return torch.where(speed == 0, 1.0, torch.exp(-speed * t))
 
 
-def descent_left(speed: Tensor, steps: Tensor, momentum: float, nesterov: bool, dampening: float) -> Tensor:
+def descent_residual_factors(speed: Tensor, steps: Tensor, momentum: float, nesterov: bool, dampening: float) -> Tensor:
     """Fraction of each mode's residual after SGD steps with speed = ηcλ, [T, K, *]."""
     if momentum == 0:
         left = torch.pow(1 - speed, steps.reshape(-1, 1, 1))
     else:
-        limit = stable_product(momentum, nesterov, dampening)
+        limit = stability_limit(momentum, nesterov, dampening)
         fractions = [_two_step(speed, t, momentum, nesterov, dampening, limit) for t in steps.tolist()]
         left = torch.stack(fractions) if fractions else speed.new_zeros(0, *speed.shape)
     return torch.where(speed == 0, 1.0, left)

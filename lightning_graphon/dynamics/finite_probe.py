@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.dynamics.kernel_descent import LossDecayPredictor
-from lightning_graphon.dynamics.output_loss import LossFn, as_field
+from lightning_graphon.dynamics.output_loss import LossFn, as_output_matrix
 from lightning_graphon.ntk.operators.operator import KernelOperator, KroneckerKernel
-from lightning_graphon.ntk.operators.output_kernel import FieldKernel, field_kernel
+from lightning_graphon.ntk.operators.output_kernel import OutputKernel, output_kernel
 
 
 def finite_probe_kernel(
@@ -46,11 +46,11 @@ def finite_probe_kernel(
     tensor([[0.5000, 1.5000],
             [1.5000, 0.5000]], dtype=torch.float64)
     """
-    field = as_field(outputs)
+    field = as_output_matrix(outputs)
     n, d = len(field), dataset_size
     if d < n:
         raise ValueError(f"dataset_size is the number of training points, at least the {n} of the probe, got {d}")
-    read = field_kernel(kernel, field).dense(field)
+    read = output_kernel(kernel, field).dense(field)
     assert isinstance(read.kernel, Tensor)  # noqa: S101
     others = n * (d - 1) / (d * (n - 1)) if n > 1 else 1.0
     weight = torch.full((n, n), others, dtype=field.dtype, device=field.device)
@@ -65,7 +65,7 @@ def _nearest_positive(kernel: Tensor) -> Tensor:
     return (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT
 
 
-def _spread(weight: Tensor, kernel: FieldKernel) -> Tensor:
+def _spread(weight: Tensor, kernel: OutputKernel) -> Tensor:
     if kernel.form != "full":
         return weight
     c = kernel.outputs

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.dynamics.closed_form import ClosedFormPredictions
-from lightning_graphon.dynamics.output_loss import LossFn, OutputLoss, as_field
-from lightning_graphon.dynamics.stability import check_sgd, largest_curvature, stable_product
-from lightning_graphon.dynamics.test_points import HeldOut
+from lightning_graphon.dynamics.output_loss import LossFn, OutputLoss, as_output_matrix
+from lightning_graphon.dynamics.stability import check_sgd, largest_curvature, stability_limit
+from lightning_graphon.dynamics.test_points import TestPoints
 from lightning_graphon.ntk.operators.operator import KernelOperator
-from lightning_graphon.ntk.operators.output_kernel import field_kernel
+from lightning_graphon.ntk.operators.output_kernel import output_kernel
 
 
 class LossDecayPredictor(ClosedFormPredictions):
@@ -79,11 +79,11 @@ class LossDecayPredictor(ClosedFormPredictions):
     ) -> None:
         check_sgd(momentum, nesterov, dampening)
         self.momentum, self.nesterov, self.dampening = momentum, nesterov, dampening
-        self._start = as_field(outputs)
+        self._start = as_output_matrix(outputs)
         self._shape = outputs.shape
-        self._kernel = field_kernel(kernel, self._start)
+        self._kernel = output_kernel(kernel, self._start)
         self._objective = OutputLoss(loss_fn, targets, outputs, self._start.device)
-        self._test = HeldOut.of(test_kernel, test_outputs, test_targets, loss_fn, self._start)
+        self._test = TestPoints.from_arguments(test_kernel, test_outputs, test_targets, loss_fn, self._start)
         self._check_every, self._top, self._warned = check_every, 0.0, False
         self._reset()
         self._evaluate()
@@ -118,7 +118,7 @@ class LossDecayPredictor(ClosedFormPredictions):
         return float((gradient * (self._kernel @ gradient)).sum())
 
     def fall_by_mode(self) -> Tensor:
-        """Share of `speed` now in each mode of the kernel, the largest eigenvalue first; float64, they sum to 1.
+        """TileShard of `speed` now in each mode of the kernel, the largest eigenvalue first; float64, they sum to 1.
 
         [N] where all outputs share the kernel, else [N·C]. Modes of zero kernels and zero gradients have share 0.
         """
@@ -199,7 +199,7 @@ class LossDecayPredictor(ClosedFormPredictions):
     def max_learning_rate(self, tolerance: float = 1e-10) -> float:
         """Largest stable learning rate at the current outputs.
 
-        2/λ_max of Θ times the Hessian of the loss; with momentum the factor is that of `stable_product`. The
+        2/λ_max of Θ times the Hessian of the loss; with momentum the factor is that of `stability_limit`. The
         kernel is taken to be positive semi-definite.
 
         Args:
@@ -209,7 +209,7 @@ class LossDecayPredictor(ClosedFormPredictions):
             inf where the loss has no positive curvature along the kernel.
         """
         top = self._largest_curvature(tolerance)
-        return stable_product(self.momentum, self.nesterov, self.dampening) / top if top > 0 else float("inf")
+        return stability_limit(self.momentum, self.nesterov, self.dampening) / top if top > 0 else float("inf")
 
     def _largest_curvature(self, tolerance: float) -> float:
         field = self._field
@@ -222,7 +222,7 @@ class LossDecayPredictor(ClosedFormPredictions):
             return
         if self.steps % self._check_every == 0:
             self._top = self._largest_curvature(tolerance=1e-3)
-        limit = stable_product(momentum, self.nesterov, self.dampening)
+        limit = stability_limit(momentum, self.nesterov, self.dampening)
         if lr * self._top > limit:
             self._warned = True
             warnings.warn(

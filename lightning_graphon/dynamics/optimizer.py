@@ -16,7 +16,7 @@ from lightning_graphon.dynamics.stability import check_sgd
 
 
 @dataclass(frozen=True)
-class Descent:
+class OptimizerStep:
     """One optimizer step in function space: f ← f − Σ_g η_g Θ_g b, with b as `torch.optim.SGD` has it.
 
     Attributes:
@@ -34,7 +34,7 @@ class Descent:
     adaptive: bool = False
 
 
-def read_descent(optimizer: Optimizer) -> Descent:
+def read_optimizer_step(optimizer: Optimizer) -> OptimizerStep:
     """Learning rates and momentum that the optimizer will use in its next step.
 
     Args:
@@ -43,8 +43,8 @@ def read_descent(optimizer: Optimizer) -> Descent:
     Raises:
         ValueError: another optimizer, groups whose momentum differs, or `maximize`.
 
-    >>> read_descent(SGD([torch.zeros(1, requires_grad=True)], lr=0.1, momentum=0.9))
-    Descent(rates=(0.1,), momentum=0.9, nesterov=False, dampening=0.0, adaptive=False)
+    >>> read_optimizer_step(SGD([torch.zeros(1, requires_grad=True)], lr=0.1, momentum=0.9))
+    OptimizerStep(rates=(0.1,), momentum=0.9, nesterov=False, dampening=0.0, adaptive=False)
     """
     groups = [_group(optimizer, group) for group in optimizer.param_groups]
     if any(group.get("maximize") for group in optimizer.param_groups):
@@ -54,18 +54,18 @@ def read_descent(optimizer: Optimizer) -> Descent:
     first = groups[0]
     rates = tuple(rate for group in groups for rate in group.rates)
     check_sgd(first.momentum, first.nesterov)
-    return Descent(rates, first.momentum, first.nesterov, first.dampening, first.adaptive)
+    return OptimizerStep(rates, first.momentum, first.nesterov, first.dampening, first.adaptive)
 
 
-def _group(optimizer: Optimizer, group: dict[str, Any]) -> Descent:
+def _group(optimizer: Optimizer, group: dict[str, Any]) -> OptimizerStep:
     rates = (float(group["lr"]),)
     if isinstance(optimizer, (Adam, AdamW)):
         beta = float(group["betas"][0])
-        return Descent(rates, beta, dampening=beta, adaptive=True)
+        return OptimizerStep(rates, beta, dampening=beta, adaptive=True)
     if isinstance(optimizer, RMSprop):
-        return Descent(rates, float(group["momentum"]), adaptive=True)
+        return OptimizerStep(rates, float(group["momentum"]), adaptive=True)
     if isinstance(optimizer, SGD):
-        return Descent(rates, float(group["momentum"]), bool(group["nesterov"]), float(group["dampening"]))
+        return OptimizerStep(rates, float(group["momentum"]), bool(group["nesterov"]), float(group["dampening"]))
     raise ValueError(f"{type(optimizer).__name__} cannot be told in function space; SGD, Adam, AdamW and RMSprop can")
 
 
@@ -93,7 +93,7 @@ def optimizer_preconditioner(optimizer: Optimizer, model: nn.Module) -> dict[str
     >>> optimizer_preconditioner(optimizer, model)["weight"].item()  # one over the gradient, 2
     0.5
     """
-    if not read_descent(optimizer).adaptive:
+    if not read_optimizer_step(optimizer).adaptive:
         return {}
     moved = {p: group for group in optimizer.param_groups for p in group["params"]}
     if not any(optimizer.state.get(p) for p in moved):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 LossFn = Callable[[Tensor, Any], Tensor]
 
 
-def as_field(outputs: Tensor) -> Tensor:
+def as_output_matrix(outputs: Tensor) -> Tensor:
     """Outputs [N, ...] as a float64 copy [N, C] without history.
 
     Raises:
@@ -118,7 +118,7 @@ class OutputLoss:
 
 
 @dataclass(frozen=True)
-class Square:
+class SquaredError:
     """A loss floor + ½ c ‖f − y‖².
 
     Attributes:
@@ -132,7 +132,7 @@ class Square:
     floor: float
 
 
-def as_square(objective: OutputLoss, field: Tensor) -> Square:
+def as_squared_error(objective: OutputLoss, field: Tensor) -> SquaredError:
     """Read c, f − y and the floor from the loss itself, so that no convention has to be named.
 
     Raises:
@@ -151,4 +151,4 @@ def as_square(objective: OutputLoss, field: Tensor) -> Square:
     loss, gradient = objective.gradient(field)
     residual = gradient / c
     floor = float(loss) - 0.5 * c * float(residual.square().sum())
-    return Square(c, residual, 0.0 if abs(floor) <= 1e-3 * rounding * float(loss) else floor)
+    return SquaredError(c, residual, 0.0 if abs(floor) <= 1e-3 * rounding * float(loss) else floor)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_graphon.ntk.operators.output_kernel import FieldKernel
+from lightning_graphon.ntk.operators.output_kernel import OutputKernel
 
 
-def stable_product(momentum: float = 0.0, nesterov: bool = False, dampening: float = 0.0) -> float:
+def stability_limit(momentum: float = 0.0, nesterov: bool = False, dampening: float = 0.0) -> float:
     """Largest stable η·λ of `torch.optim.SGD` on a quadratic with curvature λ.
 
     Args:
@@ -23,7 +23,7 @@ def stable_product(momentum: float = 0.0, nesterov: bool = False, dampening: flo
         nesterov: as in SGD.
         dampening: d in [0, 1); acts with momentum only.
 
-    >>> stable_product(), stable_product(0.9), round(stable_product(0.9, nesterov=True), 4)
+    >>> stability_limit(), stability_limit(0.9), round(stability_limit(0.9, nesterov=True), 4)
     (2.0, 3.8, 1.3571)
     """
     if momentum == 0:
@@ -46,7 +46,7 @@ def check_sgd(momentum: float, nesterov: bool = False, dampening: float = 0.0) -
 
 
 def largest_curvature(
-    kernel: FieldKernel, hessian: Callable[[Tensor], Tensor], like: Tensor, *,
+    kernel: OutputKernel, hessian: Callable[[Tensor], Tensor], like: Tensor, *,
     tolerance: float = 1e-10, max_products: int = 200,
 ) -> float:  # fmt: skip
     """λ_max of ΘH by Lanczos in the inner product ⟨u, v⟩ = uᵀΘv, in which HΘ is symmetric.

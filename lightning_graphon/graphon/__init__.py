@@ -19,12 +19,12 @@ from lightning_graphon.graphon.estimation.layers import layer_graphons
 from lightning_graphon.graphon.inputs.expressivity import (
     CoveredOrder,
     active_inputs,
+    common_neighbour_count,
     covered_order,
     dead_units,
     effective_inputs,
     expressivity_table,
-    joined_units,
-    mean_joined_units,
+    mean_common_neighbour_count,
 )
 from lightning_graphon.graphon.inputs.relevance import coordinate_relevance, input_path_density, rank_correlation
 from lightning_graphon.graphon.limits.factorised_saliency import (
@@ -67,8 +67,8 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "dead_units",
     "effective_inputs",
     "expressivity_table",
-    "joined_units",
-    "mean_joined_units",
+    "common_neighbour_count",
+    "mean_common_neighbour_count",
     # distances
     "CutDistance",
     "CutNorm",

@@ -16,19 +16,19 @@ from lightning_graphon.ntk.generalisation import (
     design_graphons,
     generalisation_bound,
     kernel_ridge_regression,
-    signed_targets,
+    one_vs_rest_targets,
 )
 from lightning_graphon.ntk.infinite import graphon_ntk, graphon_ntk_from_model
 from lightning_graphon.ntk.operators import (
     DenseOperator,
     KernelOperator,
     KroneckerKernel,
-    Share,
     SpectralSummary,
+    TileShard,
     kernel_target_alignment,
     spectral_summary,
     top_eigenpairs,
-    world_share,
+    world_tile_shard,
 )
 
 __all__ = [
@@ -43,8 +43,8 @@ __all__ = [
     "LayerShare",
     "PiecewiseLinear",
     "ReLULike",
-    "Share",
     "SpectralSummary",
+    "TileShard",
     "design_graphons",
     "dual_activation",
     "empirical_ntk",
@@ -55,10 +55,10 @@ __all__ = [
     "kernel_target_alignment",
     "kronecker_ntk",
     "ntk_layer_shares",
+    "one_vs_rest_targets",
     "register_activation",
-    "signed_targets",
     "spectral_summary",
     "top_eigenpairs",
     "unregister_activation",
-    "world_share",
+    "world_tile_shard",
 ]

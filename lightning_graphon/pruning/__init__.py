@@ -7,21 +7,21 @@ from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.prune import LayerCollapseWarning, prune
 from lightning_graphon.pruning.read_masks import read_masks
 from lightning_graphon.pruning.rescale import rescale_
-from lightning_graphon.pruning.scoring import Problem, methods, register_method
-from lightning_graphon.pruning.sharding import gathered
+from lightning_graphon.pruning.scoring import ScoringContext, methods, register_method
+from lightning_graphon.pruning.sharding import summon_full_params
 
 __all__ = [
     "Enforcer",
     "LayerCollapseWarning",
     "Macs",
     "Masks",
-    "Problem",
-    "gathered",
+    "ScoringContext",
     "methods",
     "prune",
     "read_masks",
     "register_method",
     "rescale_",
     "select_weights",
+    "summon_full_params",
     "theoretical_macs",
 ]

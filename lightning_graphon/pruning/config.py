@@ -1,4 +1,4 @@
-"""`Plan`: what to prune and how, checked before anything runs."""
+"""`PruningConfig`: what to prune and how, checked before anything runs."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice, check_sparsity, nearest
 from lightning_graphon.pruning.allocation import layer_budgets
-from lightning_graphon.pruning.allocation.n_m import Pattern, sparsity_of
+from lightning_graphon.pruning.allocation.n_m import NMPattern, sparsity_of
 from lightning_graphon.pruning.allocation.schedules import SCHEDULES
-from lightning_graphon.pruning.layer_selection import Patterns
+from lightning_graphon.pruning.layer_selection import LayerPatterns
 from lightning_graphon.pruning.scoring.registry import Method, get_method
 
 Allocation: TypeAlias = str | Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PruningConfig:
     """What to prune and how; the arguments of `prune`, checked.
 
     Raises:
@@ -31,8 +31,8 @@ class Plan:
     allocation: Allocation = "global"
     schedule: str = "exponential"
     steps: int | None = None
-    include: Patterns = None
-    exclude: Patterns = None
+    include: LayerPatterns = None
+    exclude: LayerPatterns = None
     min_density: float | None = None
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -65,9 +65,9 @@ class Plan:
         return self.steps or (usual if pattern is None else min(usual, pattern.group - pattern.keep))
 
     @property
-    def pattern(self) -> Pattern | None:
+    def pattern(self) -> NMPattern | None:
         """N:M, where the allocation says so."""
-        return Pattern.read(self.allocation)
+        return NMPattern.read(self.allocation)
 
     def __str__(self) -> str:
         by_layer = " except where given by layer" if isinstance(self.allocation, Mapping) else ""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.sharding import is_sharded, local_part, part_like, reshard, whole
+from lightning_graphon.pruning.sharding import full_tensor, is_sharded, local_shard, local_shard_like, reshard
 
 # With weight, gradient and state at zero, one step of these leaves exactly zero: no need to look again.
 _ZERO_PRESERVING = {
@@ -98,7 +98,7 @@ class Enforcer:
         written = self._rewritten_gradients()
         # To look at those on an accelerator, the host would wait for it at every step that clips or unscales. So these
         # weights are zeroed after each step from now on, whatever momentum they may have got.
-        self._unseen.update(p for p in written if local_part(p).device.type != "cpu")
+        self._unseen.update(p for p in written if local_shard(p).device.type != "cpu")
         if not self._preserves_zero(optimizer):
             self.zero_weights()
         elif any(self._erasers[p].would_change(grad) for p, grad in written.items() if p not in self._unseen):
@@ -106,7 +106,7 @@ class Enforcer:
             self.zero_state()
         for parameter in self._unseen:
             self._erasers[parameter](parameter)
-        self._lift_second_moments(optimizer)
+        self._floor_second_moments(optimizer)
         for parameter in self._erasers:
             self._weight_versions[parameter] = self._version(parameter)
 
@@ -139,13 +139,13 @@ class Enforcer:
                         erase(value)
         self._steps = 0
 
-    def _lift_second_moments(self, optimizer: Optimizer) -> None:
+    def _floor_second_moments(self, optimizer: Optimizer) -> None:
         """Keep the second moments of pruned weights away from zero."""
         if self._steps % _EVERY == 0 and self._preserves_zero(optimizer):
             for parameter, erase in self._erasers.items():
                 for key in _SECOND_MOMENTS:
                     if (moment := optimizer.state.get(parameter, {}).get(key)) is not None:
-                        erase.lift(moment)
+                        erase.floor_second_moments(moment)
         self._steps += 1
 
     @torch.no_grad()
@@ -191,7 +191,7 @@ class _Eraser:
             self._erase(tensor)
 
     def _erase(self, tensor: Tensor) -> None:
-        here = local_part(tensor)
+        here = local_shard(tensor)
         integer = _INTEGERS.get(here.element_size()) if here.device.type == "cpu" else None
         if integer is None or here.is_complex():
             here.masked_fill_(self._on(tensor, here.device, None), 0)
@@ -200,7 +200,7 @@ class _Eraser:
             here.view(integer).bitwise_and_(self._on(tensor, here.device, integer))
 
     @torch.no_grad()
-    def lift(self, tensor: Tensor) -> None:
+    def floor_second_moments(self, tensor: Tensor) -> None:
         """Set pruned entries of a plain tensor on a CPU to one, where they are nearly zero."""
         if tensor.device.type == "cpu" and not is_sharded(tensor) and tensor.shape == self.shape:
             if self._pruned is None:
@@ -212,24 +212,24 @@ class _Eraser:
         """Whether a pruned entry, of those that this process holds, is not zero."""
         erased = tensor.clone()
         self(erased)
-        return not torch.equal(local_part(erased), local_part(tensor))
+        return not torch.equal(local_shard(erased), local_shard(tensor))
 
     def _on(self, tensor: Tensor, device: torch.device, integer: torch.dtype | None) -> Tensor:
         key = (device, integer, getattr(tensor, "placements", None))
         if key not in self._cache:
-            mask = part_like(self._mask, tensor)
+            mask = local_shard_like(self._mask, tensor)
             self._cache = {key: ~mask if integer is None else mask.to(integer).neg_()}
         return self._cache[key]
 
 
 def _version(tensor: Tensor) -> Version:
     """Changes whenever a tensor, or the part of it that this process holds, is written to."""
-    return (tensor._version, local_part(tensor)._version) if is_sharded(tensor) else tensor._version
+    return (tensor._version, local_shard(tensor)._version) if is_sharded(tensor) else tensor._version
 
 
 def zero_fraction(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
     """Fraction of the masked weights that are zero in the model now: the sparsity by weights, not by masks."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    alive = [whole(parameters[name].detach() != 0) for name in masks]
+    alive = [full_tensor(parameters[name].detach() != 0) for name in masks]
     total = sum(mask.numel() for mask in alive)
     return 1 - sum(int(mask.count_nonzero()) for mask in alive) / total if total else 0.0

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_graphon._shared.checks import nearest
-from lightning_graphon.pruning.sharding import plain_class
+from lightning_graphon.pruning.sharding import unsharded_class
 
 Pattern: TypeAlias = str | type[nn.Module]
-Patterns: TypeAlias = Pattern | Sequence[Pattern] | None
+LayerPatterns: TypeAlias = Pattern | Sequence[Pattern] | None
 
 LAYERS = (
     nn.Linear,
@@ -52,7 +52,9 @@ class _Candidate:
         return any(fnmatchcase(alias, pattern) for alias in self.aliases)
 
 
-def select_weights(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> dict[str, nn.Parameter]:
+def select_weights(
+    model: nn.Module, include: LayerPatterns = None, exclude: LayerPatterns = None
+) -> dict[str, nn.Parameter]:
     """Weights to prune, by qualified parameter name, in the order of `model.named_parameters()`.
 
     By default the `weight` of every Linear, Conv and ConvTranspose layer; never biases, normalisation,
@@ -104,7 +106,7 @@ def select_weights(model: nn.Module, include: Patterns = None, exclude: Patterns
     return {c.name: c.parameter for c in chosen}
 
 
-def check_patterns(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> None:
+def check_patterns(model: nn.Module, include: LayerPatterns = None, exclude: LayerPatterns = None) -> None:
     """Raise unless every pattern names a weight that can be pruned, now or when it is no longer frozen.
 
     Raises:
@@ -148,7 +150,7 @@ def _candidates(model: nn.Module, frozen: bool = False) -> list[_Candidate]:
                 aliases = {
                     a
                     for p, k, m in homes[parameter]
-                    for a in (qualified(p, k), *_ancestors(p), plain_class(m).__name__)
+                    for a in (qualified(p, k), *_ancestors(p), unsharded_class(m).__name__)
                 }
                 found.append(_Candidate(name, parameter, module, frozenset(aliases - {""}), kind == "default"))
                 break
@@ -189,7 +191,7 @@ def qualified(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _both_patterns(include: Patterns, exclude: Patterns) -> tuple[list[Pattern], list[Pattern]]:
+def _both_patterns(include: LayerPatterns, exclude: LayerPatterns) -> tuple[list[Pattern], list[Pattern]]:
     wanted, unwanted = _as_patterns(include, "include"), _as_patterns(exclude, "exclude")
     both = {p for p in wanted if isinstance(p, str)} & {p for p in unwanted if isinstance(p, str)}
     if both:
@@ -197,7 +199,7 @@ def _both_patterns(include: Patterns, exclude: Patterns) -> tuple[list[Pattern],
     return wanted, unwanted
 
 
-def _as_patterns(patterns: Patterns, argument: str) -> list[Pattern]:
+def _as_patterns(patterns: LayerPatterns, argument: str) -> list[Pattern]:
     if patterns is None:
         return []
     if not isinstance(patterns, (str, type, list, tuple, set, frozenset)):
@@ -260,7 +262,7 @@ def _check_built(chosen: Sequence[_Candidate]) -> None:
             )
 
 
-def _nothing_selected(model: nn.Module, include: Patterns, exclude: Patterns) -> str:
+def _nothing_selected(model: nn.Module, include: LayerPatterns, exclude: LayerPatterns) -> str:
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad and n.endswith("weight") and p.ndim > 1]
     reason = f"; these are frozen (requires_grad=False): {frozen[:5]}" if frozen else ""
     return (

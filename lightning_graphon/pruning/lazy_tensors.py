@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 
-class Lazy(Mapping[str, Tensor]):
+class LazyTensorMapping(Mapping[str, Tensor]):
     """A mapping whose values are computed at each look and not kept.
 
     Args:
         shapes: Name -> shape of the tensor; known without computing it.
         compute: From a name to its tensor.
 
-    >>> halves = Lazy({"a": torch.Size([2])}, lambda name: torch.full((2,), 0.5))
+    >>> halves = LazyTensorMapping({"a": torch.Size([2])}, lambda name: torch.full((2,), 0.5))
     >>> halves["a"]
     tensor([0.5000, 0.5000])
     """
@@ -39,4 +39,8 @@ class Lazy(Mapping[str, Tensor]):
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """The shape of every tensor, none computed for it."""
-    return dict(tensors.shapes) if isinstance(tensors, Lazy) else {n: tensor.shape for n, tensor in tensors.items()}
+    return (
+        dict(tensors.shapes)
+        if isinstance(tensors, LazyTensorMapping)
+        else {n: tensor.shape for n, tensor in tensors.items()}
+    )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import nearest
-from lightning_graphon._shared.evaluation import eager
-from lightning_graphon._shared.module_state import untouched
+from lightning_graphon._shared.evaluation import uncompiled
+from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.pruning.layer_selection import FUSED, LAYERS, qualified
 from lightning_graphon.pruning.scoring.objective import call
 
@@ -90,7 +90,11 @@ def _uses(model: nn.Module, inputs: Any, layers: Mapping[Any, str]) -> Counter[s
         positions = source if getattr(module, "transposed", False) else output
         uses[layers[module]] += positions.numel() // len(module.weight)
 
-    with untouched(model), eager(model), torch.no_grad():  # `untouched` takes the hooks away again
+    with (
+        preserve_module_state(model),
+        uncompiled(model),
+        torch.no_grad(),
+    ):  # the first takes the hooks away again
         for module in layers:
             module.register_forward_hook(count, with_kwargs=True)
         call(model.eval(), inputs)

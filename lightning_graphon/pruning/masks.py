@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import nearest
 from lightning_graphon._shared.random import generator
-from lightning_graphon.pruning.layer_selection import Patterns, select_weights
+from lightning_graphon.pruning.layer_selection import LayerPatterns, select_weights
 from lightning_graphon.pruning.packing import pack_all, unpack_all
-from lightning_graphon.pruning.sharding import local_part, part_like, whole
+from lightning_graphon.pruning.sharding import full_tensor, local_shard, local_shard_like
 
 _FORMAT = 1
 
@@ -95,7 +95,7 @@ class Masks(Mapping[str, Tensor]):
             ValueError: `model` has no parameter of that name and shape.
         """
         for parameter, mask in self.pairs(model):
-            local_part(parameter).masked_fill_(~part_like(mask, parameter), 0)
+            local_shard(parameter).masked_fill_(~local_shard_like(mask, parameter), 0)
         return self
 
     def pairs(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
@@ -174,12 +174,12 @@ class Masks(Mapping[str, Tensor]):
         return masks
 
     @classmethod
-    def from_zeros(cls, model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> "Masks":
+    def from_zeros(cls, model: nn.Module, include: LayerPatterns = None, exclude: LayerPatterns = None) -> "Masks":
         """Masks of a network that is already sparse: a weight is kept where it is not zero.
 
         `include` and `exclude` as in `prune`. Where weights are cut over processes, every process must call it.
         """
-        return cls({name: whole(w.detach() != 0) for name, w in select_weights(model, include, exclude).items()})
+        return cls({name: full_tensor(w.detach() != 0) for name, w in select_weights(model, include, exclude).items()})
 
 
 def _row(name: str, mask: Tensor) -> dict[str, Any]:

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.evaluation import eager
-from lightning_graphon._shared.module_state import random_state_kept, untouched
-from lightning_graphon.pruning.allocation.keep_counts import Quota
-from lightning_graphon.pruning.allocation.n_m import GroupQuota, sparsity_of
+from lightning_graphon._shared.evaluation import uncompiled
+from lightning_graphon._shared.module_state import preserve_module_state, preserve_random_state
+from lightning_graphon.pruning.allocation.keep_counts import KeepCounts
+from lightning_graphon.pruning.allocation.n_m import GroupKeepCounts, sparsity_of
 from lightning_graphon.pruning.allocation.on_cpu import any_beyond
-from lightning_graphon.pruning.config import Allocation, Plan
-from lightning_graphon.pruning.layer_selection import Patterns, select_weights
-from lightning_graphon.pruning.lazy_tensors import Lazy, shapes_of
+from lightning_graphon.pruning.config import Allocation, PruningConfig
+from lightning_graphon.pruning.layer_selection import LayerPatterns, select_weights
+from lightning_graphon.pruning.lazy_tensors import LazyTensorMapping, shapes_of
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.scoring.objective import LossFn, Objective, SupervisedObjective
-from lightning_graphon.pruning.scoring.registry import Problem
+from lightning_graphon.pruning.scoring.registry import ScoringContext
 from lightning_graphon.pruning.scoring.validation import all_zero, check_any, checked_scores
 from lightning_graphon.pruning.sharding import is_sharded
 
@@ -37,8 +37,8 @@ def prune(
     allocation: Allocation = "global",
     schedule: str = "exponential",
     steps: int | None = None,
-    include: Patterns = None,
-    exclude: Patterns = None,
+    include: LayerPatterns = None,
+    exclude: LayerPatterns = None,
     min_density: float | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
@@ -51,7 +51,7 @@ def prune(
     Args:
         model: Any module, in the train or eval mode in which it is to be scored.
         method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", your own (`register_method`) or a function
-            `(problem) -> {name: score}`; larger scores stay.
+            `(context) -> {name: score}`; larger scores stay.
         sparsity: Fraction of the selected weights to remove, in [0, 1); an N:M allocation says it by itself.
         batches: Iterable of (inputs, targets); needed by snip and grasp. SynFlow takes the input's shape from it.
         loss_fn: `loss_fn(outputs, targets)` -> scalar; cross-entropy when None.
@@ -79,7 +79,7 @@ def prune(
     >>> masks.kept
     75
     """
-    plan = Plan(
+    plan = PruningConfig(
         method,
         sparsity_of(allocation, sparsity),
         allocation,
@@ -92,7 +92,7 @@ def prune(
         {} if options is None else options,
     )
     _check_types(model, batches, loss_fn)
-    with random_state_kept(seed):  # a shuffling DataLoader draws from the global generator
+    with preserve_random_state(seed):  # a shuffling DataLoader draws from the global generator
         drawn = [] if batches is None else list(batches)
     return compute_masks(model, plan, SupervisedObjective(model, loss_fn), drawn)
 
@@ -112,13 +112,13 @@ def _check_whole(weights: Mapping[str, Tensor]) -> None:
     if sharded:
         raise ValueError(
             f"prune scores whole weights, but {sharded[0]!r} is a shard (DTensor): prune before fully_shard, or inside "
-            "`with lightning_graphon.pruning.gathered(model):` on every process, or use PruneAtInit"
+            "`with lightning_graphon.pruning.summon_full_params(model):` on every process, or use PruneAtInit"
         )
 
 
 def compute_masks(
     model: nn.Module,
-    plan: Plan,
+    plan: PruningConfig,
     objective: Objective,
     batches: Sequence[Any],
     *,
@@ -148,10 +148,12 @@ def compute_masks(
     masks = {n: torch.ones((), dtype=torch.bool, device=d.device).expand(d.shape) for n, d in originals.items()}
     kept: dict[str, Tensor] = {}
     dead_since = None
-    with untouched(model, plan.seed), torch.enable_grad(), eager(model):
+    with preserve_module_state(model, plan.seed), torch.enable_grad(), uncompiled(model):
         for step in range(1, plan.rounds + 1):
-            problem = Problem(model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average, kept)
-            scores = checked_scores(method, method.score(problem, **plan.options), shapes)
+            context = ScoringContext(
+                model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average, kept
+            )
+            scores = checked_scores(method, method.score(context, **plan.options), shapes)
             if step == 1 and method.needs == "loss":
                 check_any(method, scores)
             if step > 1 and dead_since is None and all_zero(scores):
@@ -169,10 +171,10 @@ def compute_masks(
     return result
 
 
-def _budget(model: nn.Module, plan: Plan, shapes: Mapping[str, torch.Size]) -> Quota | GroupQuota:
+def _budget(model: nn.Module, plan: PruningConfig, shapes: Mapping[str, torch.Size]) -> KeepCounts | GroupKeepCounts:
     if plan.pattern is None:
-        return Quota.from_allocation(model, shapes, plan.allocation, plan.sparsity, plan.min_density)
-    return GroupQuota.of(model, plan.pattern, shapes, plan.min_density)
+        return KeepCounts.from_allocation(model, shapes, plan.allocation, plan.sparsity, plan.min_density)
+    return GroupKeepCounts.from_pattern(model, plan.pattern, shapes, plan.min_density)
 
 
 def _zero_dropped(
@@ -195,11 +197,13 @@ def _select_among(
     chosen = select(scores)
     # Pruned weights are zero and most saliencies score them lowest; only where that failed is the pass below needed.
     if any(any_beyond(chosen[name], mask) for name, mask in masks.items()):
-        chosen = select(Lazy(shapes_of(scores), lambda name: torch.where(masks[name], scores[name], -torch.inf)))
+        chosen = select(
+            LazyTensorMapping(shapes_of(scores), lambda name: torch.where(masks[name], scores[name], -torch.inf))
+        )
     return chosen
 
 
-def _warn_of_collapse(masks: Masks, plan: Plan, dead_since: int | None) -> None:
+def _warn_of_collapse(masks: Masks, plan: PruningConfig, dead_since: int | None) -> None:
     empty = [row["layer"] for row in masks.table() if row["kept"] == 0]
     if not empty and dead_since is None:
         return

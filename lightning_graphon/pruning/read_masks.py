@@ -2,12 +2,12 @@
 
 from torch import Tensor, nn
 
-from lightning_graphon.pruning.layer_selection import Patterns, check_patterns, qualified, select_weights
+from lightning_graphon.pruning.layer_selection import LayerPatterns, check_patterns, qualified, select_weights
 from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.sharding import whole
+from lightning_graphon.pruning.sharding import full_tensor
 
 
-def read_masks(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> Masks:
+def read_masks(model: nn.Module, include: LayerPatterns = None, exclude: LayerPatterns = None) -> Masks:
     """Masks as they are now: buffers of `torch.nn.utils.prune` (which ModelPruning uses), else non-zero weights.
 
     Args:
@@ -35,7 +35,7 @@ def read_masks(model: nn.Module, include: Patterns = None, exclude: Patterns = N
         if not foreign:
             raise
         weights = {}
-    found = {**foreign, **{name: whole(weight.detach() != 0) for name, weight in weights.items()}}
+    found = {**foreign, **{name: full_tensor(weight.detach() != 0) for name, weight in weights.items()}}
     if not foreign:
         return Masks(found)
     order = [qualified(path, "weight") for path, _ in model.named_modules()]
@@ -43,7 +43,7 @@ def read_masks(model: nn.Module, include: Patterns = None, exclude: Patterns = N
     return Masks(dict(sorted(found.items(), key=lambda item: rank.get(item[0], len(rank)))))
 
 
-def check_readable(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> None:
+def check_readable(model: nn.Module, include: LayerPatterns = None, exclude: LayerPatterns = None) -> None:
     """Raise where `include` or `exclude` name what `read_masks` will never find in this model.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.weight_layout import swap_sides, transposed_groups
 from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.sharding import local_part, part_like, reshard, whole
+from lightning_graphon.pruning.sharding import full_tensor, local_shard, local_shard_like, reshard
 
 RESCALES = ("unit", "layer")
 
@@ -42,9 +42,9 @@ def rescale_(model: nn.Module, masks: Masks, by: str = "unit") -> None:
     check_choice("rescale", by, RESCALES)
     reshard(model)
     for name, (weight, mask) in zip(masks, masks.pairs(model), strict=True):
-        groups, dense = transposed_groups(model, name), whole(weight.detach())
+        groups, dense = transposed_groups(model, name), full_tensor(weight.detach())
         rows = _rescaled(swap_sides(dense, groups), swap_sides(mask.to(dense.device), groups), by)
-        local_part(weight).copy_(part_like(swap_sides(rows, groups), weight))
+        local_shard(weight).copy_(local_shard_like(swap_sides(rows, groups), weight))
 
 
 def _rescaled(dense: Tensor, mask: Tensor, by: str) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.module_state import substituted
+from lightning_graphon._shared.module_state import swap_tensors
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -21,11 +21,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def local_part(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """The entries that this process holds, as a view without gradient; a plain tensor itself.
 
     >>> weight = torch.ones(2)
-    >>> local_part(weight) is weight
+    >>> local_shard(weight) is weight
     True
     """
     if not is_sharded(tensor):
@@ -37,17 +37,17 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def part_like(whole_tensor: Tensor, like: Tensor) -> Tensor:
-    """The entries of a plain tensor that lie where `local_part(like)` has its own; no communication.
+def local_shard_like(whole_tensor: Tensor, like: Tensor) -> Tensor:
+    """The entries of a plain tensor that lie where `local_shard(like)` has its own; no communication.
 
     Args:
         whole_tensor: Any dtype, of the shape that `like` has as a whole; the same on all processes.
         like: Cut over processes or plain.
 
     Returns:
-        A tensor of the shape and on the device of `local_part(like)`.
+        A tensor of the shape and on the device of `local_shard(like)`.
     """
-    here = local_part(like)
+    here = local_shard(like)
     if not is_sharded(like):
         return whole_tensor.to(here.device)
     from torch.distributed.tensor import DTensor, Replicate
@@ -61,11 +61,11 @@ def part_like(whole_tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All entries, gathered from all processes; a plain tensor itself. Every process must call it.
 
     >>> weight = torch.ones(2)
-    >>> whole(weight) is weight
+    >>> full_tensor(weight) is weight
     True
     """
     sharded: Any = tensor
@@ -76,15 +76,15 @@ def whole(tensor: Tensor) -> Tensor:
 def reshard(model: nn.Module) -> None:
     """Let every FSDP2 module hold its shards again, where a forward pass has left it with whole weights."""
     for module in model.modules():
-        if plain_class(module) is not type(module):
+        if unsharded_class(module) is not type(module):
             fsdp: Any = module
             fsdp.reshard()
 
 
-def plain_class(module: nn.Module) -> type[nn.Module]:
+def unsharded_class(module: nn.Module) -> type[nn.Module]:
     """The class that a module had before `fully_shard` derived another from it.
 
-    >>> plain_class(nn.Linear(1, 1)).__name__
+    >>> unsharded_class(nn.Linear(1, 1)).__name__
     'Linear'
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
@@ -93,7 +93,7 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def summon_full_params(model: nn.Module) -> Iterator[None]:
     """Inside, the model is what it was before it was parallelised: whole plain weights, its own classes, no hooks.
 
     Every process must enter, and holds all weights of the model while inside; what happens inside needs no other
@@ -104,7 +104,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
         model: Sharded by `fully_shard` or `parallelize_module`; not in the middle of a forward or backward pass.
 
     >>> net = nn.Linear(2, 1)
-    >>> with gathered(net):
+    >>> with summon_full_params(net):
     ...     net(torch.ones(1, 2)).shape
     torch.Size([1, 1])
     """
@@ -112,14 +112,14 @@ def gathered(model: nn.Module) -> Iterator[None]:
     copies = {tensor: _plain(tensor) for tensor in (*model.parameters(), *model.buffers()) if is_sharded(tensor)}
     with ExitStack() as stack:
         if copies:
-            stack.enter_context(substituted(model, copies))
+            stack.enter_context(swap_tensors(model, copies))
             for module in model.modules():
                 _dismantle(module, stack)
         yield
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    data = whole(tensor)
+    data = full_tensor(tensor)
     return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
@@ -129,7 +129,7 @@ def _dismantle(module: nn.Module, stack: ExitStack) -> None:
         stack.callback(_put_back, hooks, dict(hooks), _take(hooks))
     stack.callback(module.__dict__.update, _take(module.__dict__))
     stack.callback(setattr, module, "__class__", type(module))
-    module.__class__ = plain_class(module)
+    module.__class__ = unsharded_class(module)
 
 
 def _take(functions: MutableMapping[Any, Any]) -> dict[Any, Any]:

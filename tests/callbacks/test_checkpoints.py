@@ -22,12 +22,12 @@ calls = []
 
 
 @register_method("counted-snip", needs="loss")
-def counted(problem):
+def counted(context):
     """SNIP that counts how often it is asked."""
     from lightning_graphon.pruning.scoring.snip import snip
 
     calls.append(1)
-    return snip(problem)
+    return snip(context)
 
 
 class RestoresAfterSetup(SingleDeviceStrategy):

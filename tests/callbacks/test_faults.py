@@ -136,7 +136,7 @@ def test_a_loss_that_becomes_nan_is_said_and_not_fatal(tmp_path, caplog):
 
 
 def test_out_of_memory_in_the_kernel_takes_smaller_chunks_and_says_so(tmp_path, monkeypatch):
-    from lightning_graphon.ntk import empirical
+    from lightning_graphon.ntk.empirical import kernel as empirical
 
     whole = empirical._assemble
 
@@ -155,7 +155,7 @@ def test_out_of_memory_in_the_kernel_takes_smaller_chunks_and_says_so(tmp_path, 
 
 
 def test_out_of_memory_for_good_loses_the_analysis_and_not_the_training(tmp_path, monkeypatch, caplog):
-    from lightning_graphon.ntk import empirical
+    from lightning_graphon.ntk.empirical import kernel as empirical
 
     def full(*args):
         raise torch.OutOfMemoryError("full")

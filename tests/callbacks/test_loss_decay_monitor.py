@@ -503,7 +503,7 @@ def test_an_error_in_the_analysis(fatal, monkeypatch, caplog):
     def broken(*args, **kwargs):
         raise RuntimeError("broken kernel")
 
-    monkeypatch.setattr("lightning_graphon.callbacks._optimized.kronecker_ntk", broken)
+    monkeypatch.setattr("lightning_graphon.callbacks._loss.optimizer_kernels.kronecker_ntk", broken)
     if fatal:
         with pytest.raises(RuntimeError, match="broken kernel"):
             fit(monitor())

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from toys import Autoencoder, Classifier, digits, loader, make_trainer
 
 from lightning_graphon.callbacks._module.kernels import empirical_kernel
-from lightning_graphon.callbacks._module.network import NotReadableError, StepNetwork, read_network
+from lightning_graphon.callbacks._module.network import StepNetwork, UnreadableStepError, read_network
 from lightning_graphon.callbacks._module.probe import draw_probe, labels_of, per_sample, samples, take, with_samples
 from lightning_graphon.callbacks._module.recorded_loss import traced_loss
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
@@ -168,7 +168,7 @@ def test_two_networks_with_outputs_of_their_own():
         def training_step(self, batch, batch_idx):
             return self.net[0](batch[0]).mean() + self.net[:3](batch[0]).mean()
 
-    with pytest.raises(NotReadableError, match=r"Two.training_step has 2 outputs, of several networks"):
+    with pytest.raises(UnreadableStepError, match=r"Two.training_step has 2 outputs, of several networks"):
         network_of(Two())
 
 
@@ -180,7 +180,7 @@ def test_outputs_that_are_not_one_row_a_sample():
         def training_step(self, batch, batch_idx):
             return self(batch[0]).sum()
 
-    with pytest.raises(NotReadableError, match=r"\(3,\), not a tensor of 24 samples"):
+    with pytest.raises(UnreadableStepError, match=r"\(3,\), not a tensor of 24 samples"):
         network_of(Mean())
 
 
@@ -268,7 +268,7 @@ def test_losses_that_are_no_functions(name):
     loss, why = REFUSED[name]
     network = network_of(WithLoss(lambda o, y: F.cross_entropy(o, y)))
     network.root.own_loss = loss
-    with pytest.raises(NotReadableError, match=why):
+    with pytest.raises(UnreadableStepError, match=why):
         traced_loss(network, network.outputs().detach())
 
 

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
-from lightning_graphon.callbacks._distributed.memory import NoRoomError, require_room
-from lightning_graphon.callbacks._distributed.sharded_analysis import Meetings
+from lightning_graphon.callbacks._distributed.memory import InsufficientMemoryError, check_memory_on_all_ranks
+from lightning_graphon.callbacks._distributed.sharded_analysis import ShardedAnalysis
 
 SHAPES = [(8, 5), (8,)]
 
@@ -67,15 +67,15 @@ def trainer_of(strategy, **kwargs):
 
 def test_the_whole_of_what_is_cut_is_tried(net, made):
     net.register_buffer("plain", torch.zeros(3))
-    require_room(Strategy(), net)
-    require_room(Strategy(), net, dtype=torch.bool)
+    check_memory_on_all_ranks(Strategy(), net)
+    check_memory_on_all_ranks(Strategy(), net, dtype=torch.bool)
     assert made == [(s, dtype) for dtype in (torch.float32, torch.bool) for s in SHAPES]
 
 
 def test_nothing_is_tried_and_nobody_asked_where_nothing_is_cut(made):
     net = nn.Linear(5, 8)
     made.clear()
-    require_room(None, net)
+    check_memory_on_all_ranks(None, net)
     assert made == []
 
 
@@ -85,15 +85,15 @@ def test_nothing_is_tried_and_nobody_asked_where_nothing_is_cut(made):
 def test_there_is_none_where_memory_runs_out_here(net, monkeypatch, error):
     no_memory(monkeypatch, error)
     strategy = Strategy()
-    with pytest.raises(NoRoomError, match="do not fit into the memory of every process"):
-        require_room(strategy, net)
+    with pytest.raises(InsufficientMemoryError, match="do not fit into the memory of every process"):
+        check_memory_on_all_ranks(strategy, net)
     assert strategy.asked == [False]
 
 
 def test_there_is_none_where_memory_runs_out_elsewhere(net):
     strategy = Strategy(others=False)
-    with pytest.raises(NoRoomError):
-        require_room(strategy, net)
+    with pytest.raises(InsufficientMemoryError):
+        check_memory_on_all_ranks(strategy, net)
     assert strategy.asked == [True]
 
 
@@ -101,12 +101,12 @@ def test_other_errors_are_errors_when_the_others_know(net, monkeypatch):
     no_memory(monkeypatch, RuntimeError("device lost"))
     strategy = Strategy()
     with pytest.raises(RuntimeError, match="device lost"):
-        require_room(strategy, net)
+        check_memory_on_all_ranks(strategy, net)
     assert strategy.asked == [False]
 
 
 def test_meetings_need_room_for_a_preconditioner_too(net, made):
-    meetings = Meetings(trainer_of(Strategy(others=False)), net)
+    meetings = ShardedAnalysis(trainer_of(Strategy(others=False)), net)
     meetings.hold(None)
     assert [shape for shape, _ in made] == SHAPES * 2
     assert meetings.next == math.inf
@@ -115,12 +115,12 @@ def test_meetings_need_room_for_a_preconditioner_too(net, made):
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("fatal", [True, False])
 def test_a_graphon_monitor_says_so_once_in_the_first_process(net, caplog, monkeypatch, first, fatal):
-    monkeypatch.setattr("lightning_graphon.callbacks._masks_of.read_masks", None)  # would gather
+    monkeypatch.setattr("lightning_graphon.callbacks._analysis.masks_in_use.read_masks", None)  # would gather
     trainer = trainer_of(Strategy(others=False), callbacks=[])
     trainer.is_global_zero = first
     watch = GraphonMonitor(raise_errors=fatal)
     if fatal:
-        with pytest.raises(NoRoomError):
+        with pytest.raises(InsufficientMemoryError):
             watch.on_train_start(trainer, net)
         return
     with caplog.at_level(logging.WARNING, logger="lightning_graphon"):
@@ -134,9 +134,9 @@ def test_a_graphon_monitor_says_so_once_in_the_first_process(net, caplog, monkey
 
 
 def test_masks_need_a_byte_a_weight_and_kernels_the_weights(net, made, monkeypatch):
-    monkeypatch.setattr("lightning_graphon.callbacks._masks_of.read_masks", lambda *a: {})
+    monkeypatch.setattr("lightning_graphon.callbacks._analysis.masks_in_use.read_masks", lambda *a: {})
     trainer = trainer_of(SimpleNamespace(root_device="cpu", reduce_boolean_decision=lambda d: d), callbacks=[])
-    monkeypatch.setattr("lightning_graphon.callbacks.graphon_monitor.gathered", _stop)
+    monkeypatch.setattr("lightning_graphon.callbacks.graphon_monitor.summon_full_params", _stop)
     with pytest.raises(InterruptedError):
         GraphonMonitor(raise_errors=True).on_train_start(trainer, net)
     assert [dtype for _, dtype in made] == [torch.bool] * 4 + [torch.float32] * 2
@@ -149,6 +149,6 @@ def _stop(module):
 def test_nothing_is_pruned_where_another_process_has_no_room(net):
     """An error on all of them, and what to do instead."""
     pruner = PruneAtInit("magnitude", sparsity=0.5)
-    with pytest.raises(NoRoomError, match=r"to score them: .*PruneAtInit\(masks="):
+    with pytest.raises(InsufficientMemoryError, match=r"to score them: .*PruneAtInit\(masks="):
         pruner._score(trainer_of(Strategy(others=False)), net, pruner.plan)
     assert pruner.masks is None

@@ -23,8 +23,8 @@ from toys import Classifier, cnn, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
 from lightning_graphon.callbacks import prune_at_init as pruner_module
-from lightning_graphon.pruning import Enforcer, Masks, gathered, prune
-from lightning_graphon.pruning.sharding import is_sharded, local_part, part_like, whole
+from lightning_graphon.pruning import Enforcer, Masks, prune, summon_full_params
+from lightning_graphon.pruning.sharding import full_tensor, is_sharded, local_shard, local_shard_like
 
 GRAPHON = {"graphons": {"family": "power-law", "exponent": 0.5}}
 
@@ -96,7 +96,7 @@ class ShardProbe(Callback):
         named = dict(pl_module.named_parameters())
         for name, mask in self.pruner.masks.items():
             tensor = tensor_of(named[name])
-            values = local_part(tensor).detach()[~part_like(mask, tensor)]
+            values = local_shard(tensor).detach()[~local_shard_like(mask, tensor)]
             self.seen += values.numel()
             self.worst = max(self.worst, values.abs().max().item() if values.numel() else 0.0)
 
@@ -109,12 +109,12 @@ class Garbage(Callback):
 
     def on_train_epoch_end(self, trainer, pl_module):
         with torch.no_grad():
-            local_part(dict(pl_module.named_parameters())["net.0.weight"]).add_(1.0)
+            local_shard(dict(pl_module.named_parameters())["net.0.weight"]).add_(1.0)
         trainer.save_checkpoint(self.path)
 
 
 def whole_weights(model):
-    return {name: whole(p.detach()).clone() for name, p in model.named_parameters()}
+    return {name: full_tensor(p.detach()).clone() for name, p in model.named_parameters()}
 
 
 def fit(pruner, model, *others, ckpt_path=None, save=None, full=True, sizes=(2, 1), data=90, **kwargs):
@@ -216,7 +216,7 @@ def alone():
         said = str(error)
     net(batch[0])  # leaves the root with the whole weights of the last layer
     kind = type(net[0])
-    with gathered(net):
+    with summon_full_params(net):
         masks = prune(net, "snip", sparsity=0.5, batches=[batch], loss_fn=nn.functional.mse_loss)
         inside = type(net[0]).__name__, [hook for m in net.modules() for hook in m._forward_pre_hooks]
     sharded = all(is_sharded(p) for p in net.parameters())
@@ -236,7 +236,7 @@ def alone():
         "pruned": max(weights[name][~mask].abs().max().item() for name, mask in masks.items()),
         "inside": inside,
         "outside": sharded and type(net[0]) is kind and len(net[0]._forward_pre_hooks) == 1,
-        "local rows": local_part(net[2].weight).shape[0],
+        "local rows": local_shard(net[2].weight).shape[0],
     }
 
 
@@ -289,7 +289,7 @@ def wrapped():
     expected = net.encode(x).detach()
     fully_shard(net, mesh=init_device_mesh("cpu", (2,)), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     register_fsdp_forward_method(net, "encode")
-    with gathered(net):
+    with summon_full_params(net):
         found = net.encode(x).detach()
         tied = net.first.weight is net.second.weight
     low = net.encode(x).detach()

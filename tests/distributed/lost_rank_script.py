@@ -13,19 +13,19 @@ sys.path.append(str(Path(__file__).parent))
 from fsdp_loss_script import Cut, adam, fit_cut, monitor
 from leaving import leave
 
-from lightning_graphon.pruning import sharding as shards
+from lightning_graphon.pruning import sharding
 
 
 def main(folder):
-    gather, calls = shards.whole, []
+    gather, calls = sharding.full_tensor, []
 
-    def whole(tensor):
+    def failing(tensor):
         calls.append(tensor)
         if len(calls) > 8 and torch.distributed.get_rank() == 1:  # not at the first look
             raise torch.OutOfMemoryError("full")
         return gather(tensor)
 
-    shards.whole = whole
+    sharding.full_tensor = failing
     try:
         fit_cut(Cut(optimizer=adam), monitor(raise_errors=False))
         said = ""

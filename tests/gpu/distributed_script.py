@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from toys import Classifier, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
-from lightning_graphon.pruning.sharding import whole
+from lightning_graphon.pruning.sharding import full_tensor
 
 
 def adamw(parameters):
@@ -52,7 +52,7 @@ def fit(method, backend, wrapper, world, device):
         max_epochs=2,
     )  # fmt: skip
     trainer.fit(module, loader(batch_size=16))
-    weights = {name: whole(p.detach()).cpu() for name, p in module.named_parameters()}
+    weights = {name: full_tensor(p.detach()).cpu() for name, p in module.named_parameters()}
     return {
         "masks": {name: mask.cpu() for name, mask in pruner.masks.items()},
         "weights": weights,

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_graphon.graphon import cut_distance, homogeneity_test, layer_graphons
-from lightning_graphon.pruning import prune, read_masks
+from lightning_graphon.pruning import methods, prune, read_masks
 from lightning_graphon.pruning.allocation.top_k import keep_largest
-from lightning_graphon.pruning.scoring import registry as methods
 from tests.cases import CASES, mlp, seeded
 
 OPTIONS = {

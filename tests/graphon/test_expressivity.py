@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from lightning_graphon.graphon import (
     StepGraphon,
     active_inputs,
+    common_neighbour_count,
     covered_order,
     dead_units,
     effective_inputs,
     expressivity_table,
-    joined_units,
-    mean_joined_units,
+    mean_common_neighbour_count,
 )
 
 
@@ -44,9 +44,9 @@ masks = st.builds(mask_of, st.integers(0, 10_000), st.integers(1, 9), st.integer
 @given(mask=masks, size=st.integers(1, 4))
 def test_counts_are_those_of_enumeration(mask, size):
     chosen = sets(mask, size)
-    found = [joined_units(mask, s) for s in chosen]
+    found = [common_neighbour_count(mask, s) for s in chosen]
     assert found == pytest.approx([count(mask, s) for s in chosen], abs=1e-9)
-    assert mean_joined_units(mask, size) == pytest.approx(np.mean(found) if found else 0.0, abs=1e-9)
+    assert mean_common_neighbour_count(mask, size) == pytest.approx(np.mean(found) if found else 0.0, abs=1e-9)
 
 
 @settings(max_examples=80)
@@ -81,20 +81,20 @@ def test_a_graphon_gives_expectations(seed, units, size):
         s: units * float((W.row_measure * values[:, list(s)].prod(1)).sum()) for s in combinations((0, 1, 3, 4), size)
     }
     for s, number in expected.items():
-        assert joined_units(W, s, units) == pytest.approx(number, rel=1e-12)
-    assert mean_joined_units(W, size, units) == pytest.approx(np.mean(list(expected.values())), rel=1e-9)
+        assert common_neighbour_count(W, s, units) == pytest.approx(number, rel=1e-12)
+    assert mean_common_neighbour_count(W, size, units) == pytest.approx(np.mean(list(expected.values())), rel=1e-9)
     assert active_inputs(W).tolist() == [True, True, False, True, True]
     order = covered_order(W, units)
-    exact = largest_covered(lambda s: joined_units(W, s, units), [0, 1, 3, 4])
+    exact = largest_covered(lambda s: common_neighbour_count(W, s, units), [0, 1, 3, 4])
     assert order.lower <= exact <= order.upper
-    assert not order.witness or joined_units(W, order.witness, units) < 1
+    assert not order.witness or common_neighbour_count(W, order.witness, units) < 1
 
 
 def test_the_expectation_is_the_mean_over_masks_that_are_drawn():
     W = StepGraphon([[0.9, 0.4, 0.2], [0.3, 0.6, 0.1]])
-    drawn = [joined_units(W.sample((500, 3), seed=seed), [0, 1]) for seed in range(50)]
+    drawn = [common_neighbour_count(W.sample((500, 3), seed=seed), [0, 1]) for seed in range(50)]
     # A sum of 500 Bernoulli draws, 50 times: standard error of the mean at most sqrt(500 / 4 / 50) = 1.6.
-    assert np.mean(drawn) == pytest.approx(joined_units(W, [0, 1], 500), abs=3 * 1.6)
+    assert np.mean(drawn) == pytest.approx(common_neighbour_count(W, [0, 1], 500), abs=3 * 1.6)
 
 
 def test_a_factorised_graphon_is_covered_as_its_least_connected_inputs_are():
@@ -104,24 +104,24 @@ def test_a_factorised_graphon_is_covered_as_its_least_connected_inputs_are():
     # W(u, ·) rises with the input for every u, so the k smallest values are those of the same k inputs: exact.
     assert order.lower == order.upper
     assert order.witness == tuple(range(order.upper + 1))
-    assert joined_units(W, order.witness, 1000) < 1 <= joined_units(W, order.witness[:-1], 1000)
+    assert common_neighbour_count(W, order.witness, 1000) < 1 <= common_neighbour_count(W, order.witness[:-1], 1000)
 
 
 def test_full_and_empty_layers():
     full, empty = torch.ones(3, 4).bool(), torch.zeros(3, 4).bool()
     assert (covered_order(full).lower, covered_order(full).upper, covered_order(full).witness) == (4, 4, ())
-    assert (covered_order(empty).upper, effective_inputs(empty), mean_joined_units(empty, 1)) == (0, 0.0, 0.0)
+    assert (covered_order(empty).upper, effective_inputs(empty), mean_common_neighbour_count(empty, 1)) == (0, 0.0, 0.0)
     assert bool(dead_units(empty).all())
     assert dead_units(mask_of(3, 6, 2, 0.4)).tolist() == [not row.any() for row in mask_of(3, 6, 2, 0.4)]
-    assert joined_units(empty, []) == 3  # of no input at all every unit is joined to everything
-    assert mean_joined_units(full, 5) == 0.0
+    assert common_neighbour_count(empty, []) == 3  # of no input at all every unit is joined to everything
+    assert mean_common_neighbour_count(full, 5) == 0.0
 
 
 def test_large_sets_do_not_overflow():
     mask = mask_of(0, 20, 2000, 0.9)
-    assert 0 < mean_joined_units(mask, 500) < 1e-15
-    assert mean_joined_units(torch.ones(7, 2000), 1000) == pytest.approx(7, rel=1e-9)
-    assert mean_joined_units(StepGraphon([[1.0] * 300]), 150, units=7) == pytest.approx(7, rel=1e-9)
+    assert 0 < mean_common_neighbour_count(mask, 500) < 1e-15
+    assert mean_common_neighbour_count(torch.ones(7, 2000), 1000) == pytest.approx(7, rel=1e-9)
+    assert mean_common_neighbour_count(StepGraphon([[1.0] * 300]), 150, units=7) == pytest.approx(7, rel=1e-9)
 
 
 def test_the_table_has_a_row_for_each_mask_and_taps_are_inputs():
@@ -145,11 +145,15 @@ def test_the_table_has_a_row_for_each_mask_and_taps_are_inputs():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: joined_units(torch.ones(2, 3), [0, 3]), IndexError, "input 3 is not one of the 3 inputs"),
-        (lambda: joined_units(torch.ones(2, 3), [1, 1]), ValueError, "different columns"),
-        (lambda: joined_units(torch.ones(2, 3), [1], units=5), ValueError, "the mask has 2 hidden units, got units=5"),
-        (lambda: joined_units(StepGraphon([[0.5]]), [0]), ValueError, "needs the number of hidden units"),
-        (lambda: mean_joined_units(torch.ones(2, 3), 0), ValueError, "must be at least 1, got 0"),
+        (lambda: common_neighbour_count(torch.ones(2, 3), [0, 3]), IndexError, "input 3 is not one of the 3 inputs"),
+        (lambda: common_neighbour_count(torch.ones(2, 3), [1, 1]), ValueError, "different columns"),
+        (
+            lambda: common_neighbour_count(torch.ones(2, 3), [1], units=5),
+            ValueError,
+            "the mask has 2 hidden units, got units=5",
+        ),
+        (lambda: common_neighbour_count(StepGraphon([[0.5]]), [0]), ValueError, "needs the number of hidden units"),
+        (lambda: mean_common_neighbour_count(torch.ones(2, 3), 0), ValueError, "must be at least 1, got 0"),
         (lambda: active_inputs(torch.ones(3)), ValueError, r"\[out, in\] with no empty axis"),
         (lambda: covered_order(torch.full((2, 2), 0.5)), ValueError, "entries 0 and 1 only"),
     ],

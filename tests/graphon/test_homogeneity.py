@@ -129,10 +129,10 @@ def test_signed_cycles_by_loops_and_from_edges(shape):
     X = mask - mask.mean()
     pairs = [list(itertools.permutations(range(n), 2)) for n in shape]
     expected = sum(X[a, j] * X[b, j] * X[a, k] * X[b, k] for a, b in pairs[0] for j, k in pairs[1])
-    counts = Counts.of(torch.from_numpy(mask))
+    counts = Counts.from_mask(torch.from_numpy(mask))
     assert counts.signed_cycles() == pytest.approx(expected)
     assert Counts.of_edges(np.flatnonzero(mask), *shape) == counts
-    assert counts.complement() == Counts.of(~torch.from_numpy(mask))
+    assert counts.complement() == Counts.from_mask(~torch.from_numpy(mask))
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_the_edge_is_above_the_noise(scale):
     for seed in range(10):
         mask = draw(probabilities, seed)
         noise = torch.linalg.matrix_norm(mask.float() - probabilities, 2)
-        assert noise < _Noise.of(ChannelGraph(mask)).edge < 2.5 * noise
+        assert noise < _Noise.from_graph(ChannelGraph(mask)).edge < 2.5 * noise
 
 
 def graph_of(a):

@@ -107,7 +107,7 @@ def test_singular_values_of_known_operators():
 def test_path_graphon_on_different_partitions_is_the_integral():
     first = StepGraphon([[0.9, 0.1], [0.3, 0.6], [0.2, 0.2]], [0.2, 0.3, 0.5], [0.4, 0.6])
     second = StepGraphon([[0.5, 0.8], [1.0, 0.0]], [0.25, 0.75], [0.35, 0.65])
-    path = first.then(second)
+    path = first.compose(second)
     expected = on_grid(second) @ on_grid(first) / 400
     np.testing.assert_allclose(on_grid(path), expected, atol=1e-12)
     assert path == second @ first

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 
-from lightning_graphon.dynamics import Descent, LossDecayPredictor, optimizer_preconditioner, read_descent
+from lightning_graphon.dynamics import LossDecayPredictor, OptimizerStep, optimizer_preconditioner, read_optimizer_step
 from lightning_graphon.ntk import empirical_ntk
 
 # Without running means of gradients, so that a step is P times the gradient of that very step.
@@ -49,7 +49,7 @@ def test_one_real_step_is_the_predicted_one(name):
     assert {n: p.shape for n, p in diagonal.items()} == {n: p.shape for n, p in model.named_parameters()}
     kernel = empirical_ntk(model, x, reduce=None, preconditioner=diagonal)
     predictor = LossDecayPredictor(kernel, before, y, F.cross_entropy)
-    predictor.step(read_descent(optimizer).rates[0])
+    predictor.step(read_optimizer_step(optimizer).rates[0])
     torch.testing.assert_close(predictor.outputs, model(x).detach())  # float64
     assert predictor.loss == pytest.approx(float(F.cross_entropy(model(x), y).detach()), rel=1e-12)
 
@@ -97,32 +97,36 @@ def test_groups_with_their_own_eps_and_betas():
 def test_reading():
     weight, bias = (torch.zeros(2, requires_grad=True) for _ in range(2))
     groups = [{"params": [weight], "lr": 0.5}, {"params": [bias]}]
-    assert read_descent(SGD(groups, lr=0.1, momentum=0.9, nesterov=True)) == Descent((0.5, 0.1), 0.9, True)
-    assert read_descent(SGD([weight], lr=0.1, momentum=0.9, dampening=0.2)) == Descent((0.1,), 0.9, False, 0.2)
-    assert read_descent(AdamW([weight], lr=0.1, betas=(0.8, 0.9))) == Descent((0.1,), 0.8, False, 0.8, True)
-    assert read_descent(RMSprop([weight], lr=0.1, momentum=0.3)) == Descent((0.1,), 0.3, adaptive=True)
+    assert read_optimizer_step(SGD(groups, lr=0.1, momentum=0.9, nesterov=True)) == OptimizerStep((0.5, 0.1), 0.9, True)
+    assert read_optimizer_step(SGD([weight], lr=0.1, momentum=0.9, dampening=0.2)) == OptimizerStep(
+        (0.1,), 0.9, False, 0.2
+    )
+    assert read_optimizer_step(AdamW([weight], lr=0.1, betas=(0.8, 0.9))) == OptimizerStep(
+        (0.1,), 0.8, False, 0.8, True
+    )
+    assert read_optimizer_step(RMSprop([weight], lr=0.1, momentum=0.3)) == OptimizerStep((0.1,), 0.3, adaptive=True)
 
 
 @pytest.mark.parametrize("kind", [Adagrad, NAdam])
 def test_unknown_optimizers(kind):
     with pytest.raises(ValueError, match=f"{kind.__name__} cannot be told in function space; SGD, Adam"):
-        read_descent(kind([torch.zeros(2, requires_grad=True)], lr=0.1))
+        read_optimizer_step(kind([torch.zeros(2, requires_grad=True)], lr=0.1))
 
 
 def test_subclasses_are_what_they_inherit():
     class Mine(SGD):
         pass
 
-    assert read_descent(Mine([torch.zeros(2, requires_grad=True)], lr=0.1)).rates == (0.1,)
+    assert read_optimizer_step(Mine([torch.zeros(2, requires_grad=True)], lr=0.1)).rates == (0.1,)
 
 
 @pytest.mark.parametrize("kind", [SGD, Adam, RMSprop])
 def test_climbing(kind):
     with pytest.raises(ValueError, match=rf"{kind.__name__}\(maximize=True\) climbs"):
-        read_descent(kind([torch.zeros(2, requires_grad=True)], lr=0.1, maximize=True))
+        read_optimizer_step(kind([torch.zeros(2, requires_grad=True)], lr=0.1, maximize=True))
 
 
 def test_groups_with_different_momentum():
     a, b = (torch.zeros(2, requires_grad=True) for _ in range(2))
     with pytest.raises(ValueError, match="different momentum"):
-        read_descent(SGD([{"params": [a], "momentum": 0.9}, {"params": [b]}], lr=0.1))
+        read_optimizer_step(SGD([{"params": [a], "momentum": 0.9}, {"params": [b]}], lr=0.1))

@@ -7,7 +7,7 @@ from dynamics_cases import digits, error, half_mse, predictor_of, train, wide_ne
 from ntk_oracles import FIXTURES
 from torch import nn
 
-from lightning_graphon.dynamics import LossDecayPredictor, stable_product
+from lightning_graphon.dynamics import LossDecayPredictor, stability_limit
 from lightning_graphon.ntk import DenseOperator, EmpiricalNTK, KroneckerKernel, empirical_ntk
 
 SGD = [
@@ -115,7 +115,7 @@ def test_a_wide_network_really_trained(loss, sgd):
     loss_fn = F.mse_loss if loss == "mse" else F.cross_entropy
     model = wide_network()
     predictor = predictor_of(model, x, y, loss_fn, **sgd)
-    limit = 2 * predictor.max_learning_rate() / stable_product(**sgd)  # that of plain descent
+    limit = 2 * predictor.max_learning_rate() / stability_limit(**sgd)  # that of plain descent
     share = (0.2 if loss == "mse" else 0.03) * (1 - sgd.get("momentum", 0))
     lrs = [share * limit * (1 + 0.5 * (k % 2)) for k in range(100)]
     observed = train(model, x, y, loss_fn, lrs, **sgd)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_graphon.dynamics import LossDecayPredictor, stable_product
+from lightning_graphon.dynamics import LossDecayPredictor, stability_limit
 
 SGD = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.8, "dampening": 0.3}]
 
@@ -22,7 +22,7 @@ def test_the_edge(sgd):
     predictor = problem(check_every=0, **sgd)
     edge = predictor.max_learning_rate()
     top = float(predictor.modes.eigenvalues[0]) * 2 / 24
-    assert edge == pytest.approx(stable_product(**sgd) / top, rel=1e-9)
+    assert edge == pytest.approx(stability_limit(**sgd) / top, rel=1e-9)
     below, above = (problem_again(predictor, sgd).run([f * edge] * 3000) for f in (0.98, 1.02))
     assert below[-1] < 1e-3 * predictor.loss
     assert above[-1] > 1e6 * predictor.loss

@@ -303,7 +303,7 @@ def cpu_allocator():
 def test_out_of_memory_halves_the_chunk_and_says_so_once(error, monkeypatch):
     model, x = build("mlp")
     truth, seen = empirical_ntk(model, x), []
-    from lightning_graphon.ntk import empirical
+    from lightning_graphon.ntk.empirical import kernel as empirical
 
     whole = empirical._assemble
 
@@ -324,7 +324,7 @@ def test_out_of_memory_halves_the_chunk_and_says_so_once(error, monkeypatch):
 
 
 def test_out_of_memory_at_a_single_sample_and_other_errors_are_raised(monkeypatch):
-    from lightning_graphon.ntk import empirical
+    from lightning_graphon.ntk.empirical import kernel as empirical
 
     model, x = build("mlp")
     for error, message in ((MemoryError("full"), "full"), (RuntimeError("shapes"), "shapes")):

@@ -34,7 +34,7 @@ def keep_largest(scores, density=0.2):
     return {n: s >= threshold for n, s in scores.items()}
 
 
-def masks_of(model, method, seed=0):
+def masks_in_use(model, method, seed=0):
     weights = {n: p.detach() for n, p in model.named_parameters() if p.ndim == 2}
     if method == "dense":
         return None
@@ -82,7 +82,7 @@ def test_describes_the_network_that_is_trained(method):
     x, errors, paper = digits(48), [], []
     for seed in range(4):
         model = network(seed)
-        masks = masks_of(model, method, seed)
+        masks = masks_in_use(model, method, seed)
         truth = empirical_ntk(model, x, masks=masks)
         errors.append(distance(graphon_ntk_from_model(model, x, masks), truth))
         paper.append(distance(graphon_ntk_from_model(model, x, masks, propagate="density", weight_variance=2.0), truth))
@@ -95,7 +95,7 @@ def test_drift_describes_snip():
     x, centred, drift = digits(48), [], []
     for seed in range(3):
         model = network(seed)
-        masks = masks_of(model, "snip", seed)
+        masks = masks_in_use(model, "snip", seed)
         truth = empirical_ntk(model, x, masks=masks)
         centred.append(distance(graphon_ntk_from_model(model, x, masks), truth))
         drift.append(distance(graphon_ntk_from_model(model, x, masks, propagate="drift"), truth))

@@ -11,7 +11,7 @@ from lightning_graphon.ntk import (
     generalisation_bound,
     graphon_ntk,
     kernel_ridge_regression,
-    signed_targets,
+    one_vs_rest_targets,
 )
 
 N = 48
@@ -143,7 +143,7 @@ def test_options_that_are_refused(kernel):
 def test_ridge_regression_against_scikit_learn(kernel):
     ridge_module = pytest.importorskip("sklearn.kernel_ridge")
     train, test = slice(0, 30), slice(30, N)
-    y = signed_targets(LABELS[train])
+    y = one_vs_rest_targets(LABELS[train])
     for targets, columns in ((LABELS[train], y), (y[:, 0], y[:, 0])):
         oracle = ridge_module.KernelRidge(alpha=0.02, kernel="precomputed").fit(kernel[train, train], columns)
         found = kernel_ridge_regression(kernel[train, train], targets, kernel[test, train], 0.02)
@@ -153,7 +153,7 @@ def test_ridge_regression_against_scikit_learn(kernel):
 def test_ridge_regression_with_one_kernel_an_output(kernel):
     kernels = torch.stack([kernel * (1 + c) + c * torch.eye(N) for c in range(10)])
     found = kernel_ridge_regression(kernels, LABELS, kernels[:, :4], 0.1)
-    y = signed_targets(LABELS)
+    y = one_vs_rest_targets(LABELS)
     for c in range(10):
         expected = kernel_ridge_regression(kernels[c], y[:, c], kernels[c, :4], 0.1)
         torch.testing.assert_close(found[:, c], expected)
@@ -164,7 +164,7 @@ def test_without_a_ridge_it_is_where_gradient_descent_ends(kernel):
     train, test = slice(0, 30), slice(30, N)
     K = kernel[train, train]
     K = K + 0.01 * torch.linalg.eigvalsh(K)[-1] * torch.eye(30)
-    y = signed_targets(LABELS[train] % 2)[:, 0]
+    y = one_vs_rest_targets(LABELS[train] % 2)[:, 0]
     a, step = torch.zeros_like(y), 1 / torch.linalg.eigvalsh(K)[-1]
     for _ in range(2000):
         a = a - step * (K @ a - y)
@@ -180,10 +180,10 @@ def test_a_singular_system_is_refused_with_its_eigenvalues():
 
 
 def test_signed_targets():
-    assert signed_targets(torch.tensor([5, 2, 9])).tolist() == [[-1, 1, -1], [1, -1, -1], [-1, -1, 1]]
-    assert signed_targets(torch.tensor([True, False])).tolist() == [[1], [-1]]
+    assert one_vs_rest_targets(torch.tensor([5, 2, 9])).tolist() == [[-1, 1, -1], [1, -1, -1], [-1, -1, 1]]
+    assert one_vs_rest_targets(torch.tensor([True, False])).tolist() == [[1], [-1]]
     with pytest.raises(ValueError, match="whole numbers"):
-        signed_targets(torch.tensor([0.0, 1.0]))
+        one_vs_rest_targets(torch.tensor([0.0, 1.0]))
 
 
 def test_no_graph_is_kept_and_nothing_changes(kernel):

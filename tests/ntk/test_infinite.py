@@ -111,7 +111,7 @@ def test_two_sets_tiles_and_per_output():
 
 
 def test_drift_keeps_to_the_memory_and_shares_its_tiles(monkeypatch):
-    from lightning_graphon.ntk import Share, drift
+    from lightning_graphon.ntk import TileShard, drift
 
     chain, _, widths = random_chain()
     x, options = digits(20), {"propagate": "drift", "widths": widths, "reduce": None}
@@ -120,8 +120,8 @@ def test_drift_keeps_to_the_memory_and_shares_its_tiles(monkeypatch):
     monkeypatch.setattr(drift, "tiles", lambda *args, **named: edges.append(args[2]) or tiles(*args, **named))
     torch.testing.assert_close(graphon_ntk(x, chain, max_memory=1, **options), full)
     assert edges == [8]  # the smallest tile; 20 samples fit one tile without a limit
-    monkeypatch.setattr(Share, "collect", lambda self, partial: partial)
-    parts = [graphon_ntk(x, chain, group=Share(r, 3), **options) for r in range(3)]
+    monkeypatch.setattr(TileShard, "collect", lambda self, partial: partial)
+    parts = [graphon_ntk(x, chain, group=TileShard(r, 3), **options) for r in range(3)]
     torch.testing.assert_close(sum(parts), full)
     assert all(bool(p.any()) and not bool(p.all()) for p in parts)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_graphon.ntk import Share, empirical_ntk, graphon_ntk, world_share
+from lightning_graphon.ntk import TileShard, empirical_ntk, graphon_ntk, world_tile_shard
 
 SCRIPT = """
 import sys, torch, torch.distributed as dist
 from torch import nn
 from lightning_graphon.graphon import StepGraphon
-from lightning_graphon.ntk import empirical_ntk, graphon_ntk, world_share
+from lightning_graphon.ntk import empirical_ntk, graphon_ntk, world_tile_shard
 rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
 torch.manual_seed(0)
@@ -28,7 +28,7 @@ torch.testing.assert_close(
     empirical_ntk(model, x[:4], x2=x[4:], group="world"), empirical_ntk(model, x[:4], x2=x[4:])
 )
 torch.testing.assert_close(graphon_ntk(x, one, reduce=None, group="world"), graphon_ntk(x, one, reduce=None))
-assert world_share().size == size
+assert world_tile_shard().size == size
 print("all equal", flush=True)
 dist.destroy_process_group()
 """
@@ -56,15 +56,15 @@ def test_equals_one_process(size, tmp_path):
 
 def test_parts_by_hand_add_up(monkeypatch):
     """Every part holds tiles of its own; their sum is the kernel."""
-    monkeypatch.setattr(Share, "collect", lambda self, partial: partial)
+    monkeypatch.setattr(TileShard, "collect", lambda self, partial: partial)
     x = torch.randn(11, 4, dtype=torch.float64)
     model = torch.nn.Linear(4, 2).double()
-    parts = [empirical_ntk(model, x, group=Share(r, 3)) for r in range(3)]
+    parts = [empirical_ntk(model, x, group=TileShard(r, 3)) for r in range(3)]
     torch.testing.assert_close(sum(parts), empirical_ntk(model, x))
     assert all(bool(p.any()) and not bool(p.all()) for p in parts)
 
 
 def test_needs_a_process_group():
-    assert world_share() == Share()
+    assert world_tile_shard() == TileShard()
     with pytest.raises(RuntimeError, match="init_process_group"):
-        graphon_ntk(torch.ones(2, 3), [], group="world") if False else Share.of("world")
+        graphon_ntk(torch.ones(2, 3), [], group="world") if False else TileShard.from_group("world")

@@ -125,7 +125,7 @@ def test_lanczos_and_its_summary(monkeypatch):
     assert torch.equal(before, torch.get_rng_state())
     torch.testing.assert_close(found, values[:6], rtol=1e-7, atol=0)  # ARPACK's tolerance is 1e-8
     torch.testing.assert_close(kernel @ vectors, vectors * found, rtol=0, atol=1e-6)
-    monkeypatch.setattr("lightning_graphon.ntk.spectrum._DENSE", 100)
+    monkeypatch.setattr("lightning_graphon.ntk.operators.spectrum._DENSE", 100)
     s = spectral_summary(DenseOperator(kernel), k=20)
     assert s.decay_rate == pytest.approx(1.5, rel=1e-5)
     assert s.energy_concentration == pytest.approx(float(values[:5].sum() / values.sum()))

@@ -176,7 +176,7 @@ def test_second_moments_of_pruned_weights_are_not_zero_and_change_nothing(
     trained = []
     for lifted in (True, False):
         if not lifted:
-            monkeypatch.setattr(Enforcer, "_lift_second_moments", lambda self, optimizer: None)
+            monkeypatch.setattr(Enforcer, "_floor_second_moments", lambda self, optimizer: None)
         net, masks = network()
         optimizer = OPTIMIZERS[name](net.parameters())
         with Enforcer(net, masks, optimizer):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_graphon.pruning import Problem, prune, select_weights
+from lightning_graphon.pruning import ScoringContext, prune, select_weights
 from lightning_graphon.pruning.scoring.registry import get_method
 from tests.cases import CASES, mlp, seeded
 from tests.oracles_pruning import dense_hessian_times_gradient, scores_of
@@ -82,9 +82,9 @@ def test_in_later_rounds_the_gradient_flow_is_that_of_the_kept_weights() -> None
     """|m ∘ g|², as only kept weights move: its derivative at the effective weights v = m ∘ w is 2 A (m ∘ g)."""
     model, rounds = seeded(Quadratic), []
 
-    def spy(problem: Problem) -> dict[str, Tensor]:
-        scores = get_method("grasp").score(problem, temperature=1.0)
-        rounds.append((problem.masks["row.weight"][0].clone(), scores["row.weight"][0].clone()))
+    def spy(context: ScoringContext) -> dict[str, Tensor]:
+        scores = get_method("grasp").score(context, temperature=1.0)
+        rounds.append((context.masks["row.weight"][0].clone(), scores["row.weight"][0].clone()))
         return scores
 
     prune(model, spy, sparsity=0.6, steps=3, batches=[(torch.ones(1), None)], loss_fn=lambda out, _: out)

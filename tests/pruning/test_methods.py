@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_graphon.pruning import Problem, prune, register_method
-from lightning_graphon.pruning.scoring import registry as methods
+from lightning_graphon.pruning import ScoringContext, methods, prune, register_method
 from lightning_graphon.pruning.scoring.registry import _METHODS
 from tests.cases import CASES, mlp, seeded
 
@@ -21,11 +20,11 @@ def _registry_comes_back() -> Iterator[None]:
     _METHODS.update(kept)
 
 
-def first_rows(problem: Problem) -> dict[str, Tensor]:
+def first_rows(context: ScoringContext) -> dict[str, Tensor]:
     """Early rows win."""
     return {
         name: -torch.arange(len(weight), dtype=torch.float32)[:, None].expand_as(weight)
-        for name, weight in problem.weights.items()
+        for name, weight in context.weights.items()
     }
 
 
@@ -54,9 +53,9 @@ def test_options_and_the_usual_number_of_rounds() -> None:
     rounds = []
 
     @register_method("powers", steps=4)
-    def powers(problem: Problem, *, power: float = 1.0) -> dict[str, Tensor]:
+    def powers(context: ScoringContext, *, power: float = 1.0) -> dict[str, Tensor]:
         rounds.append(power)
-        return {name: weight.detach().abs() ** power for name, weight in problem.weights.items()}
+        return {name: weight.detach().abs() ** power for name, weight in context.weights.items()}
 
     prune(mlp(), "powers", sparsity=0.5)
     prune(mlp(), "powers", sparsity=0.5, steps=2, options={"power": 3.0})
@@ -67,10 +66,10 @@ def test_options_and_the_usual_number_of_rounds() -> None:
 
 def test_a_method_that_needs_the_loss_gets_batches_or_an_error() -> None:
     @register_method("curvy", needs="loss")
-    def curvy(problem: Problem) -> dict[str, Tensor]:
-        (loss,) = problem.losses()
-        grads = problem.gradients(loss())
-        return problem.named([g.square() for g in grads])
+    def curvy(context: ScoringContext) -> dict[str, Tensor]:
+        (loss,) = context.losses()
+        grads = context.gradients(loss())
+        return context.named([g.square() for g in grads])
 
     net = seeded(mlp)
     assert prune(net, "curvy", sparsity=0.5, batches=[CASES["mlp"].data()]).kept == 224
@@ -81,23 +80,23 @@ def test_a_method_that_needs_the_loss_gets_batches_or_an_error() -> None:
 def test_a_method_sees_the_masks_and_the_effective_weights_of_each_round() -> None:
     net, seen = seeded(mlp), []
 
-    def spy(problem: Problem) -> dict[str, Tensor]:
-        for name, weight in problem.weights.items():
-            assert not weight[~problem.masks[name]].any()
-        seen.append(sum(int(mask.count_nonzero()) for mask in problem.masks.values()))
-        return {name: weight.detach().abs() for name, weight in problem.weights.items()}
+    def spy(context: ScoringContext) -> dict[str, Tensor]:
+        for name, weight in context.weights.items():
+            assert not weight[~context.masks[name]].any()
+        seen.append(sum(int(mask.count_nonzero()) for mask in context.masks.values()))
+        return {name: weight.detach().abs() for name, weight in context.weights.items()}
 
     prune(net, spy, sparsity=0.75, steps=2)
     assert seen == [448, 224]
 
 
 def test_partial_functions_and_callable_objects_are_methods() -> None:
-    def scaled(problem: Problem, factor: float) -> dict[str, Tensor]:
-        return {name: weight.detach() * factor for name, weight in problem.weights.items()}
+    def scaled(context: ScoringContext, factor: float) -> dict[str, Tensor]:
+        return {name: weight.detach() * factor for name, weight in context.weights.items()}
 
     class Signed:
-        def __call__(self, problem: Problem) -> dict[str, Tensor]:
-            return {name: weight.detach() for name, weight in problem.weights.items()}
+        def __call__(self, context: ScoringContext) -> dict[str, Tensor]:
+            return {name: weight.detach() for name, weight in context.weights.items()}
 
     net = seeded(mlp)
     positive = prune(net, Signed(), sparsity=0.5)
@@ -121,8 +120,8 @@ def test_wrong_scores_name_the_layer(scores: object, message: str) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_one_bad_score_in_a_later_layer_is_found(bad: float) -> None:
-    def scores(problem: Problem) -> dict[str, Tensor]:
-        found = {name: weight.detach().clone() for name, weight in problem.weights.items()}
+    def scores(context: ScoringContext) -> dict[str, Tensor]:
+        found = {name: weight.detach().clone() for name, weight in context.weights.items()}
         found["4.weight"][1, 2] = bad
         return found
 

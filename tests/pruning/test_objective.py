@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from lightning_graphon.pruning import prune
 from lightning_graphon.pruning.scoring.objective import (
     SupervisedObjective,
-    cool,
+    divide_by_temperature,
     flat_outputs,
     guess_inputs,
     ones_like_sample,
@@ -82,7 +82,7 @@ def test_a_batch_that_is_no_pair_is_described(batch: object, shown: str) -> None
 
 def test_helpers_look_into_nested_outputs() -> None:
     outputs = {"logits": torch.tensor([2.0, 4.0]), "aux": [torch.tensor(6.0), torch.tensor([3])]}
-    cooled = cool(outputs, 2.0)
+    cooled = divide_by_temperature(outputs, 2.0)
     assert cooled["logits"].tolist() == [1.0, 2.0]
     assert cooled["aux"][1].tolist() == [3]
     assert flat_outputs(outputs).sum().item() == 12.0

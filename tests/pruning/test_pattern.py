@@ -18,7 +18,7 @@ from torch.sparse._semi_structured_conversions import (
 from lightning_graphon.pruning import Masks, prune
 from lightning_graphon.pruning.allocation import n_m as pattern
 from lightning_graphon.pruning.allocation.n_m import keep_in_groups
-from lightning_graphon.pruning.config import Plan
+from lightning_graphon.pruning.config import PruningConfig
 from lightning_graphon.pruning.scoring.registry import get_method
 from tests.cases import CASES, mlp
 
@@ -139,9 +139,9 @@ def test_groups_lose_one_weight_a_round_and_none_comes_back(method: str) -> None
     case, rounds = CASES["mlp"], []
     model = case.model()
 
-    def note(problem: Any) -> Any:
-        rounds.append({name: mask.clone() for name, mask in problem.masks.items()})
-        return get_method(method).score(problem)
+    def note(context: Any) -> Any:
+        rounds.append({name: mask.clone() for name, mask in context.masks.items()})
+        return get_method(method).score(context)
 
     final = prune(model, note, allocation="1:4", steps=3, schedule="linear", batches=case.batches())
     rounds.append(dict(final))
@@ -156,17 +156,20 @@ def test_groups_lose_one_weight_a_round_and_none_comes_back(method: str) -> None
 def test_a_method_that_scores_pruned_weights_highest_brings_none_back() -> None:
     net = nn.Linear(8, 8)
 
-    def perverse(problem: Any) -> dict[str, Tensor]:
-        masks = problem.masks
-        return {n: torch.where(masks[n], w.detach().abs(), 9.0) for n, w in problem.weights.items()}
+    def perverse(context: Any) -> dict[str, Tensor]:
+        masks = context.masks
+        return {n: torch.where(masks[n], w.detach().abs(), 9.0) for n, w in context.weights.items()}
 
     assert prune(net, perverse, allocation="1:4", steps=3) == prune(net, "magnitude", allocation="1:4")
 
 
 @pytest.mark.parametrize(("allocation", "rounds"), [("2:4", 2), ("1:2", 1), ("1:16", 15), ("global", 100)])
 def test_synflow_takes_no_more_rounds_than_a_group_has_weights_to_lose(allocation: str, rounds: int) -> None:
-    assert Plan("synflow", {"2:4": 0.5, "1:2": 0.5, "1:16": 15 / 16}.get(allocation, 0.9), allocation).rounds == rounds
-    assert Plan("synflow", 0.5, "2:4", steps=7).rounds == 7
+    assert (
+        PruningConfig("synflow", {"2:4": 0.5, "1:2": 0.5, "1:16": 15 / 16}.get(allocation, 0.9), allocation).rounds
+        == rounds
+    )
+    assert PruningConfig("synflow", 0.5, "2:4", steps=7).rounds == 7
 
 
 @pytest.mark.parametrize(
@@ -189,9 +192,9 @@ def test_what_contradicts_itself_is_refused(arguments: dict[str, Any], error: ty
 
 def test_a_plan_holds_no_other_sparsity() -> None:
     with pytest.raises(ValueError, match="leave sparsity out"):
-        Plan("magnitude", 0.9, "2:4")
-    assert str(Plan("snip", 0.5, "2:4")) == "snip, sparsity 0.5 (2:4)"
-    assert str(Plan("snip", 0.5, {"a": 0.1})) == "snip, sparsity 0.5 except where given by layer"
+        PruningConfig("magnitude", 0.9, "2:4")
+    assert str(PruningConfig("snip", 0.5, "2:4")) == "snip, sparsity 0.5 (2:4)"
+    assert str(PruningConfig("snip", 0.5, {"a": 0.1})) == "snip, sparsity 0.5 except where given by layer"
 
 
 def test_third_parts_may_be_given_as_a_float() -> None:

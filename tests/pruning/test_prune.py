@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_graphon.pruning import LayerCollapseWarning, Masks, prune
 from lightning_graphon.pruning.enforcer import Enforcer
-from lightning_graphon.pruning.scoring.registry import Problem, get_method
+from lightning_graphon.pruning.scoring.registry import ScoringContext, get_method
 from tests.cases import CASES, mlp, seeded
 
 METHODS = ["random", "magnitude", "snip", "grasp", "synflow"]
@@ -80,9 +80,9 @@ def test_pruned_stays_pruned_through_the_rounds(method: str, schedule: str) -> N
     """The masks a method is shown in each round are nested, and their sizes follow the schedule."""
     case, rounds, sparsity, steps = CASES["batchnorm"], [], 0.9, 12
 
-    def spy(problem: Any) -> dict[str, Tensor]:
-        rounds.append({name: mask.clone() for name, mask in problem.masks.items()})
-        return get_method(method).score(problem)
+    def spy(context: Any) -> dict[str, Tensor]:
+        rounds.append({name: mask.clone() for name, mask in context.masks.items()})
+        return get_method(method).score(context)
 
     final = prune(case.model(), spy, sparsity=sparsity, batches=case.batches(), steps=steps, schedule=schedule, seed=1)
     assert final == prune(
@@ -184,9 +184,9 @@ def test_layer_collapse_is_loud_and_names_the_layers() -> None:
 
 
 def test_weights_without_a_path_are_told_though_no_layer_is_empty() -> None:
-    def fading(problem: Problem) -> dict[str, Tensor]:
-        first = all(mask.all() for mask in problem.masks.values())
-        return {name: torch.full(weight.shape, float(first)) for name, weight in problem.weights.items()}
+    def fading(context: ScoringContext) -> dict[str, Tensor]:
+        first = all(mask.all() for mask in context.masks.values())
+        return {name: torch.full(weight.shape, float(first)) for name, weight in context.weights.items()}
 
     with pytest.warns(LayerCollapseWarning, match=r"left weights that pass no signal.*zero from round 2 of 3 on"):
         masks = prune(mlp(), fading, sparsity=0.3, steps=3, allocation="uniform")

@@ -26,7 +26,7 @@ def he_mlp(width: int, depth: int = 4, inputs: int = 64, outputs: int = 10) -> n
     return nn.Sequential(*layers[:-1])
 
 
-def masks_of(net: nn.Module, method: str, sparsity: float = 0.8) -> Masks:
+def masks_in_use(net: nn.Module, method: str, sparsity: float = 0.8) -> Masks:
     batch = (torch.randn(64, 64), torch.arange(64) % 10)
     return prune(net, method, sparsity=sparsity, batches=[batch], steps=5 if method == "synflow" else None)
 
@@ -114,7 +114,7 @@ def test_a_tied_weight_is_scaled_once() -> None:
 def test_monte_carlo_over_inputs_each_unit_has_the_dense_second_moment(method: str) -> None:
     """For independent inputs of zero mean it is Σ w², whatever the method chose by."""
     net = he_mlp(48, depth=2).double()
-    masks = masks_of(copy.deepcopy(net).float(), method)
+    masks = masks_in_use(copy.deepcopy(net).float(), method)
     x = torch.randn(20_000, 64, dtype=torch.float64)
     before = net[0](x).detach().square().mean(0)
     masks.apply_(pruned := copy.deepcopy(net))
@@ -156,7 +156,7 @@ def moments(net: nn.Sequential, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_energy_graphon_has_the_integrals_of_the_dense_one(method: str) -> None:
     net = he_mlp(32, depth=3)
-    masks = masks_of(net, method, 0.6)
+    masks = masks_in_use(net, method, 0.6)
     net = net.double()
     everything = {name: torch.ones_like(mask) for name, mask in masks.items()}
     dense = layer_graphons(everything, model=net, order="none", bins=10_000)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_graphon.pruning.allocation.top_k import keep_largest
-from lightning_graphon.pruning.lazy_tensors import Lazy
+from lightning_graphon.pruning.lazy_tensors import LazyTensorMapping
 from tests.oracles_pruning import keep_largest_by_sorting
 
 # Few distinct values make heavy ties; both zeros and -inf (pruned in an earlier round) are among them.
@@ -26,8 +26,8 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Tensor], int]:
 
 @given(problems())
 @settings(max_examples=300)
-def test_equals_sorting_with_ties_by_position(problem: tuple[dict[str, Tensor], int]) -> None:
-    scores, keep = problem
+def test_equals_sorting_with_ties_by_position(context: tuple[dict[str, Tensor], int]) -> None:
+    scores, keep = context
     masks, expected = keep_largest(scores, keep), keep_largest_by_sorting(scores, keep)
     assert list(masks) == list(scores)
     assert all(torch.equal(masks[name], expected[name]) for name in scores)
@@ -116,5 +116,8 @@ def test_every_score_is_looked_at_twice():
         name: torch.rand(50_000, generator=torch.Generator().manual_seed(seed)) for seed, name in enumerate("abc")
     }
     looks = []
-    keep_largest(Lazy({n: s.shape for n, s in scores.items()}, lambda name: looks.append(name) or scores[name]), 15_000)
+    keep_largest(
+        LazyTensorMapping({n: s.shape for n, s in scores.items()}, lambda name: looks.append(name) or scores[name]),
+        15_000,
+    )
     assert sorted(looks) == ["a", "a", "b", "b", "c", "c"]

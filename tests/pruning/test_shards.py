@@ -11,8 +11,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from toys import needs_fsdp2
 
-from lightning_graphon.pruning import Enforcer, Masks, gathered, select_weights
-from lightning_graphon.pruning.sharding import is_sharded, local_part, part_like, plain_class, whole
+from lightning_graphon.pruning import Enforcer, Masks, select_weights, summon_full_params
+from lightning_graphon.pruning.sharding import full_tensor, is_sharded, local_shard, local_shard_like, unsharded_class
 
 
 @pytest.fixture(params=range(4))
@@ -37,7 +37,7 @@ def test_one_axis_with_uneven_and_empty_parts(rank):
         like = DTensor.from_local(
             torch.zeros(expected.shape), mesh, [Shard(0)], run_check=False, shape=full.shape, stride=full.stride()
         )
-        assert torch.equal(part_like(full, like), expected)
+        assert torch.equal(local_shard_like(full, like), expected)
 
 
 def test_replicated_groups_partial_sums_and_two_axes(rank):
@@ -55,7 +55,7 @@ def test_replicated_groups_partial_sums_and_two_axes(rank):
         like = DTensor.from_local(
             torch.zeros(expected.shape), mesh, placements, run_check=False, shape=full.shape, stride=full.stride()
         )
-        assert torch.equal(part_like(full, like), expected), placements
+        assert torch.equal(local_shard_like(full, like), expected), placements
 
 
 def test_fsdp_over_tensor_parallelism_cuts_the_parts_again(rank):
@@ -71,9 +71,9 @@ def test_fsdp_over_tensor_parallelism_cuts_the_parts_again(rank):
     data, tensor = divmod(rank, 2)
     rows = torch.arange(7 * (5 + rank)).reshape(7, 5 + rank)
     columns = torch.arange(7 * (3 + rank)).reshape(3 + rank, 7)
-    assert torch.equal(part_like(rows, net[0].weight), chunk(chunk(rows, 2, tensor), 2, data))
-    assert torch.equal(part_like(columns, net[2].weight), chunk(chunk(columns, 2, tensor, dim=1), 2, data))
-    assert part_like(rows, net[0].weight).shape == local_part(net[0].weight).shape
+    assert torch.equal(local_shard_like(rows, net[0].weight), chunk(chunk(rows, 2, tensor), 2, data))
+    assert torch.equal(local_shard_like(columns, net[2].weight), chunk(chunk(columns, 2, tensor, dim=1), 2, data))
+    assert local_shard_like(rows, net[0].weight).shape == local_shard(net[0].weight).shape
 
 
 def test_masks_are_applied_and_enforced_on_the_part_alone(rank):
@@ -84,22 +84,22 @@ def test_masks_are_applied_and_enforced_on_the_part_alone(rank):
     mask = torch.arange(6 * (3 + rank)).reshape(6, 3 + rank) % 2 == 0
     weight, here = net.weight, chunk(mask, 4, rank)
     Masks({"weight": mask}).apply_(net)
-    assert torch.equal(local_part(weight) != 0, here)
+    assert torch.equal(local_shard(weight) != 0, here)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     enforcer = Enforcer(net, Masks({"weight": mask}), optimizer)
     # The whole tensor has been written to, then only the part: both are noticed.
-    for write in (lambda: weight.add_(1.0), lambda: local_part(weight).add_(1.0)):
+    for write in (lambda: weight.add_(1.0), lambda: local_shard(weight).add_(1.0)):
         with torch.no_grad():
             write()
         weight.grad = weight.detach().clone()
         for hook in weight._post_accumulate_grad_hooks.values():
             hook(weight)
-        assert torch.equal(local_part(weight) != 0, here)
-        assert not local_part(weight.grad)[~here].any()
+        assert torch.equal(local_shard(weight) != 0, here)
+        assert not local_shard(weight.grad)[~here].any()
     # A gradient that somebody made anew after autograd.
     weight.grad = torch.ones_like(weight)
     optimizer.step()
-    assert not local_part(weight)[~here].any()
+    assert not local_shard(weight)[~here].any()
     state = {"weight": torch.ones(6, 3 + rank), "another": torch.ones(2)}
     enforcer.zero_saved(state)
     assert torch.equal(state["weight"], mask.float())
@@ -116,7 +116,7 @@ def test_shards_are_enforced_also_after_a_forward_pass_that_left_the_weights_who
     with Enforcer(net, Masks({"weight": mask})):
         assert net.weight is weight
         assert weight._post_accumulate_grad_hooks
-    assert torch.equal(local_part(weight) != 0, chunk(mask, 4, rank))
+    assert torch.equal(local_shard(weight) != 0, chunk(mask, 4, rank))
 
 
 def test_names_are_those_of_the_classes_before(rank):
@@ -124,7 +124,7 @@ def test_names_are_those_of_the_classes_before(rank):
     for module in (*net, net):
         fully_shard(module, mesh=init_device_mesh("cpu", (4,)))
     assert list(select_weights(net, include="Linear")) == ["0.weight"]
-    assert plain_class(net[1]) is nn.Conv1d
+    assert unsharded_class(net[1]) is nn.Conv1d
 
 
 def test_hooks_come_back_in_their_order_also_after_an_error(rank):
@@ -136,7 +136,7 @@ def test_hooks_come_back_in_their_order_also_after_an_error(rank):
     assert len(before) == 3
 
     def fail():
-        with gathered(net):
+        with summon_full_params(net):
             assert not is_sharded(net.weight)
             assert len(net._forward_pre_hooks) == 2
             net.register_forward_hook(lambda m, x, y: None)
@@ -148,7 +148,7 @@ def test_hooks_come_back_in_their_order_also_after_an_error(rank):
     assert len(net._forward_hooks) == 2
     assert net.weight is weight
     assert type(net) is kind
-    with gathered(net):
+    with summon_full_params(net):
         first.remove()
     last.remove()
     assert list(net._forward_pre_hooks.items()) == before[:1]
@@ -158,8 +158,8 @@ def test_plain_models_are_left_alone():
     net = nn.Linear(2, 2)
     net.register_forward_hook(lambda m, x, y: None)
     weight, hooks = net.weight, dict(net._forward_hooks)
-    with gathered(net):
+    with summon_full_params(net):
         assert net.weight is weight
         assert dict(net._forward_hooks) == hooks
-    assert whole(weight) is weight
-    assert local_part(weight) is weight
+    assert full_tensor(weight) is weight
+    assert local_shard(weight) is weight

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_graphon.pruning import LayerCollapseWarning, prune
-from lightning_graphon.pruning.config import Plan
+from lightning_graphon.pruning.config import PruningConfig
 from lightning_graphon.pruning.prune import compute_masks
 from lightning_graphon.pruning.scoring.objective import SupervisedObjective
 from tests.cases import CASES, Residual, mlp, seeded
@@ -186,7 +186,7 @@ def test_a_weight_that_is_used_detached_keeps_its_value_until_then() -> None:
 
 
 def test_scores_that_somebody_keeps_are_not_overwritten_by_the_next_round() -> None:
-    net, plan = seeded(lambda: mlp(width=40)), Plan("synflow", 0.9, steps=4)
+    net, plan = seeded(lambda: mlp(width=40)), PruningConfig("synflow", 0.9, steps=4)
     kept, copies = [], []
 
     def look(_: int, scores: Mapping[str, Tensor]) -> None:

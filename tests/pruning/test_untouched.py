@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.module_state import random_state_kept, untouched
-from lightning_graphon.pruning import Problem, prune
+from lightning_graphon._shared.module_state import preserve_module_state, preserve_random_state
+from lightning_graphon.pruning import ScoringContext, prune
 from tests.cases import CASES, seeded
 
 METHODS = ["random", "magnitude", "snip", "grasp", "synflow"]
@@ -146,14 +146,14 @@ def test_no_trace_after_a_method_that_raises_in_a_later_round() -> None:
     case = CASES["batchnorm"]
     model, rounds = case.model(), []
 
-    def method(problem: Problem) -> dict[str, Tensor]:
-        problem.losses()[0]()
+    def method(context: ScoringContext) -> dict[str, Tensor]:
+        context.losses()[0]()
         torch.rand(3), random.random(), np.random.rand()
-        problem.model.eval()
+        context.model.eval()
         rounds.append(1)
         if len(rounds) == 3:
             raise TroubleError
-        return {name: weight.detach().abs() for name, weight in problem.weights.items()}
+        return {name: weight.detach().abs() for name, weight in context.weights.items()}
 
     def action() -> None:
         with pytest.raises(TroubleError):
@@ -205,7 +205,7 @@ def test_inside_gradients_are_gone_and_seeds_are_set() -> None:
     layer(torch.ones(1, 2)).sum().backward()
     draws = []
     for _ in range(2):
-        with untouched(layer, seed=5):
+        with preserve_module_state(layer, seed=5):
             assert layer.weight.grad is None
             draws.append((torch.rand(2).tolist(), random.random(), np.random.rand()))
         random.random()
@@ -215,7 +215,7 @@ def test_inside_gradients_are_gone_and_seeds_are_set() -> None:
 
 def test_without_a_seed_the_generators_go_on_and_come_back() -> None:
     numbers = generators()
-    with random_state_kept():
+    with preserve_random_state():
         assert generators() == numbers
         torch.rand(1), random.random(), np.random.rand()
         assert generators() != numbers
@@ -227,7 +227,7 @@ def test_a_gpu_that_nobody_uses_is_neither_started_nor_seeded(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for name in ("get_rng_state", "manual_seed_all", "_lazy_init", "_lazy_call"):
         monkeypatch.setattr(torch.cuda, name, lambda *args, name=name, **kwargs: pytest.fail(f"{name} was called"))
-    with random_state_kept(seed=3):
+    with preserve_random_state(seed=3):
         inside = torch.rand(1)
     assert torch.equal(inside, torch.rand(1, generator=torch.Generator().manual_seed(3)))
 
@@ -238,7 +238,7 @@ def test_the_generator_of_mps_is_seeded_and_comes_back(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state[0])
     monkeypatch.setattr(torch.mps, "set_rng_state", lambda new: state.__setitem__(0, new))
     monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: state.__setitem__(0, torch.tensor([seed])))
-    with random_state_kept(seed=3):
+    with preserve_random_state(seed=3):
         assert state[0].item() == 3
     assert state[0].item() == 7
 
@@ -247,7 +247,7 @@ def test_a_replaced_parameter_storage_comes_back() -> None:
     layer = nn.Linear(2, 2)
     before = copy.deepcopy(layer.state_dict())
     pointer = layer.weight.data_ptr()
-    with untouched(layer):
+    with preserve_module_state(layer):
         layer.weight.data = torch.zeros(2, 2, dtype=torch.float64)
         layer.weight.requires_grad_(False)
     assert layer.weight.data_ptr() == pointer

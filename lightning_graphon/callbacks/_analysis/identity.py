@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_graphon.pruning.config import Plan
+from lightning_graphon.pruning.config import PruningConfig
 from lightning_graphon.pruning.masks import Masks
 
 
-def identity(plan: Plan | None, given: Masks, rescale: str | None) -> dict[str, Any]:
+def identity(plan: PruningConfig | None, given: Masks, rescale: str | None) -> dict[str, Any]:
     """Who found the masks and what was done to the weights; plain values."""
     if plan is None:
         return {"method": "given masks", "sparsity": given.sparsity, "allocation": None, "rescale": rescale}

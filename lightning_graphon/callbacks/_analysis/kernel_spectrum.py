@@ -35,7 +35,7 @@ class KernelSpectrum:
         """Spectrum at the current weights; `source` then says which kernel it is.
 
         Raises:
-            NotReadableError: `training_step` has no single tensor of outputs.
+            UnreadableStepError: `training_step` has no single tensor of outputs.
             ValueError: The Graphon NTK was asked for and the network is no chain of Linear layers.
         """
         if self._network is None:

@@ -4,13 +4,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_graphon.callbacks._distributed.memory import require_room
+from lightning_graphon.callbacks._distributed.memory import check_memory_on_all_ranks
 from lightning_graphon.callbacks.prune_at_init import PruneAtInit
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.read_masks import read_masks
 
 
-def prune_first(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+def ensure_pruned(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
     """Let every PruneAtInit prune that has not yet; every process must call it.
 
     Strategies that restore checkpoints late make it wait until training starts, perhaps behind who asks for the masks.
@@ -20,7 +20,7 @@ def prune_first(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             callback._install(trainer, pl_module)
 
 
-def masks_of(
+def masks_in_use(
     trainer: pl.Trainer,
     pl_module: pl.LightningModule,
     include: str | list[str] | None = None,
@@ -29,12 +29,12 @@ def masks_of(
     """The masks of PruneAtInit as they are; anything else from the model.
 
     Raises:
-        NoRoomError: They are to be gathered, and do not fit.
+        InsufficientMemoryError: They are to be gathered, and do not fit.
         ValueError: There is no weight to read.
     """
     callbacks: list[Callback] = getattr(trainer, "callbacks", [])
     pruners = [c.masks for c in callbacks if isinstance(c, PruneAtInit) and c.masks is not None]
     if len(pruners) == 1 and include is None and exclude is None:
         return pruners[0]
-    require_room(trainer.strategy, pl_module, dtype=torch.bool)
+    check_memory_on_all_ranks(trainer.strategy, pl_module, dtype=torch.bool)
     return read_masks(pl_module, include, exclude)

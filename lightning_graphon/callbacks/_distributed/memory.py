@@ -4,15 +4,15 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import nn
 
-from lightning_graphon._shared.memory import out_of_memory
+from lightning_graphon._shared.memory import is_out_of_memory
 from lightning_graphon.pruning.sharding import is_sharded
 
 
-class NoRoomError(MemoryError):
+class InsufficientMemoryError(MemoryError):
     """The whole weights do not fit into the memory of every process; raised on all of them."""
 
 
-def require_room(
+def check_memory_on_all_ranks(
     strategy: Strategy, module: nn.Module, copies: int = 1, dtype: torch.dtype | None = None, advice: str = ""
 ) -> None:
     """Return where every process can hold the whole weights at the same time; all must call it.
@@ -28,18 +28,18 @@ def require_room(
         advice: What the error says to do.
 
     Raises:
-        NoRoomError: They do not fit, here or elsewhere.
-        Exception: Whatever else the trial failed by, here; the others raise NoRoomError.
+        InsufficientMemoryError: They do not fit, here or elsewhere.
+        Exception: Whatever else the trial failed by, here; the others raise InsufficientMemoryError.
     """
     shapes = [(t.shape, dtype or t.dtype) for t in (*module.parameters(), *module.buffers()) if is_sharded(t)]
     if not shapes:
         return
     failure = _failure_to_hold(shapes * copies, strategy.root_device)
     everywhere = strategy.reduce_boolean_decision(failure is None)
-    if failure is not None and not out_of_memory(failure):
+    if failure is not None and not is_out_of_memory(failure):
         raise failure
     if not everywhere:
-        raise NoRoomError("the whole weights do not fit into the memory of every process" + advice)
+        raise InsufficientMemoryError("the whole weights do not fit into the memory of every process" + advice)
 
 
 def _failure_to_hold(shapes: list[tuple[torch.Size, torch.dtype]], device: torch.device) -> Exception | None:

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_graphon.dynamics import optimizer_preconditioner, read_descent
-from lightning_graphon.pruning.sharding import is_sharded, whole
+from lightning_graphon.dynamics import optimizer_preconditioner, read_optimizer_step
+from lightning_graphon.pruning.sharding import full_tensor, is_sharded
 
 
-class NamedOptimizer:
+class OptimizerView:
     """An optimizer and the names of what it trains.
 
     Args:
@@ -44,8 +44,8 @@ class NamedOptimizer:
             diagonal = optimizer_preconditioner(self.optimizer, self._module)
         except ValueError as error:  # on every process; raised where it is asked for
             return error
-        gathered = ((name, whole(part)) for name, part in diagonal.items())
-        return {name: tensor for name, tensor in gathered if self._keep}
+        whole = ((name, full_tensor(part)) for name, part in diagonal.items())
+        return {name: tensor for name, tensor in whole if self._keep}
 
     def names(self, group: int) -> set[str]:
         """Names of the parameters in a parameter group."""
@@ -65,4 +65,4 @@ class NamedOptimizer:
     @property
     def adaptive(self) -> bool:
         """Whether there is a preconditioner."""
-        return read_descent(self.optimizer).adaptive
+        return read_optimizer_step(self.optimizer).adaptive

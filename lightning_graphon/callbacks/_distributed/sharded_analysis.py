@@ -8,15 +8,15 @@ from typing import TypeVar
 
 import lightning.pytorch as pl
 
-from lightning_graphon.callbacks._distributed.memory import NoRoomError, require_room
-from lightning_graphon.callbacks._distributed.optimizer_view import NamedOptimizer
-from lightning_graphon.pruning.sharding import gathered, is_sharded
+from lightning_graphon.callbacks._distributed.memory import InsufficientMemoryError, check_memory_on_all_ranks
+from lightning_graphon.callbacks._distributed.optimizer_view import OptimizerView
+from lightning_graphon.pruning.sharding import is_sharded, summon_full_params
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Meetings:
+class ShardedAnalysis:
     """Steps at which the first process works on the whole network, and the others give it their shards.
 
     Only the first process knows when it wants to look next. So at the end of each meeting it says when the next one is,
@@ -36,10 +36,10 @@ class Meetings:
         self._together = any(map(is_sharded, (*pl_module.parameters(), *pl_module.buffers())))
         self.next: float = 0 if self._first or self._together else math.inf
         optimizers = trainer.optimizers
-        self.optimizer = NamedOptimizer(optimizers[0], pl_module, self._first) if len(optimizers) == 1 else None
+        self.optimizer = OptimizerView(optimizers[0], pl_module, self._first) if len(optimizers) == 1 else None
 
     def hold(self, work: Callable[[], float]) -> None:
-        """Every process must call it, not within a forward or backward pass, and not in `gathered`.
+        """Every process must call it, not within a forward or backward pass, and not in `summon_full_params`.
 
         Args:
             work: Run by the first process, with the optimizer read and the weights whole; must not need another
@@ -49,8 +49,8 @@ class Meetings:
             RuntimeError: On the others, where `work` raised on the first, which raises its error.
         """
         try:
-            require_room(self._strategy, self._module, copies=2)  # the other one: a preconditioner
-        except NoRoomError as error:
+            check_memory_on_all_ranks(self._strategy, self._module, copies=2)  # the other one: a preconditioner
+        except InsufficientMemoryError as error:
             self.next = math.inf
             if self._first:
                 log.warning("LossDecayMonitor stops: %s", error)
@@ -67,7 +67,7 @@ class Meetings:
         with ExitStack() as stack:
             if self.optimizer is not None:
                 stack.enter_context(self.optimizer.read())
-            stack.enter_context(gathered(self._module))
+            stack.enter_context(summon_full_params(self._module))
             try:
                 self.next = work() if self._first else math.inf
             except Exception as error:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_graphon.callbacks._module.network import NotReadableError
+from lightning_graphon.callbacks._module.network import UnreadableStepError
 from lightning_graphon.callbacks._module.recorded_loss import RecordedLoss
-from lightning_graphon.dynamics import Descent, LossBand, LossDecayPredictor, finite_probe_kernel
+from lightning_graphon.dynamics import LossBand, LossDecayPredictor, OptimizerStep, finite_probe_kernel
 from lightning_graphon.ntk import KroneckerKernel
 
 Clusters = tuple[tuple[int, ...], ...]
@@ -53,7 +53,7 @@ class Forecast:
 
     def __init__(
         self, kernels: Tensor, grams: Tensor | None, clusters: Clusters, outputs: Tensor, loss: RecordedLoss,
-        descent: Descent, dataset_size: int, step: int,
+        descent: OptimizerStep, dataset_size: int, step: int,
     ) -> None:  # fmt: skip
         self.kernels, self.grams, self.clusters = kernels, grams, clusters
         self.outputs, self.dataset_size = outputs, dataset_size
@@ -94,11 +94,11 @@ class Forecast:
         """Begin with a momentum buffer, since the optimizer has one when it did not begin here."""
         self.predictor.load_state_dict({**self.predictor.state_dict(), "buffer": buffer})
 
-    def advance(self, descent: Descent) -> None:
+    def advance(self, descent: OptimizerStep) -> None:
         """Follow one optimizer step.
 
         Raises:
-            NotReadableError: Groups that shared a learning rate no longer do, or there are new groups.
+            UnreadableStepError: Groups that shared a learning rate no longer do, or there are new groups.
         """
         if descent is not self._seen:
             self._seen, self._rates = descent, self._cluster_rates(descent)
@@ -142,7 +142,7 @@ class Forecast:
         return lower, upper
 
     def shares(self) -> Tensor:
-        """Share of the initial fall of the loss, gᵀΘg, in each mode of the kernel, the largest first."""
+        """TileShard of the initial fall of the loss, gᵀΘg, in each mode of the kernel, the largest first."""
         return self._plain().fall_by_mode()
 
     @property
@@ -166,14 +166,14 @@ class Forecast:
         d = self.descent
         return {"momentum": d.momentum, "nesterov": d.nesterov, "dampening": d.dampening, "check_every": 0}
 
-    def _cluster_rates(self, descent: Descent) -> list[float]:
+    def _cluster_rates(self, descent: OptimizerStep) -> list[float]:
         if sum(map(len, self.clusters)) != len(descent.rates):
-            raise NotReadableError(f"the optimizer has {len(descent.rates)} parameter groups, not as many as before")
+            raise UnreadableStepError(f"the optimizer has {len(descent.rates)} parameter groups, not as many as before")
         rates = []
         for cluster in self.clusters:
             own = {descent.rates[i] for i in cluster}
             if len(own) != 1:
-                raise NotReadableError("parameter groups that began with one learning rate no longer share it")
+                raise UnreadableStepError("parameter groups that began with one learning rate no longer share it")
             rates.append(own.pop())
         return rates
 
@@ -211,7 +211,7 @@ class Forecast:
         if not math.isclose(float(loss(outputs.double())), state["loss"], rel_tol=_SAME_LOSS):
             raise ValueError("the loss of the probe batch is another one: the training data or the loss have changed")
         clusters = tuple(map(tuple, state["clusters"]))
-        descent = Descent(tuple(rates), *rest)
+        descent = OptimizerStep(tuple(rates), *rest)
         new = cls(kernels, grams, clusters, outputs, loss, descent, state["dataset_size"], state["start"])
         new._history = [(rate, momentum) for rate, momentum in state["history"].tolist()]
         new._mixed, new._ratios_now = state["mixed"], state["ratios_now"]

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_graphon.callbacks._distributed.optimizer_view import NamedOptimizer
+from lightning_graphon.callbacks._distributed.optimizer_view import OptimizerView
 from lightning_graphon.callbacks._loss.forecast import Clusters
-from lightning_graphon.callbacks._loss.optimizer_kernels import OptimizedNetwork
+from lightning_graphon.callbacks._loss.optimizer_kernels import OptimizerKernels
 from lightning_graphon.callbacks._module.network import Network, read_network
 from lightning_graphon.callbacks._module.probe import take
 
@@ -16,7 +16,7 @@ _ROWS = 640  # of the exact kernel that is kept from the start
 _SAMPLES = 32
 
 
-class KernelDrift:
+class KernelChange:
     """Relative change of gᵀΘg on the first samples of the probe, g the gradient of the loss in the outputs now.
 
     Θ at the start is kept in full, between all outputs, so that a kernel that stands still has drift 0 whatever g does.
@@ -33,12 +33,12 @@ class KernelDrift:
     """
 
     def __init__(
-        self, network: Network, optimizer: NamedOptimizer, masks: Mapping[str, Tensor], outputs: Tensor
+        self, network: Network, optimizer: OptimizerView, masks: Mapping[str, Tensor], outputs: Tensor
     ) -> None:
         per_sample = outputs[0].numel()
         self._count = min(len(outputs), _SAMPLES, max(1, _ROWS // per_sample))
         few = read_network(network.objective, network.root, take(network.batch, self._count))
-        self._optimized = OptimizedNetwork(few, optimizer, masks)
+        self._optimized = OptimizerKernels(few, optimizer, masks)
         self.clusters: Clusters = ()
         self.reference: Tensor | None = None
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon.callbacks._distributed.optimizer_view import NamedOptimizer
+from lightning_graphon.callbacks._distributed.optimizer_view import OptimizerView
 from lightning_graphon.callbacks._loss.forecast import Clusters
 from lightning_graphon.callbacks._module.kernels import empirical_kernel, graphon_kernel, working_dtype
 from lightning_graphon.callbacks._module.network import Network
@@ -15,7 +15,7 @@ from lightning_graphon.ntk import empirical_ntk, kronecker_ntk
 _Kernel = TypeVar("_Kernel")
 
 
-class OptimizedNetwork:
+class OptimizerKernels:
     """The network together with what trains it, while the weights are whole and the optimizer is read.
 
     Args:
@@ -24,7 +24,7 @@ class OptimizedNetwork:
         masks: By the names in the LightningModule.
     """
 
-    def __init__(self, network: Network, optimizer: NamedOptimizer, masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, network: Network, optimizer: OptimizerView, masks: Mapping[str, Tensor]) -> None:
         self.network, self.optimizer, self.masks = network, optimizer, masks
 
     def kernels(self, clusters: Clusters, reduce: str | None) -> Tensor:

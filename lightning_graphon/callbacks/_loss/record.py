@@ -26,7 +26,7 @@ class LossRecord:
     gave_up: str | None = None
 
     @classmethod
-    def of(cls, table: Tensor, gave_up: str | None) -> "LossRecord":
+    def from_table(cls, table: Tensor, gave_up: str | None) -> "LossRecord":
         """Go on from `table()`."""
         return cls(table.reshape(-1, len(CURVES)).tolist(), gave_up=gave_up)
 

@@ -7,15 +7,15 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lightning_graphon._shared.module_state import untouched
-from lightning_graphon.callbacks._analysis.masks_in_use import masks_of
-from lightning_graphon.callbacks._distributed.optimizer_view import NamedOptimizer
+from lightning_graphon._shared.module_state import preserve_module_state
+from lightning_graphon.callbacks._analysis.masks_in_use import masks_in_use
+from lightning_graphon.callbacks._distributed.optimizer_view import OptimizerView
 from lightning_graphon.callbacks._logging.scalars import log_scalars
 from lightning_graphon.callbacks._loss import report
 from lightning_graphon.callbacks._loss.options import Options
 from lightning_graphon.callbacks._loss.record import LossRecord
 from lightning_graphon.callbacks._loss.watch import LossWatch, following
-from lightning_graphon.callbacks._module.network import NotReadableError, read_network
+from lightning_graphon.callbacks._module.network import UnreadableStepError, read_network
 from lightning_graphon.callbacks._module.probe import batches_seen, draw_probe, samples, training_points
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 
@@ -41,7 +41,7 @@ class LossRun:
     """
 
     def __init__(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: NamedOptimizer | None, options: Options,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: OptimizerView | None, options: Options,
         loss_fn: ModuleLoss | None, record: LossRecord,
     ) -> None:  # fmt: skip
         self._trainer, self._module, self._optimizer = trainer, pl_module, optimizer
@@ -57,18 +57,18 @@ class LossRun:
             self.watch = self._new_watch()
             if restored and not self._resume(self.watch, restored):
                 self.watch = self._new_watch()
-        except NotReadableError as error:
+        except UnreadableStepError as error:
             self._give_up(str(error))
         return self.look() if self._trainer.global_step >= self.next_look() else self.next_look()
 
     def _new_watch(self) -> LossWatch:
         if self._optimizer is None:
-            raise NotReadableError(f"there are {len(self._trainer.optimizers)} optimizers, and one is needed")
+            raise UnreadableStepError(f"there are {len(self._trainer.optimizers)} optimizers, and one is needed")
         if self.record.gave_up is not None:
-            raise NotReadableError(self.record.gave_up)
+            raise UnreadableStepError(self.record.gave_up)
         trainer, batch = self._trainer, self._batch
         network = read_network(self._objective, self._module, batch)
-        masks, size = masks_of(trainer, self._module), max(training_points(trainer), samples(batch))
+        masks, size = masks_in_use(trainer, self._module), max(training_points(trainer), samples(batch))
         batch_size = getattr(trainer.train_dataloader, "batch_size", None)
         return LossWatch(self.options, network, self._optimizer, masks, size, trainer.global_step, batch_size)
 
@@ -94,7 +94,7 @@ class LossRun:
         if self.watch is not None:
             try:
                 self.watch.advance()
-            except NotReadableError as error:
+            except UnreadableStepError as error:
                 self._give_up(str(error))
 
     def next_look(self) -> int:
@@ -114,13 +114,13 @@ class LossRun:
         if self.watch is not None:
             try:
                 return self.watch.observe(self._trainer.global_step, self.record.last_step)
-            except NotReadableError as error:
+            except UnreadableStepError as error:
                 self._give_up(str(error))
         return {"observed": self._observed()}
 
     @torch.no_grad()
     def _observed(self) -> float:
-        with untouched(self._module):
+        with preserve_module_state(self._module):
             self._module.eval()
             return float(self._objective.loss(self._batch))
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_graphon.callbacks._distributed.optimizer_view import NamedOptimizer
+from lightning_graphon.callbacks._distributed.optimizer_view import OptimizerView
 from lightning_graphon.callbacks._loss.forecast import Clusters, Forecast, clusters_of
-from lightning_graphon.callbacks._loss.kernel_change import KernelDrift
-from lightning_graphon.callbacks._loss.optimizer_kernels import OptimizedNetwork
+from lightning_graphon.callbacks._loss.kernel_change import KernelChange
+from lightning_graphon.callbacks._loss.optimizer_kernels import OptimizerKernels
 from lightning_graphon.callbacks._loss.options import Options
-from lightning_graphon.callbacks._module.network import Network, NotReadableError
-from lightning_graphon.callbacks._module.probe import doubled, samples
+from lightning_graphon.callbacks._module.network import Network, UnreadableStepError
+from lightning_graphon.callbacks._module.probe import repeat_batch, samples
 from lightning_graphon.callbacks._module.recorded_loss import traced_loss
-from lightning_graphon.dynamics import Descent, read_descent
+from lightning_graphon.dynamics import OptimizerStep, read_optimizer_step
 from lightning_graphon.metrics import loss_decay_errors
 
 _LARGEST_MIXING = 2048  # rows of a kernel that tells outputs apart; 4 million numbers, multiplied at every step
@@ -48,18 +48,18 @@ class LossWatch:
         void: Step and reason from which the initial prediction no longer holds.
 
     Raises:
-        NotReadableError: No prediction can be made; why, in one sentence.
+        UnreadableStepError: No prediction can be made; why, in one sentence.
     """
 
     def __init__(
-        self, options: Options, network: Network, optimizer: NamedOptimizer, masks: Mapping[str, Tensor],
+        self, options: Options, network: Network, optimizer: OptimizerView, masks: Mapping[str, Tensor],
         dataset_size: int, step: int, batch_size: int | None,
     ) -> None:  # fmt: skip
         self.options, self.network, self.dataset_size = options, network, dataset_size
         self.initial: Forecast | None = None
         self.refreshed: Forecast | None = None
         self.void: tuple[int, str] | None = None
-        self._optimized = OptimizedNetwork(network, optimizer, masks)
+        self._optimized = OptimizerKernels(network, optimizer, masks)
         self._optimizer = optimizer.optimizer
         self._scale = _scale(network, batch_size)
         self._descent = _descent(self._optimizer, self._scale)
@@ -72,7 +72,7 @@ class LossWatch:
             outputs = network.outputs().detach()
         self._mixing = _mixing(outputs, options.full_kernel)
         self.loss = traced_loss(network, outputs)
-        self._drift = KernelDrift(network, optimizer, masks, outputs)
+        self._drift = KernelChange(network, optimizer, masks, outputs)
 
     @property
     def start_step(self) -> int:
@@ -84,7 +84,7 @@ class LossWatch:
         """Follow the step that the optimizer is about to take.
 
         Raises:
-            NotReadableError: The optimizer has changed what it does.
+            UnreadableStepError: The optimizer has changed what it does.
         """
         now = [(float(g["lr"]), g.get("momentum"), g.get("betas")) for g in self._optimizer.param_groups]
         if now != self._read:  # every training step comes by here: read again only what has changed
@@ -111,7 +111,7 @@ class LossWatch:
             `refreshed_error`.
 
         Raises:
-            NotReadableError: There is no kernel, or the loss is no longer the recorded one.
+            UnreadableStepError: There is no kernel, or the loss is no longer the recorded one.
         """
         outputs, observed = self._measure()
         values = {"observed": observed}
@@ -134,11 +134,11 @@ class LossWatch:
         """A void prediction far above every loss seen so far would only hide the other curves of a chart."""
         self._largest = max(self._largest, abs(values["observed"]))
         if self.void is not None and not abs(values["predicted"]) <= _EXPLODED * self._largest:
-            self._explode()
+            self.stop_diverged_curve()
         if self._exploded:
             del values["predicted"], values["relative_error"]
 
-    def _explode(self) -> None:
+    def stop_diverged_curve(self) -> None:
         assert self.initial is not None  # noqa: S101
         self._exploded = True
         self.initial.stop()
@@ -152,7 +152,7 @@ class LossWatch:
                 return outputs, recorded
             observed = float(self.network.loss(outputs))
         if math.isfinite(observed) and not math.isclose(recorded, observed, rel_tol=_SAME_LOSS):
-            raise NotReadableError("the loss in training_step has branched: it is not the function that it was")
+            raise UnreadableStepError("the loss in training_step has branched: it is not the function that it was")
         return outputs, observed
 
     def _forecast(self, outputs: Tensor, step: int) -> Forecast:
@@ -161,7 +161,7 @@ class LossWatch:
             kernels, grams = self._kernels(clusters, outputs)
             new = Forecast(kernels, grams, clusters, outputs, self.loss, self._descent, self.dataset_size, step)
         except ValueError as error:
-            raise NotReadableError(f"there is no {self.options.kernel} kernel: {error}") from error
+            raise UnreadableStepError(f"there is no {self.options.kernel} kernel: {error}") from error
         new.inherit(self._buffer(outputs, step))
         return new
 
@@ -256,7 +256,7 @@ class LossWatch:
         self._next_drift = int(state["next_drift"])
         self._largest = float(state["largest"])
         if state["exploded"]:
-            self._explode()
+            self.stop_diverged_curve()
         self._new_at = int(state["new_at"])
 
 
@@ -265,11 +265,11 @@ def following(every: int, before: int) -> int:
     return (before // every + 1) * every
 
 
-def _descent(optimizer: Optimizer, scale: float) -> Descent:
+def _descent(optimizer: Optimizer, scale: float) -> OptimizerStep:
     try:
-        descent = read_descent(optimizer)
+        descent = read_optimizer_step(optimizer)
     except ValueError as error:
-        raise NotReadableError(str(error)) from error
+        raise UnreadableStepError(str(error)) from error
     return replace(descent, rates=tuple(scale * rate for rate in descent.rates))
 
 
@@ -277,18 +277,20 @@ def _scale(network: Network, batch_size: int | None) -> float:
     """Gradient of a training batch over that of the probe: 1 for mean losses, the ratio of their sizes for sums.
 
     Raises:
-        NotReadableError: The loss is a sum, and the size of training batches is not known.
+        UnreadableStepError: The loss is a sum, and the size of training batches is not known.
     """
     with network.evaluated(), torch.no_grad():
         once = float(network.objective.loss(network.batch))
         try:
-            twice = float(network.objective.loss(doubled(network.batch)))
+            twice = float(network.objective.loss(repeat_batch(network.batch)))
         except (ValueError, TypeError, RuntimeError, IndexError):
             return 1.0  # a batch that cannot be doubled; most losses are means
     if not math.isclose(twice, 2 * once, rel_tol=1e-3, abs_tol=1e-12) or once == 0:
         return 1.0
     if batch_size is None:
-        raise NotReadableError("the loss in training_step is a sum over the batch, whose size is not known: use a mean")
+        raise UnreadableStepError(
+            "the loss in training_step is a sum over the batch, whose size is not known: use a mean"
+        )
     return batch_size / samples(network.batch)
 
 
@@ -296,11 +298,11 @@ def _mixing(outputs: Tensor, wanted: bool) -> bool:
     """Whether the kernel tells outputs apart: where it is wanted, or they have structure, such as tokens or pixels.
 
     Raises:
-        NotReadableError: There are too many.
+        UnreadableStepError: There are too many.
     """
     mixing = wanted or outputs.ndim > 2
     if mixing and outputs.numel() > _LARGEST_MIXING:
-        raise NotReadableError(
+        raise UnreadableStepError(
             f"outputs of shape {tuple(outputs.shape)} need a kernel between all {outputs.numel()} numbers, more than "
             f"{_LARGEST_MIXING}: give a smaller probe_size"
         )

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_graphon._shared.module_state import random_state_kept
+from lightning_graphon._shared.module_state import preserve_random_state
 
 
 def train_batches(
@@ -47,7 +47,7 @@ def train_batches(
     loaders = trainer.train_dataloader
     if getattr(trainer, "overfit_batches", 0) and math.isfinite(trainer.num_training_batches):
         count = min(count, int(trainer.num_training_batches))
-    with random_state_kept(seed), _generators_kept(loaders):
+    with preserve_random_state(seed), _generators_kept(loaders):
         copies = tree_map(_fresh, [] if loaders is None else loaders, is_leaf=_is_loader)
         stream = iter(copies) if _is_loader(copies) else (b for b, _, _ in CombinedLoader(copies, _mode(trainer)))
         drawn: list[Any] = []

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_graphon.pruning.scoring.objective import cool, is_float
+from lightning_graphon.pruning.scoring.objective import divide_by_temperature, is_float
 
 
-class Watch:
+class ModuleCallRecorder:
     """Watches the outermost calls of modules with trainable weights while `training_step` runs.
 
     Args:
@@ -41,7 +41,7 @@ class Watch:
         self._replace, self._among = replace or {}, among
         self._depth = 0
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "ModuleCallRecorder":
         modules = trainable_modules(self._root) if self._among is None else self._among
         self._handles = [
             handle
@@ -83,7 +83,7 @@ class Watch:
             return None
         output = self._replace.get(len(self.outputs), output)
         if len(self.outputs) in self._cooled:
-            output = cool(output, self._temperature)
+            output = divide_by_temperature(output, self._temperature)
         self.outputs.append(output)
         return output
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.module_state import substituted, untouched
+from lightning_graphon._shared.module_state import preserve_module_state, swap_tensors
 from lightning_graphon.callbacks._module.network import Network
 from lightning_graphon.ntk import graphon_ntk_from_model
 
@@ -28,12 +28,12 @@ def empirical_kernel(
     """
     own = partial(compute, network.module, masks=masks, **options)
     if {p.dtype for p in network.module.parameters()} != {dtype}:
-        with untouched(network.root), substituted(network.module, _cast(network.module, dtype)):
+        with preserve_module_state(network.root), swap_tensors(network.module, _cast(network.module, dtype)):
             try:
                 return own(_inputs(network, lambda x: x.to(dtype) if x.is_floating_point() else x))
             except (RuntimeError, TypeError):
                 pass
-    with untouched(network.root):
+    with preserve_module_state(network.root):
         return own(_inputs(network, lambda x: x))
 
 

@@ -9,15 +9,15 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.evaluation import eager
-from lightning_graphon._shared.module_state import untouched
-from lightning_graphon.callbacks._module.call_recorder import Watch, trainable_modules
+from lightning_graphon._shared.evaluation import uncompiled
+from lightning_graphon._shared.module_state import preserve_module_state
+from lightning_graphon.callbacks._module.call_recorder import ModuleCallRecorder, trainable_modules
 from lightning_graphon.callbacks._module.probe import draw_probe, labels_of, per_sample, samples, with_samples
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.pruning.scoring.objective import is_float
 
 
-class NotReadableError(ValueError):
+class UnreadableStepError(ValueError):
     """`training_step` cannot be told as a network with outputs and a loss of them; why, in one sentence."""
 
 
@@ -53,7 +53,7 @@ class Network:
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """Eval mode; the module, its gradients and the random numbers are as before afterwards."""
-        with untouched(self.root), eager(self.root):
+        with preserve_module_state(self.root), uncompiled(self.root):
             self.root.eval()
             yield
 
@@ -93,7 +93,7 @@ def find_network(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, 
     """Draw a probe batch of `size` training samples from `seed` and read the network from it.
 
     Raises:
-        NotReadableError: As `read_network`.
+        UnreadableStepError: As `read_network`.
         ValueError: There is no training data.
     """
     batch = draw_probe(trainer, pl_module, size, seed)
@@ -101,13 +101,13 @@ def find_network(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, 
 
 
 def read_network(objective: TrainingStepObjective, pl_module: pl.LightningModule, batch: Any) -> Network:
-    """Watch `training_step` run on a batch.
+    """ModuleCallRecorder `training_step` run on a batch.
 
     Raises:
-        NotReadableError: It has not one tensor of outputs, with a row for each sample.
+        UnreadableStepError: It has not one tensor of outputs, with a row for each sample.
     """
     # In eval mode: a synchronised batch norm in train mode would wait for the other processes.
-    with untouched(pl_module), torch.enable_grad():
+    with preserve_module_state(pl_module), torch.enable_grad():
         pl_module.eval()
         watch = objective.watched(batch)[1]
         final = _final(watch, samples(batch), type(pl_module).__name__)
@@ -118,7 +118,7 @@ def read_network(objective: TrainingStepObjective, pl_module: pl.LightningModule
     return Network(single[0], single[1].detach(), labels, batch, pl_module, objective, final)
 
 
-def _single_call(watch: Watch) -> tuple[nn.Module, Tensor] | None:
+def _single_call(watch: ModuleCallRecorder) -> tuple[nn.Module, Tensor] | None:
     """The one module that was called with one tensor; None for anything else."""
     if len(watch.calls) == 1:
         module, args, kwargs = watch.calls[0]
@@ -127,19 +127,19 @@ def _single_call(watch: Watch) -> tuple[nn.Module, Tensor] | None:
     return None
 
 
-def _final(watch: Watch, count: int, name: str) -> int:
+def _final(watch: ModuleCallRecorder, count: int, name: str) -> int:
     """The call whose result is the network's output.
 
     Raises:
-        NotReadableError: There are none or several, or it is not a floating point tensor with a row for each sample.
+        UnreadableStepError: There are none or several, or it is not a floating point tensor with a row for each sample.
     """
     finals = sorted(watch.final_calls())
     if len(finals) != 1:
         several = f"has {len(finals)} outputs, of several networks or of one that is called several times"
         what = several if finals else "calls none of its modules"
-        raise NotReadableError(f"{name}.training_step {what}: there is no single tensor of outputs")
+        raise UnreadableStepError(f"{name}.training_step {what}: there is no single tensor of outputs")
     output = watch.outputs[finals[0]]
     if not (is_float(output) and output.ndim > 0 and len(output) == count):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise NotReadableError(f"the output in {name}.training_step is {shape}, not a tensor of {count} samples")
+        raise UnreadableStepError(f"the output in {name}.training_step is {shape}, not a tensor of {count} samples")
     return finals[0]

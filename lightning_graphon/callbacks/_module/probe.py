@@ -71,7 +71,7 @@ def take(batch: Any, size: int) -> Any:
     return tree_map(lambda x: x[:size] if _per_sample(x, count) else x, batch, is_leaf=_is_leaf)
 
 
-def doubled(batch: Any) -> Any:
+def repeat_batch(batch: Any) -> Any:
     """The batch with every sample twice.
 
     Raises:

@@ -18,9 +18,9 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_graphon._shared.evaluation import eager
-from lightning_graphon._shared.module_state import untouched
-from lightning_graphon.callbacks._module.call_recorder import Watch
+from lightning_graphon._shared.evaluation import uncompiled
+from lightning_graphon._shared.module_state import preserve_module_state
+from lightning_graphon.callbacks._module.call_recorder import ModuleCallRecorder
 from lightning_graphon.pruning.scoring.objective import call as call_network
 from lightning_graphon.pruning.scoring.objective import flat_outputs, guess_inputs, is_float, ones_like_sample
 
@@ -81,18 +81,18 @@ class TrainingStepObjective:
 
     def watched(
         self, batch: Any, replace: Mapping[int, Tensor] | None = None, among: Sequence[nn.Module] | None = None
-    ) -> tuple[Tensor, Watch]:
+    ) -> tuple[Tensor, ModuleCallRecorder]:
         """The loss of a batch, and the outermost calls of modules on the way to it, in the modules' present mode.
 
         Args:
             batch: As `training_step` gets it.
             replace: Number of a call -> what it returns instead.
-            among: As in `Watch`.
+            among: As in `ModuleCallRecorder`.
         """
         return self._run(batch, replace=replace, among=among)
 
-    def _run(self, batch: Any, **watch: Any) -> tuple[Tensor, Watch]:
-        """The loss of a batch, and what a `Watch` of these arguments saw."""
+    def _run(self, batch: Any, **watch: Any) -> tuple[Tensor, ModuleCallRecorder]:
+        """The loss of a batch, and what a `ModuleCallRecorder` of these arguments saw."""
         with self._silenced():
             try:
                 return self._run_once(batch, watch)
@@ -101,13 +101,13 @@ class TrainingStepObjective:
                     getattr(self._module, hook)()
                 return self._run_once(batch, watch)
 
-    def _run_once(self, batch: Any, watch: Mapping[str, Any]) -> tuple[Tensor, Watch]:
-        with Watch(self._module, **watch) as seen:
+    def _run_once(self, batch: Any, watch: Mapping[str, Any]) -> tuple[Tensor, ModuleCallRecorder]:
+        with ModuleCallRecorder(self._module, **watch) as seen:
             return self._loss_fn(self._module, batch), seen
 
     def _final_calls(self, batch: Any) -> frozenset[int]:
         """Which calls of modules in `training_step` give the network's outputs."""
-        with untouched(self._module):
+        with preserve_module_state(self._module):
             calls = self._run(batch)[1].final_calls()
         if not calls:
             warnings.warn(
@@ -145,7 +145,7 @@ class TrainingStepObjective:
         with ExitStack() as stack:
             stack.enter_context(nullcontext() if isinstance(precision, MixedPrecision) else precision.forward_context())
             stack.enter_context(_dummy_loggers(self._trainer))
-            stack.enter_context(eager(self._module))
+            stack.enter_context(uncompiled(self._module))
             for module in self._module.modules():
                 if isinstance(module, pl.LightningModule):
                     stack.enter_context(_muted(module, self._captured))

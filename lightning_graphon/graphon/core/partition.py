@@ -61,7 +61,7 @@ def common(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def overlap(new: Tensor, old: Tensor) -> Tensor:
-    """Share [new, old] of each new interval that lies in each old one; rows sum to one, float64."""
+    """TileShard [new, old] of each new interval that lies in each old one; rows sum to one, float64."""
     mine, theirs = edges(new), edges(old).to(new.device)
     low = torch.maximum(mine[:-1, None], theirs[None, :-1])
     high = torch.minimum(mine[1:, None], theirs[None, 1:])

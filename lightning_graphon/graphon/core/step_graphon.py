@@ -154,7 +154,7 @@ class StepGraphon:
         scaled = self.row_measure.sqrt()[:, None] * self.values * self.col_measure.sqrt()
         return torch.linalg.svdvals(scaled)
 
-    def then(self, following: "StepGraphon") -> "StepGraphon":
+    def compose(self, following: "StepGraphon") -> "StepGraphon":
         """Path graphon of this layer and the `following` one: ∫ W₂(x, u) W₁(u, v) du, exact.
 
         Its value is the share of the neurons between that join input v to output x. The rows of this graphon
@@ -166,8 +166,8 @@ class StepGraphon:
         return StepGraphon(product.clamp(0, 1), right.row_measure, self.col_measure)
 
     def __matmul__(self, previous: "StepGraphon") -> "StepGraphon":
-        """`second @ first` is `first.then(second)`, as for matrices."""
-        return previous.then(self)
+        """`second @ first` is `first.compose(second)`, as for matrices."""
+        return previous.compose(self)
 
     # ---- other grids
 

@@ -24,7 +24,7 @@ def spectral_parts(graph: ChannelGraph, bins: tuple[int, int]) -> tuple[Tensor, 
     Equal rows are in one part, and so are all rows where nothing but chance tells them apart. Neighbouring numbers are
     parts that were separated late; of two halves the one with more edges comes first.
     """
-    noise = _Noise.of(graph)
+    noise = _Noise.from_graph(graph)
     u, s, v = leading(graph, rank=_RANK, floor=noise.edge)
     u, v = u[:, s > noise.edge], v[:, s > noise.edge]
     if u.shape[1] == 0:  # all vectors are noise: what is left is the number of edges
@@ -46,7 +46,7 @@ class _Noise:
     dispersion: float
 
     @classmethod
-    def of(cls, graph: ChannelGraph) -> "_Noise":
+    def from_graph(cls, graph: ChannelGraph) -> "_Noise":
         """From the variances inside rows and columns, which are those of sums of draws, and of structure on top.
 
         The edge is the largest standard deviations of a row sum and of a column sum, added (Bandeira and van Handel,

@@ -3,25 +3,25 @@
 from lightning_graphon.graphon.inputs.expressivity import (
     CoveredOrder,
     active_inputs,
+    common_neighbour_count,
     covered_order,
     dead_units,
     effective_inputs,
     expressivity_table,
-    joined_units,
-    mean_joined_units,
+    mean_common_neighbour_count,
 )
 from lightning_graphon.graphon.inputs.relevance import coordinate_relevance, input_path_density, rank_correlation
 
 __all__ = [
     "CoveredOrder",
     "active_inputs",
+    "common_neighbour_count",
     "coordinate_relevance",
     "covered_order",
     "dead_units",
     "effective_inputs",
     "expressivity_table",
     "input_path_density",
-    "joined_units",
-    "mean_joined_units",
+    "mean_common_neighbour_count",
     "rank_correlation",
 ]

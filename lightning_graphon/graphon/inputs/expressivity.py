@@ -59,7 +59,7 @@ def effective_inputs(first: Tensor | StepGraphon) -> float:
     return float(degree.sum() ** 2 / degree.square().sum()) if bool(degree.any()) else 0.0
 
 
-def joined_units(first: Tensor | StepGraphon, inputs: Sequence[int], units: int | None = None) -> float:
+def common_neighbour_count(first: Tensor | StepGraphon, inputs: Sequence[int], units: int | None = None) -> float:
     """Number of hidden units joined to every one of the given inputs: n ∫ ∏_j W(u, v_j) du.
 
     Args:
@@ -71,9 +71,9 @@ def joined_units(first: Tensor | StepGraphon, inputs: Sequence[int], units: int 
         ValueError: `units` is missing or does not fit, or two inputs are the same.
         IndexError: an input that the layer does not have.
 
-    >>> joined_units(torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 1]]), [0, 1])
+    >>> common_neighbour_count(torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 1]]), [0, 1])
     2.0
-    >>> joined_units(StepGraphon([[0.5, 0.4]]), [0, 1], units=100)
+    >>> common_neighbour_count(StepGraphon([[0.5, 0.4]]), [0, 1], units=100)
     20.0
     """
     values, measure = _rows(first)
@@ -86,8 +86,8 @@ def joined_units(first: Tensor | StepGraphon, inputs: Sequence[int], units: int 
     return _units(first, units) * float(measure @ values[:, columns].prod(1))
 
 
-def mean_joined_units(first: Tensor | StepGraphon, size: int, units: int | None = None) -> float:
-    """The mean of `joined_units` over all sets of `size` active inputs, in closed form.
+def mean_common_neighbour_count(first: Tensor | StepGraphon, size: int, units: int | None = None) -> float:
+    """The mean of `common_neighbour_count` over all sets of `size` active inputs, in closed form.
 
     For a mask it is Σ_i C(d_i, k) / C(a, k) with the rows' degrees d_i and a active inputs. For a graphon it is the
     same mean of products: elementary symmetric polynomials of the values W(u, ·).
@@ -100,7 +100,7 @@ def mean_joined_units(first: Tensor | StepGraphon, size: int, units: int | None 
     Raises:
         ValueError: `size` is below 1, or `units` is missing or does not fit.
 
-    >>> round(mean_joined_units(torch.tensor([[1, 1, 1], [1, 1, 0]]), 2), 9)  # the three pairs have 2, 1 and 1
+    >>> round(mean_common_neighbour_count(torch.tensor([[1, 1, 1], [1, 1, 0]]), 2), 9)  # of pairs: 2, 1, 1
     1.333333333
     """
     if size < 1:
@@ -193,7 +193,7 @@ def _row(mask: Tensor, sizes: Sequence[int]) -> dict[str, Any]:
         "dead_units": int(dead_units(mask).sum()),
         "covered_lower": order.lower,
         "covered_upper": order.upper,
-        **{f"joined_{k}": mean_joined_units(mask, k) for k in sizes},
+        **{f"joined_{k}": mean_common_neighbour_count(mask, k) for k in sizes},
     }
 
 

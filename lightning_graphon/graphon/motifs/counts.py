@@ -85,7 +85,7 @@ class Counts:
     walks: Any
 
     @classmethod
-    def of(cls, mask: Tensor) -> "Counts":
+    def from_mask(cls, mask: Tensor) -> "Counts":
         """Count in a bool matrix."""
         rows, cols = degrees(mask)
         return cls(

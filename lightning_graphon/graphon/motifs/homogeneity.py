@@ -105,7 +105,7 @@ def homogeneity_test(
     edges = int(mask.count_nonzero())
     if edges in (0, mask.numel()) or min(mask.shape) < 2:
         return HomogeneityTest(0.0, 1.0, "homogeneous", alpha, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, "degenerate")
-    count = Counts.of(mask)
+    count = Counts.from_mask(mask)
     # A mask and its complement are as even as each other; the sparser one has fewer edges to draw.
     sparser = count if 2 * edges <= mask.numel() else count.complement()
     null = _Null(sparser.m, sparser.n, int(sparser.edges))
@@ -176,7 +176,7 @@ class _Null:
             return Counts.of_edges(edges, self.m, self.n)
         mask = torch.zeros(self.size, dtype=torch.bool)
         mask[torch.from_numpy(edges)] = True
-        return Counts.of(mask.view(self.m, self.n))
+        return Counts.from_mask(mask.view(self.m, self.n))
 
 
 def square_moments(groups: int, size: int, edges: int) -> tuple[float, float]:

@@ -70,11 +70,11 @@ def motif_densities(graph: Tensor | StepGraphon, *, counting: str = "distinct") 
         raise ValueError(f"counting must be 'distinct' or 'homomorphism', got {counting!r}")
     if isinstance(graph, StepGraphon):
         return _of_graphon(graph, counting)
-    return from_counts(Counts.of(as_biadjacency(graph)), counting)
+    return from_counts(Counts.from_mask(as_biadjacency(graph)), counting)
 
 
 def path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> float:
-    """Share of the possible input-output paths that are there: the mean of the product of the layers.
+    """TileShard of the possible input-output paths that are there: the mean of the product of the layers.
 
     Args:
         layers: StepGraphons or 0/1 masks [out, in], input side first. Masks are counted exactly; a mask with
@@ -95,7 +95,7 @@ def path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> float:
         for layer in layers[1:]:
             if not isinstance(layer, StepGraphon):
                 raise ValueError("layers must be all graphons or all masks, not a mixture")
-            path = path.then(layer)
+            path = path.compose(layer)
         return path.density
     return _mask_path_density([layer for layer in layers if isinstance(layer, Tensor)])
 

@@ -9,8 +9,8 @@ import torch.nn.attention
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import nearest
-from lightning_graphon._shared.evaluation import eager
-from lightning_graphon._shared.unmasked_zeros import trainable_weights, warn_of_zeros
+from lightning_graphon._shared.evaluation import uncompiled
+from lightning_graphon._shared.unmasked_zeros import trainable_weights, warn_of_unmasked_zeros
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -52,7 +52,7 @@ def eval_semantics(model: nn.Module, device: torch.device) -> Iterator[None]:
             module.training = False
         torch.backends.mha.set_fastpath_enabled(False)  # fused attention has no per-sample gradients
         with (
-            eager(model),
+            uncompiled(model),
             torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -129,7 +129,7 @@ def functional_model(
     trainable = tuple(n for n, p in named.items() if p.requires_grad and p.is_floating_point())
     if not trainable:
         raise ValueError("no parameter of the model has requires_grad=True; its tangent kernel is zero")
-    warn_of_zeros(trainable_weights(model), masks)
+    warn_of_unmasked_zeros(trainable_weights(model), masks)
     names = _aliases(model)
     given = [_resolve(m, names, named, what) for m, what in ((masks, "mask"), (preconditioner, "preconditioner"))]
     values, weights = {}, {}

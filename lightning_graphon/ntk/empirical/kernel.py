@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice
-from lightning_graphon._shared.memory import out_of_memory
+from lightning_graphon._shared.memory import is_out_of_memory
 from lightning_graphon.ntk.empirical.functional_model import (
     FunctionalModel,
     Inputs,
@@ -25,10 +25,10 @@ from lightning_graphon.ntk.empirical.functional_model import (
 )
 from lightning_graphon.ntk.empirical.gradient_factors import as_matrix
 from lightning_graphon.ntk.empirical.layer_gram import contract, layer_gram, squared_norm
-from lightning_graphon.ntk.empirical.layer_signals import Plan, Signals, capture, make_plan
+from lightning_graphon.ntk.empirical.layer_signals import KernelPlan, Signals, capture, make_plan
 from lightning_graphon.ntk.empirical.per_sample_gradients import entry_weights, gradients, groups
 from lightning_graphon.ntk.infinite.recursion import tiles
-from lightning_graphon.ntk.operators.tiling import Share
+from lightning_graphon.ntk.operators.tiling import TileShard
 
 _MODES = {"mean": "mean", "per_output": "outputs", "none": "full"}
 DEFAULT_MEMORY = 1 << 30
@@ -74,7 +74,7 @@ def empirical_ntk(
         max_memory: bytes for signals and temporary tensors, 1 GiB by default; samples are taken in chunks
             that fit. Running out of memory halves the chunk, and a warning says what did fit.
         group: "world" or a process group of torch.distributed: the work is shared out and the kernel
-            gathered; model, `x` and masks must be the same on all. Or a `Share`.
+            gathered; model, `x` and masks must be the same on all. Or a `TileShard`.
 
     Returns:
         [N, M] for "mean", [C, N, M] for "per_output", [N, C, M, C] for None; the outputs' dtype and device.
@@ -94,11 +94,11 @@ def empirical_ntk(
     check_choice("reduce", "none" if reduce is None else reduce, _MODES)
     mode = _MODES[reduce or "none"]
     fm = functional_model(model, masks, preconditioner, parameterization, weight_variance, bias_variance)
-    return evaluate(fm, x, x2, (mode,), max_memory, Share.of(group))[0]
+    return evaluate(fm, x, x2, (mode,), max_memory, TileShard.from_group(group))[0]
 
 
 def evaluate(
-    fm: FunctionalModel, x: Inputs, x2: Inputs | None, modes: Modes, max_memory: int | None, share: Share
+    fm: FunctionalModel, x: Inputs, x2: Inputs | None, modes: Modes, max_memory: int | None, share: TileShard
 ) -> list[Tensor]:
     """The kernel in several modes (`layer_gram`'s) from one pass over the signals, means in place of sums.
 
@@ -183,7 +183,7 @@ def ntk_layer_shares(
     return [LayerShare(n, _entries(fm, n), t, t / total if total > 0 else 0.0) for n, t in traces.items()]
 
 
-def _add_traces(traces: dict[str, float], fm: FunctionalModel, plan: Plan, x: Inputs, budget: int) -> None:
+def _add_traces(traces: dict[str, float], fm: FunctionalModel, plan: KernelPlan, x: Inputs, budget: int) -> None:
     signals = capture(fm, x, plan.sites)
     for site, sides, bias in zip(plan.sites, signals.layers, signals.biases, strict=True):
         if site.weight and sides is not None:
@@ -204,7 +204,7 @@ def _device(x: Inputs) -> torch.device:
     return x.device if isinstance(x, Tensor) else x[0].device
 
 
-def _chunk(fm: FunctionalModel, plan: Plan, budget: int) -> int:
+def _chunk(fm: FunctionalModel, plan: KernelPlan, budget: int) -> int:
     """Samples whose signals, twice (two chunks) and once more for the backward pass, fit the budget."""
     generic = plan.outputs * max((fm.values[n].numel() for n in plan.generic), default=0)
     itemsize = max(fm.values[n].element_size() for n in fm.trainable)
@@ -212,7 +212,14 @@ def _chunk(fm: FunctionalModel, plan: Plan, budget: int) -> int:
 
 
 def _with_retries(
-    fm: FunctionalModel, plan: Plan, x: Inputs, x2: Inputs | None, modes: Modes, budget: int, chunk: int, share: Share
+    fm: FunctionalModel,
+    plan: KernelPlan,
+    x: Inputs,
+    x2: Inputs | None,
+    modes: Modes,
+    budget: int,
+    chunk: int,
+    share: TileShard,
 ) -> list[Tensor]:
     """Run with ever smaller chunks while memory runs out, and say so; alone only: processes must agree on the tiles."""
     first = chunk
@@ -220,7 +227,7 @@ def _with_retries(
         try:
             kernels = _assemble(fm, plan, x, x2, modes, budget, chunk, share)
         except (RuntimeError, MemoryError) as error:  # noqa: PERF203 - a few tries
-            if not out_of_memory(error) or chunk == 1 or share.size > 1:
+            if not is_out_of_memory(error) or chunk == 1 or share.size > 1:
                 raise
             budget, chunk = max(1, budget // 2), chunk // 2
         else:
@@ -241,7 +248,14 @@ class _Chunk:
 
 
 def _assemble(
-    fm: FunctionalModel, plan: Plan, x: Inputs, x2: Inputs | None, modes: Modes, budget: int, chunk: int, share: Share
+    fm: FunctionalModel,
+    plan: KernelPlan,
+    x: Inputs,
+    x2: Inputs | None,
+    modes: Modes,
+    budget: int,
+    chunk: int,
+    share: TileShard,
 ) -> list[Tensor]:
     n, m = batch_size(x), batch_size(x if x2 is None else x2)
     out = _zeros(fm, n, m, plan.outputs, modes)
@@ -274,12 +288,12 @@ def _place(out: Tensor, block: Tensor, rows: slice, cols: slice, mode: str) -> N
         out[..., rows, cols] = block
 
 
-def _read(fm: FunctionalModel, plan: Plan, x: Inputs) -> _Chunk:
+def _read(fm: FunctionalModel, plan: KernelPlan, x: Inputs) -> _Chunk:
     return _Chunk(x, capture(fm, x, plan.sites))
 
 
 def _block(
-    fm: FunctionalModel, plan: Plan, left: _Chunk, right: _Chunk, modes: Modes, budget: int
+    fm: FunctionalModel, plan: KernelPlan, left: _Chunk, right: _Chunk, modes: Modes, budget: int
 ) -> dict[str, Tensor]:
     """All parameters' parts for one pair of chunks."""
     n, m, c = left.signals.samples, right.signals.samples, plan.outputs

@@ -18,7 +18,7 @@ from lightning_graphon.ntk.empirical.functional_model import (
 )
 from lightning_graphon.ntk.empirical.kernel import evaluate, ntk_layer_shares
 from lightning_graphon.ntk.operators.operator import KernelOperator, KroneckerKernel
-from lightning_graphon.ntk.operators.tiling import Share
+from lightning_graphon.ntk.operators.tiling import TileShard
 
 
 def kronecker_ntk(
@@ -52,14 +52,14 @@ def kronecker_ntk(
     ([1.0, 1.0, 1.0], [[1.0, 0.0], [0.0, 1.0]])
     """
     fm = functional_model(model, masks, preconditioner, "standard", 1.0, 1.0)
-    return KroneckerKernel(*evaluate(fm, x, None, ("mean", "samples"), max_memory, Share.of(group)))
+    return KroneckerKernel(*evaluate(fm, x, None, ("mean", "samples"), max_memory, TileShard.from_group(group)))
 
 
 class EmpiricalNTK(KernelOperator):
     """Tangent kernel of a module as a linear operator: v ↦ J P Jᵀ v, never a matrix.
 
     One product costs about two passes through the network (C times that for `reduce="mean"`). Semantics as in
-    `empirical_ntk`: eval mode, masked weights, frozen parameters left out, the module untouched.
+    `empirical_ntk`: eval mode, masked weights, frozen parameters left out, the module as it was.
 
     Args:
         model: any module whose forward maps `x` to a tensor [N, ...].

@@ -23,7 +23,7 @@ _KINDS = (
 
 
 @dataclass(frozen=True)
-class Site:
+class LayerSite:
     """A layer with the names of its trainable parameters; None where frozen or absent."""
 
     module: nn.Module
@@ -53,10 +53,10 @@ class Signals:
     biases: list[Tensor | None]
 
 
-def find_sites(fm: FunctionalModel) -> list[Site]:
+def find_layer_sites(fm: FunctionalModel) -> list[LayerSite]:
     """Layers whose forward is torch's own and whose parameters are trainable, before any check."""
     names = {id(p): n for n, p in fm.model.named_parameters() if n in fm.trainable}
-    sites: list[Site] = []
+    sites: list[LayerSite] = []
     seen: set[str] = set()
     for module in fm.model.modules():
         if not any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS):
@@ -65,11 +65,11 @@ def find_sites(fm: FunctionalModel) -> list[Site]:
         fresh = [n if n not in seen else None for n in own]
         seen.update(n for n in own if n is not None)
         if any(fresh):
-            sites.append(Site(module, fresh[0], fresh[1]))
+            sites.append(LayerSite(module, fresh[0], fresh[1]))
     return sites
 
 
-def capture(fm: FunctionalModel, x: Inputs, sites: list[Site]) -> Signals:
+def capture(fm: FunctionalModel, x: Inputs, sites: list[LayerSite]) -> Signals:
     """One forward pass, one backward pass an output."""
     samples = batch_size(x)
     leaves = {n: fm.values[n].detach().requires_grad_() for s in sites for n in (s.weight, s.bias) if n}
@@ -95,7 +95,7 @@ def _grad(scalar: Tensor, edges: list[GradientEdge], retain: bool) -> tuple[Tens
 
 
 def _collect(
-    samples: int, outputs: int, sites: list[Site], calls: list[list[_Call]], deltas: list[Tensor | None]
+    samples: int, outputs: int, sites: list[LayerSite], calls: list[list[_Call]], deltas: list[Tensor | None]
 ) -> Signals:
     layers: list[Factors | None] = []
     biases: list[Tensor | None] = []
@@ -115,7 +115,7 @@ def _bias(module: nn.Module, samples: int, delta: Tensor) -> Tensor:
     return last.reshape(len(delta), samples, -1, last.shape[-1]).sum(2).transpose(0, 1)
 
 
-def _record(run: Callable[[], Tensor], sites: list[Site]) -> tuple[Tensor, list[list[_Call]]]:
+def _record(run: Callable[[], Tensor], sites: list[LayerSite]) -> tuple[Tensor, list[list[_Call]]]:
     """Run a forward pass and keep every call of the sites' modules."""
     calls: list[list[_Call]] = [[] for _ in sites]
 
@@ -135,7 +135,7 @@ def _record(run: Callable[[], Tensor], sites: list[Site]) -> tuple[Tensor, list[
 
 
 @dataclass(frozen=True)
-class Plan:
+class KernelPlan:
     """What is read from signals, what needs the generic path, and what one sample costs.
 
     Attributes:
@@ -146,21 +146,21 @@ class Plan:
         floats: numbers that one sample's signals take.
     """
 
-    sites: list[Site]
+    sites: list[LayerSite]
     generic: tuple[str, ...]
     unused: tuple[str, ...]
     outputs: int
     floats: int
 
 
-def make_plan(fm: FunctionalModel, x: Inputs) -> Plan:
+def make_plan(fm: FunctionalModel, x: Inputs) -> KernelPlan:
     """Check on three samples which layers' gradients are what was captured.
 
     Raises:
         ValueError: an output depends on other samples of the batch.
     """
     probe = plain(select(x, torch.arange(3) % batch_size(x)))
-    sites = find_sites(fm)
+    sites = find_layer_sites(fm)
     leaves = fm.leaves()
     out, calls = _record(lambda: fm(leaves, probe), sites)
     _check_alone(fm, probe, out)
@@ -179,21 +179,21 @@ def make_plan(fm: FunctionalModel, x: Inputs) -> Plan:
         g[0].numel() for g in grads[len(leaves) :] if g is not None
     )
     rest = tuple(n for n in fm.trainable if n in used and n not in named)
-    return Plan(kept, rest, tuple(n for n in fm.trainable if n not in used), out.shape[1], floats)
+    return KernelPlan(kept, rest, tuple(n for n in fm.trainable if n not in used), out.shape[1], floats)
 
 
 def _only_batched(
-    sites: list[Site], calls: list[list[_Call]], grads: list[Tensor | None]
-) -> tuple[list[Site], list[list[_Call]], list[Tensor | None]]:
+    sites: list[LayerSite], calls: list[list[_Call]], grads: list[Tensor | None]
+) -> tuple[list[LayerSite], list[list[_Call]], list[Tensor | None]]:
     """Drop signals whose first dimension cannot be sample-major; give the others a leading output dimension."""
     return sites, calls, [None if g is None or len(g) % 3 else g[None] for g in grads]
 
 
-def _proven(site: Site, sides: Factors | None, bias: Tensor | None, truth: dict[str, Tensor | None]) -> Site:
+def _proven(site: LayerSite, sides: Factors | None, bias: Tensor | None, truth: dict[str, Tensor | None]) -> LayerSite:
     """The site with those parameters whose gradient of sample 1's output is what was captured of sample 1."""
     weight_ok = site.weight is not None and sides is not None and _equal(_weight_gradient(sides), truth[site.weight])
     bias_ok = site.bias is not None and bias is not None and _equal(bias[1, 0], truth[site.bias])
-    return Site(site.module, site.weight if weight_ok else None, site.bias if bias_ok else None)
+    return LayerSite(site.module, site.weight if weight_ok else None, site.bias if bias_ok else None)
 
 
 def _weight_gradient(sides: Factors) -> Tensor:

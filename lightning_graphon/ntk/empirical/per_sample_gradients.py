@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.memory import out_of_memory
+from lightning_graphon._shared.memory import is_out_of_memory
 from lightning_graphon.ntk.empirical.functional_model import FunctionalModel, Inputs, batch_size, select
 
 
@@ -26,7 +26,7 @@ def gradients(fm: FunctionalModel, x: Inputs, names: Sequence[str], outputs: int
         if _agrees(found[0], fm, x, names):
             return found
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
     # torch.func cannot batch every module (data-dependent branches, custom autograd functions, PReLU); a loop can.
     return _one_by_one(fm, x, names, outputs)

@@ -4,7 +4,7 @@ from lightning_graphon.ntk.generalisation.bound import (
     GeneralisationBound,
     generalisation_bound,
     kernel_ridge_regression,
-    signed_targets,
+    one_vs_rest_targets,
 )
 from lightning_graphon.ntk.generalisation.design import DesignedGraphons, design_graphons
 
@@ -14,5 +14,5 @@ __all__ = [
     "design_graphons",
     "generalisation_bound",
     "kernel_ridge_regression",
-    "signed_targets",
+    "one_vs_rest_targets",
 ]

@@ -74,7 +74,7 @@ def generalisation_bound(
     Args:
         kernel: [N, N] for all outputs, or [C, N, N], one an output; decomposed in float64.
         targets: class numbers [N] (two classes: one ±1 output; more: one ±1 output against the rest for each,
-            see `signed_targets`), or real targets [N] or [N, C].
+            see `one_vs_rest_targets`), or real targets [N] or [N, C].
         ridge: added to the diagonal in the solution, in the kernel's units, at least 0.
         scale: "trace" or "given".
 
@@ -124,7 +124,7 @@ def kernel_ridge_regression(kernel_train: Tensor, targets: Tensor, kernel_test: 
 
     Args:
         kernel_train: [N, N] for all outputs, or [C, N, N], one an output.
-        targets: class numbers [N], read by `signed_targets`; or real targets [N] or [N, C].
+        targets: class numbers [N], read by `one_vs_rest_targets`; or real targets [N] or [N, C].
         kernel_test: [M, N] or [C, M, N], test points in rows.
         ridge: added to the diagonal, at least 0; the `alpha` of scikit-learn's KernelRidge.
 
@@ -162,7 +162,7 @@ def kernel_ridge_regression(kernel_train: Tensor, targets: Tensor, kernel_test: 
     return predicted[:, 0] if targets.ndim == 1 and targets.is_floating_point() else predicted
 
 
-def signed_targets(labels: Tensor) -> Tensor:
+def one_vs_rest_targets(labels: Tensor) -> Tensor:
     """±1 targets of class numbers: one column for two classes, +1 for the larger number; else one for each class.
 
     Args:
@@ -174,7 +174,7 @@ def signed_targets(labels: Tensor) -> Tensor:
     Raises:
         ValueError: labels that are not [N] whole numbers, or of one class only.
 
-    >>> signed_targets(torch.tensor([3, 8, 3]))[:, 0]
+    >>> one_vs_rest_targets(torch.tensor([3, 8, 3]))[:, 0]
     tensor([-1.,  1., -1.], dtype=torch.float64)
     """
     if labels.ndim != 1 or labels.is_floating_point():
@@ -205,7 +205,7 @@ def _kernels(kernel: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if not bool(y.isfinite().all()):
             raise ValueError("targets must be finite")
     else:
-        y = signed_targets(targets).to(kernels)
+        y = one_vs_rest_targets(targets).to(kernels)
     if y.shape[0] != kernels.shape[1] or len(kernels) not in (1, y.shape[1]):
         raise ValueError(
             f"a kernel of shape {tuple(kernel.shape)} does not fit {y.shape[0]} samples with {y.shape[1]} outputs"

@@ -31,7 +31,7 @@ from torch import Tensor
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.infinite.layers import Layer
 from lightning_graphon.ntk.infinite.recursion import LIVE, tile_edge, tiles
-from lightning_graphon.ntk.operators.tiling import Share
+from lightning_graphon.ntk.operators.tiling import TileShard
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Signals:
 def drift_kernel(
     x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation], *,
     reduce: str | None, x2: Tensor | None = None, kernel: str = "ntk", max_memory: int | None = None,
-    share: Share | None = None,
+    share: TileShard | None = None,
 ) -> Tensor:  # fmt: skip
     """Kernel of layers with a drift.
 
@@ -71,12 +71,13 @@ def drift_kernel(
     """
     counts = [_counts(layer) for layer in layers]
     back = [
-        _Back.of(layer, after, before) for layer, after, before in zip(layers[1:], counts[1:], counts, strict=False)
+        _Back.from_layer(layer, after, before)
+        for layer, after, before in zip(layers[1:], counts[1:], counts, strict=False)
     ]
     left = _signals(x, layers, duals, back)
     right = left if x2 is None else _signals(x2, layers, duals, back)
     y = x if x2 is None else x2
-    share = share or Share()
+    share = share or TileShard()
     edge = share.edge(_edge(x, layers, max_memory), max(len(x), len(y)))
     out = x.new_zeros(len(layers[-1].propagate), len(x), len(y))
     for rows, cols in share.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
@@ -110,7 +111,7 @@ class _Back:
     mean_square: Tensor
 
     @classmethod
-    def of(cls, layer: Layer, after: Tensor, before: Tensor) -> "_Back":
+    def from_layer(cls, layer: Layer, after: Tensor, before: Tensor) -> "_Back":
         def turn(matrix: Tensor | None) -> Tensor:
             assert matrix is not None  # noqa: S101 - layers with a drift have all three
             return (after[:, None] * matrix / before).T

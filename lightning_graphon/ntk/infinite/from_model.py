@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice, nearest
-from lightning_graphon._shared.unmasked_zeros import warn_of_zeros
+from lightning_graphon._shared.unmasked_zeros import warn_of_unmasked_zeros
 from lightning_graphon.graphon import layer_graphons
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.infinite.chain import Affine, read_chain
@@ -82,7 +82,7 @@ def graphon_ntk_from_model(
     check_choice("kernel", kernel, ("ntk", "nngp"))
     check_choice("parameter_term", parameter_term, ("kept", "all"))
     chain = read_chain(model, x)
-    warn_of_zeros({layer.weight_name: layer.module.weight.detach() for layer in chain}, masks)
+    warn_of_unmasked_zeros({layer.weight_name: layer.module.weight.detach() for layer in chain}, masks)
     full = _all_masks(chain, masks)
     flat = x.detach().flatten(1).to(torch.float64)
     other = None if x2 is None else x2.detach().flatten(1).to(torch.float64)

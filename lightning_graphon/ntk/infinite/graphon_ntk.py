@@ -24,7 +24,7 @@ from lightning_graphon.ntk.infinite.drift import drift_kernel
 from lightning_graphon.ntk.infinite.layer_building import build_layers
 from lightning_graphon.ntk.infinite.layers import Graphon, Layer, merge_positions
 from lightning_graphon.ntk.infinite.recursion import diagonals, tile_edge, tile_kernel, tiles, weighted_rows
-from lightning_graphon.ntk.operators.tiling import Share
+from lightning_graphon.ntk.operators.tiling import TileShard
 
 
 def graphon_ntk(
@@ -74,7 +74,7 @@ def graphon_ntk(
             Θ_dense.
         train_bias: do biases move? Default: when `bias_variance` is positive.
         max_memory: bytes for temporary tensors. Default: what fits the cache.
-        group: `Share` or process group of torch.distributed: the tiles are shared out and the result
+        group: `TileShard` or process group of torch.distributed: the tiles are shared out and the result
             gathered; the same `x` and `graphons` on all.
 
     Returns:
@@ -118,13 +118,20 @@ def layers_kernel(
         raise ValueError(f"reduce must be 'mean' or None (each output's own kernel), got {reduce!r}")
     if layers[-1].mean is not None:
         return drift_kernel(
-            x, layers, duals, reduce=reduce, x2=x2, kernel=kernel, max_memory=max_memory, share=Share.of(group)
+            x,
+            layers,
+            duals,
+            reduce=reduce,
+            x2=x2,
+            kernel=kernel,
+            max_memory=max_memory,
+            share=TileShard.from_group(group),
         )
     if reduce == "mean":
         layers = [*layers[:-1], layers[-1].averaged()]
     # Merged positions share one row: the gradient of each would be lost in that of the first.
     layers = layers if _tracked(layers) else merge_positions(layers)
-    result = _centred_kernel(x, x2, layers, duals, kernel, max_memory, Share.of(group))
+    result = _centred_kernel(x, x2, layers, duals, kernel, max_memory, TileShard.from_group(group))
     return result[0] if reduce == "mean" else result
 
 
@@ -135,7 +142,7 @@ def _tracked(layers: Sequence[Layer]) -> bool:
 
 def _centred_kernel(
     x: Tensor, x2: Tensor | None, layers: Sequence[Layer], duals: Sequence[DualActivation],
-    kernel: str, max_memory: int | None, share: Share,
+    kernel: str, max_memory: int | None, share: TileShard,
 ) -> Tensor:  # fmt: skip
     y = x if x2 is None else x2
     dx = diagonals(x, layers, duals)

@@ -15,7 +15,7 @@ class Eigen:
     Attributes:
         values: eigenvalues, ascending, [K, 1] where all outputs share them and [K, C] where each has its own.
         vectors: [N, N], [C, N, N] or [N·C, N·C], columns.
-        form: as in `FieldKernel`.
+        form: as in `OutputKernel`.
         mixtures: of outputs, [C, C], columns; "kronecker" only.
     """
 
@@ -42,7 +42,7 @@ class Eigen:
 
 
 @dataclass(frozen=True)
-class FieldKernel:
+class OutputKernel:
     """A kernel with its meaning: `kernel @ field` maps [N, C] to [M, C].
 
     Attributes:
@@ -69,11 +69,11 @@ class FieldKernel:
         product = (self.kernel @ given).to(dtype=field.dtype, device=field.device)
         return product.reshape(-1, self.outputs)
 
-    def dense(self, like: Tensor) -> "FieldKernel":
+    def dense(self, like: Tensor) -> "OutputKernel":
         """The same with the matrix written out, in the dtype and on the device of `like`."""
         if isinstance(self.kernel, Tensor):
             return self
-        return FieldKernel(self.kernel.to_dense().to(like), self.form, self.outputs)
+        return OutputKernel(self.kernel.to_dense().to(like), self.form, self.outputs)
 
     def eigen(self, like: Tensor) -> Eigen:
         """Eigendecomposition, O(n³); an operator is written out first."""
@@ -86,9 +86,9 @@ class FieldKernel:
         return Eigen(values.T if self.form == "per_output" else values[:, None], vectors, self.form)
 
 
-def field_kernel(
+def output_kernel(
     kernel: Tensor | KernelOperator, like: Tensor, *, rows: int | None = None, name: str = "kernel"
-) -> FieldKernel:
+) -> OutputKernel:
     """Read the shape of a kernel against a batch of outputs.
 
     Args:
@@ -103,12 +103,12 @@ def field_kernel(
     n, c = like.shape
     m = n if rows is None else rows
     if isinstance(kernel, KroneckerKernel) and kernel.shape == (m * c, n * c):
-        samples, mixing = field_kernel(kernel.samples, like), _symmetric(kernel.outputs.to(like))
-        return FieldKernel(samples.kernel, "kronecker", c, mixing)
+        samples, mixing = output_kernel(kernel.samples, like), _symmetric(kernel.outputs.to(like))
+        return OutputKernel(samples.kernel, "kronecker", c, mixing)
     if isinstance(kernel, KernelOperator):
         if tuple(kernel.shape) not in ((m, n), (m * c, n * c)):
             raise ValueError(_no_fit(name, tuple(kernel.shape), m, n, c))
-        return FieldKernel(kernel, "shared" if kernel.shape == (m, n) else "full", c)
+        return OutputKernel(kernel, "shared" if kernel.shape == (m, n) else "full", c)
     matrix = kernel.detach().to(like)
     if matrix.shape == (m, c, n, c):
         matrix = matrix.reshape(m * c, n * c)
@@ -117,7 +117,7 @@ def field_kernel(
         raise ValueError(_no_fit(name, tuple(kernel.shape), m, n, c))
     if not bool(torch.isfinite(matrix).all()):
         raise ValueError(f"the {name} has entries that are not finite; look for NaN or overflow in the model")
-    return FieldKernel(_symmetric(matrix) if rows is None else matrix, forms[tuple(matrix.shape)], c)
+    return OutputKernel(_symmetric(matrix) if rows is None else matrix, forms[tuple(matrix.shape)], c)
 
 
 def _no_fit(name: str, shape: tuple[int, ...], m: int, n: int, c: int) -> str:

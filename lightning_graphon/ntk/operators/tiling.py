@@ -11,7 +11,7 @@ _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
-class Share:
+class TileShard:
     """This process's part of a list of independent tiles: number `rank` of `size`, round robin.
 
     Attributes:
@@ -25,13 +25,13 @@ class Share:
     group: object | None = None
 
     @classmethod
-    def of(cls, group: object | None) -> "Share":
-        """None is one process; "world" is all processes; else a process group or a `Share` itself.
+    def from_group(cls, group: object | None) -> "TileShard":
+        """None is one process; "world" is all processes; else a process group or a `TileShard` itself.
 
         Raises:
             RuntimeError: torch.distributed is not initialised.
         """
-        if group is None or isinstance(group, Share):
+        if group is None or isinstance(group, TileShard):
             return group or cls()
         if not dist.is_initialized():
             raise RuntimeError("sharing a kernel over processes needs torch.distributed.init_process_group first")
@@ -45,7 +45,7 @@ class Share:
     def mine(self, items: Iterable[_Item]) -> Iterator[_Item]:
         """Every `size`-th item, starting at `rank`.
 
-        >>> list(Share(1, 3).mine(range(7)))
+        >>> list(TileShard(1, 3).mine(range(7)))
         [1, 4]
         """
         return (item for i, item in enumerate(items) if i % self.size == self.rank)
@@ -57,14 +57,14 @@ class Share:
         return partial
 
 
-def world_share() -> Share:
+def world_tile_shard() -> TileShard:
     """The share of this process among all, or the whole where torch.distributed is not initialised.
 
-    >>> world_share()
-    Share(rank=0, size=1, group=None)
+    >>> world_tile_shard()
+    TileShard(rank=0, size=1, group=None)
     """
     available = dist.is_available() and dist.is_initialized()
-    return Share.of("world") if available else Share()
+    return TileShard.from_group("world") if available else TileShard()
 
 
-__all__ = ["Share", "world_share"]
+__all__ = ["TileShard", "world_tile_shard"]

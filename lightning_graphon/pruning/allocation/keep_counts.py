@@ -12,7 +12,7 @@ from lightning_graphon.pruning.allocation.top_k import keep_largest
 
 
 @dataclass(frozen=True)
-class Quota:
+class KeepCounts:
     """Densities and numbers to keep in the end: of all layers together (""), or of each."""
 
     sizes: Mapping[str, int]
@@ -28,14 +28,14 @@ class Quota:
         allocation: str | Mapping[str, float],
         sparsity: float,
         min_density: float | None,
-    ) -> "Quota":
+    ) -> "KeepCounts":
         """The numbers that the arguments of `prune` mean for weights of these shapes."""
         sizes = {name: shape.numel() for name, shape in shapes.items()}
         total = sum(sizes.values())
         # Ten digits, so that 1 - 0.9 is 0.1.
-        density, keep = round(1 - sparsity, 10), layer_budgets.kept_count(total, sparsity)
+        density, keep = round(1 - sparsity, 10), layer_budgets.keep_count(total, sparsity)
         if isinstance(allocation, Mapping):
-            kept = layer_budgets.budgets_by_hand(model, shapes, allocation, sparsity)
+            kept = layer_budgets.given_layer_budgets(model, shapes, allocation, sparsity)
             floors = layer_budgets.floor_counts(shapes, min_density, sum(kept.values()))
             kept = {name: max(count, floors.get(name, 0)) for name, count in kept.items()}
             return cls(sizes, {name: count / sizes[name] for name, count in kept.items()}, kept, floors)

@@ -9,7 +9,7 @@ from lightning_graphon._shared.checks import check_choice, check_sparsity
 from lightning_graphon.pruning.allocation.on_cpu import count
 from lightning_graphon.pruning.allocation.top_k import keep_largest
 from lightning_graphon.pruning.layer_selection import match_layers
-from lightning_graphon.pruning.lazy_tensors import Lazy, shapes_of
+from lightning_graphon.pruning.lazy_tensors import LazyTensorMapping, shapes_of
 
 ALLOCATIONS = ("global", "uniform", "er", "erk")
 
@@ -79,7 +79,7 @@ def _round_to_total(ideal: Mapping[str, float], sizes: Mapping[str, int], keep: 
     return kept
 
 
-def budgets_by_hand(
+def given_layer_budgets(
     model: nn.Module, shapes: Mapping[str, Sequence[int]], sparsities: Mapping[str, float], rest: float
 ) -> dict[str, int]:
     """Weights kept in each layer from a dict pattern -> sparsity; layers it does not name use `rest`.
@@ -95,12 +95,12 @@ def budgets_by_hand(
                 raise ValueError(f"allocation: {pattern!r} and {chosen[name][0]!r} both match {name!r}")
             chosen[name] = (pattern, sparsity)
     return {
-        name: kept_count(math.prod(shape), chosen[name][1] if name in chosen else rest)
+        name: keep_count(math.prod(shape), chosen[name][1] if name in chosen else rest)
         for name, shape in shapes.items()
     }
 
 
-def kept_count(total: int, sparsity: float) -> int:
+def keep_count(total: int, sparsity: float) -> int:
     """Number of weights kept: round((1 - sparsity) · total)."""
     return round((1 - sparsity) * total)
 
@@ -132,7 +132,7 @@ def select_globally(scores: Mapping[str, Tensor], keep: int, floors: Mapping[str
     masks: dict[str, Tensor] = {}
     free = shapes_of(scores)
     while free:
-        chosen = keep_largest(Lazy(free, scores.__getitem__), keep)
+        chosen = keep_largest(LazyTensorMapping(free, scores.__getitem__), keep)
         poor = [name for name, floor in floors.items() if name in chosen and count(chosen[name]) < floor]
         if not poor:
             masks.update(chosen)

@@ -17,18 +17,18 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Pattern:
+class NMPattern:
     """`keep` weights of every `group` consecutive inputs.
 
-    >>> Pattern.read("2:4")
-    Pattern(keep=2, group=4)
+    >>> NMPattern.read("2:4")
+    NMPattern(keep=2, group=4)
     """
 
     keep: int
     group: int
 
     @classmethod
-    def read(cls, allocation: object) -> "Pattern | None":
+    def read(cls, allocation: object) -> "NMPattern | None":
         """The pattern that a text such as "2:4" means; None for every other allocation.
 
         Raises:
@@ -58,7 +58,7 @@ def sparsity_of(allocation: object, sparsity: float | None) -> float:
     >>> sparsity_of("1:4", None)
     0.75
     """
-    pattern = Pattern.read(allocation)
+    pattern = NMPattern.read(allocation)
     if pattern is None:
         if sparsity is None:
             raise TypeError("a method and a sparsity are needed, such as 'snip', sparsity=0.9; '2:4' says its own")
@@ -72,7 +72,7 @@ def sparsity_of(allocation: object, sparsity: float | None) -> float:
 
 
 @dataclass(frozen=True)
-class GroupQuota:
+class GroupKeepCounts:
     """How many weights of every group stay after each round; what a layer needs to be read by groups.
 
     Attributes:
@@ -80,13 +80,13 @@ class GroupQuota:
         layers: Name -> groups of a transposed convolution, 0 for other layers; those that are not in it stay dense.
     """
 
-    pattern: Pattern
+    pattern: NMPattern
     layers: Mapping[str, int]
 
     @classmethod
-    def of(
-        cls, model: nn.Module, pattern: Pattern, shapes: Mapping[str, torch.Size], min_density: float | None
-    ) -> "GroupQuota":
+    def from_pattern(
+        cls, model: nn.Module, pattern: NMPattern, shapes: Mapping[str, torch.Size], min_density: float | None
+    ) -> "GroupKeepCounts":
         """The layers whose inputs are whole groups; one warning names the others.
 
         Raises:
@@ -143,7 +143,7 @@ def _keep_in_groups(score: Tensor, keep: int, group: int) -> Tensor:
     return mask.flatten(-2).movedim(-1, 1)
 
 
-def _report_dense(inputs: Mapping[str, int], pattern: Pattern, some: bool) -> None:
+def _report_dense(inputs: Mapping[str, int], pattern: NMPattern, some: bool) -> None:
     """Say which layers an N:M pattern does not fit."""
     if not inputs:
         return

@@ -1,6 +1,6 @@
 """How weights are ranked: one file for each idea, and the registry that they are entered in."""
 
 from lightning_graphon.pruning.scoring import first_order, graphon, grasp, synflow  # noqa: F401  (registers the methods)
-from lightning_graphon.pruning.scoring.registry import Problem, methods, register_method
+from lightning_graphon.pruning.scoring.registry import ScoringContext, methods, register_method
 
-__all__ = ["Problem", "methods", "register_method"]
+__all__ = ["ScoringContext", "methods", "register_method"]

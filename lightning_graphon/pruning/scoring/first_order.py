@@ -4,28 +4,30 @@ import torch
 from torch import Tensor
 
 from lightning_graphon._shared.random import generator
-from lightning_graphon.pruning.lazy_tensors import Lazy
-from lightning_graphon.pruning.scoring.registry import Problem, register_method
+from lightning_graphon.pruning.lazy_tensors import LazyTensorMapping
+from lightning_graphon.pruning.scoring.registry import ScoringContext, register_method
 
 
 @register_method("random", needs="nothing", zeroed=False)
-def random(problem: Problem) -> dict[str, Tensor]:
+def random(context: ScoringContext) -> dict[str, Tensor]:
     """u ~ U(0, 1), drawn on the CPU from the seed: the same on any device, in any round, in any process."""
-    source = generator(problem.seed, "random masks")
+    source = generator(context.seed, "random masks")
     return {
-        name: torch.rand(weight.shape, generator=source).to(weight.device) for name, weight in problem.weights.items()
+        name: torch.rand(weight.shape, generator=source).to(weight.device) for name, weight in context.weights.items()
     }
 
 
 @register_method("magnitude", needs="nothing", zeroed=False)
-def magnitude(problem: Problem) -> Lazy:
+def magnitude(context: ScoringContext) -> LazyTensorMapping:
     """|w| of the raw weight, no scaling between layers (Han et al. 2015)."""
-    weights = problem.weights
-    return Lazy({name: weight.shape for name, weight in weights.items()}, lambda name: weights[name].detach().abs())
+    weights = context.weights
+    return LazyTensorMapping(
+        {name: weight.shape for name, weight in weights.items()}, lambda name: weights[name].detach().abs()
+    )
 
 
 @register_method("snip", needs="loss")
-def snip(problem: Problem) -> dict[str, Tensor]:
+def snip(context: ScoringContext) -> dict[str, Tensor]:
     """|w · ∂L/∂w|, the loss averaged over batches and processes before the absolute value (arXiv:1810.02340, eq. 6).
 
     At mask 1 this is the effect |∂L/∂m| of removing a connection on the very weights that will be trained.
@@ -39,10 +41,10 @@ def snip(problem: Problem) -> dict[str, Tensor]:
         else:
             sums[name] = torch.empty_like(grad).copy_(grad)
 
-    for loss in problem.losses():
-        problem.each_gradient(loss(), add)
+    for loss in context.losses():
+        context.stream_gradients(loss(), add)
     # In place: a large model leaves no room for one more copy of its weights.
-    for name, weight in problem.weights.items():
+    for name, weight in context.weights.items():
         total = sums.pop(name) if name in sums else torch.zeros_like(weight)
-        sums[name] = problem.average(total.div_(len(problem.batches))).mul_(weight.detach()).abs_()
+        sums[name] = context.average(total.div_(len(context.batches))).mul_(weight.detach()).abs_()
     return sums

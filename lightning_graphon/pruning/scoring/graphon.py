@@ -10,14 +10,14 @@ from torch import Tensor
 from lightning_graphon._shared.checks import nearest
 from lightning_graphon._shared.random import generator
 from lightning_graphon.graphon import StepGraphon, as_graphon
-from lightning_graphon.pruning.scoring.registry import Problem, register_method
+from lightning_graphon.pruning.scoring.registry import ScoringContext, register_method
 
 # Log-odds of cells with W = 1 or 0: finite, and beyond any logistic noise.
 _CERTAIN = 1e4
 
 
 @register_method("graphon", needs="nothing")
-def graphon(problem: Problem, *, graphons: Any = None) -> dict[str, Tensor]:
+def graphon(context: ScoringContext, *, graphons: Any = None) -> dict[str, Tensor]:
     """logit W(u_i, v_j) plus logistic noise, with u_i = (i + ½) / out and v_j = (j + ½) / in.
 
     Scores above zero are exactly independent draws M_ij ~ Bernoulli(W(u_i, v_j)). The budget moves the threshold
@@ -25,7 +25,7 @@ def graphon(problem: Problem, *, graphons: Any = None) -> dict[str, Tensor]:
     asked for, the factor is close to one.
 
     Args:
-        problem: What to score.
+        context: What to score.
         graphons: One graphon for all layers: a StepGraphon, cell values, or a family such as
             {"family": "power-law", "exponent": 0.5}, whose density is that of the plan unless given. Or a dict from
             layer names or globs to such graphons, one for each layer.
@@ -37,11 +37,11 @@ def graphon(problem: Problem, *, graphons: Any = None) -> dict[str, Tensor]:
         raise ValueError(
             "method 'graphon' needs the graphons to draw from: options={'graphons': {'family': 'product'}}"
         )
-    layers = {name: _graphon_of(name, graphons, problem.density) for name in problem.weights}
-    _check_patterns(problem.weights, graphons)
-    _check_support(problem, layers)
-    source = generator(problem.seed, "graphon masks")
-    return {name: _log_odds(layers[name], w.shape, source).to(w.device) for name, w in problem.weights.items()}
+    layers = {name: _graphon_of(name, graphons, context.density) for name in context.weights}
+    _check_patterns(context.weights, graphons)
+    _check_support(context, layers)
+    source = generator(context.seed, "graphon masks")
+    return {name: _log_odds(layers[name], w.shape, source).to(w.device) for name, w in context.weights.items()}
 
 
 def _log_odds(step: StepGraphon, shape: torch.Size, source: torch.Generator) -> Tensor:
@@ -52,14 +52,14 @@ def _log_odds(step: StepGraphon, shape: torch.Size, source: torch.Generator) -> 
     return odds.reshape(*odds.shape, *[1] * (len(shape) - 2)) - torch.logit(noise)
 
 
-def _check_support(problem: Problem, layers: Mapping[str, StepGraphon]) -> None:
+def _check_support(context: ScoringContext, layers: Mapping[str, StepGraphon]) -> None:
     """Refuse a budget that would have to keep weights where W = 0."""
-    sizes = {name: weight.numel() for name, weight in problem.weights.items()}
+    sizes = {name: weight.numel() for name, weight in context.weights.items()}
     room = sum(
         sizes[name] * float(step.row_measure @ (step.values > 0).to(step.dtype) @ step.col_measure)
         for name, step in layers.items()
     )
-    wanted = problem.density * sum(sizes.values())
+    wanted = context.density * sum(sizes.values())
     if wanted > room + len(sizes):
         raise ValueError(
             f"the graphons are positive on {room:.0f} weights only, but the sparsity keeps {wanted:.0f}: raise the "

@@ -4,40 +4,40 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_graphon.pruning.scoring.registry import Problem, register_method
+from lightning_graphon.pruning.scoring.registry import ScoringContext, register_method
 
 
 @register_method("grasp", needs="loss")
-def grasp(problem: Problem, *, absolute: bool = False, temperature: float = 200.0) -> dict[str, Tensor]:
+def grasp(context: ScoringContext, *, absolute: bool = False, temperature: float = 200.0) -> dict[str, Tensor]:
     """w · (H g): gradient and Hessian over the prunable weights, of the loss of outputs / temperature.
 
     Removing a weight changes the squared gradient norm by -2 w·Hg to first order, so weights with large
     -w·Hg are the ones whose removal raises the gradient flow, and the largest w·Hg stay.
 
     Args:
-        problem: What to score.
+        context: What to score.
         absolute: Rank by |w · Hg| instead, the variant of arXiv:2602.06675.
         temperature: Divides the network's outputs (logits).
     """
-    losses = problem.losses(temperature)
+    losses = context.losses(temperature)
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-        mean = [torch.zeros_like(weight) for weight in problem.weights.values()]
+        mean = [torch.zeros_like(weight) for weight in context.weights.values()]
         for loss in losses:
-            for total, grad in zip(mean, problem.gradients(loss()), strict=True):
+            for total, grad in zip(mean, context.gradients(loss()), strict=True):
                 total += grad / len(losses)
         # Pruned weights do not move, so the gradient flow of later rounds is that of the kept ones.
-        mean = [problem.average(g) * problem.masks[name] for name, g in zip(problem.weights, mean, strict=True)]
-        products = [torch.zeros_like(weight) for weight in problem.weights.values()]
+        mean = [context.average(g) * context.masks[name] for name, g in zip(context.weights, mean, strict=True)]
+        products = [torch.zeros_like(weight) for weight in context.weights.values()]
         for loss in losses:
-            for total, product in zip(products, _hessian_product(problem, loss(), mean), strict=True):
+            for total, product in zip(products, _hessian_product(context, loss(), mean), strict=True):
                 total += product / len(losses)
-    scores = [w.detach() * problem.average(hg) for w, hg in zip(problem.weights.values(), products, strict=True)]
-    return problem.named([score.abs() for score in scores] if absolute else scores)
+    scores = [w.detach() * context.average(hg) for w, hg in zip(context.weights.values(), products, strict=True)]
+    return context.named([score.abs() for score in scores] if absolute else scores)
 
 
-def _hessian_product(problem: Problem, loss: Tensor, vector: list[Tensor]) -> list[Tensor]:
-    grads = problem.gradients(loss, create_graph=True)
+def _hessian_product(context: ScoringContext, loss: Tensor, vector: list[Tensor]) -> list[Tensor]:
+    grads = context.gradients(loss, create_graph=True)
     inner = torch.stack([(g * v).sum() for g, v in zip(grads, vector, strict=True)]).sum()
     if not inner.requires_grad:  # the loss is linear in the weights: no curvature
         return [torch.zeros_like(v) for v in vector]
-    return problem.gradients(inner)
+    return context.gradients(inner)

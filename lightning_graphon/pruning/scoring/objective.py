@@ -37,7 +37,7 @@ class SupervisedObjective:
         """Scalar loss of one (inputs, targets) batch."""
         inputs, targets = split_batch(batch)
         outputs = call(self.model, inputs)
-        return self.loss_fn(cool(outputs, temperature), targets)
+        return self.loss_fn(divide_by_temperature(outputs, temperature), targets)
 
     def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
         """All outputs [K] for one sample of ones times `scale`."""
@@ -64,7 +64,7 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
-def cool(outputs: Any, temperature: float) -> Any:
+def divide_by_temperature(outputs: Any, temperature: float) -> Any:
     """Divide every floating-point tensor of `outputs` by `temperature`."""
     if temperature == 1.0:
         return outputs

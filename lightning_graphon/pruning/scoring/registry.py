@@ -12,7 +12,7 @@ from lightning_graphon.pruning.scoring.objective import Objective
 
 
 @dataclass(frozen=True)
-class Problem:
+class ScoringContext:
     """What a saliency method sees in one round.
 
     Attributes:
@@ -44,7 +44,7 @@ class Problem:
         grads = torch.autograd.grad(output, weights, create_graph=create_graph, allow_unused=True)
         return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, grads, strict=True)]
 
-    def each_gradient(self, output: Tensor, take: Callable[[str, Tensor], None]) -> None:
+    def stream_gradients(self, output: Tensor, take: Callable[[str, Tensor], None]) -> None:
         """Hand every weight's gradient of a scalar to `take(name, gradient)` as soon as the backward pass has it.
 
         So the gradients are never all in memory. They are not to be changed in place: two weights may share one. A
@@ -78,9 +78,9 @@ def _taker(name: str, take: Callable[[str, Tensor], None]) -> Callable[[Tensor],
     return hook
 
 
-def _checked_loss(problem: Problem, index: int, batch: Any, temperature: float) -> Callable[[], Tensor]:
+def _checked_loss(context: ScoringContext, index: int, batch: Any, temperature: float) -> Callable[[], Tensor]:
     def evaluate() -> Tensor:
-        loss = problem.objective.loss(batch, temperature)
+        loss = context.objective.loss(batch, temperature)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
             raise TypeError(f"the loss must be a scalar tensor, got {shown}")
@@ -123,14 +123,14 @@ def register_method(
         needs: What it looks at beside the weights: "loss" of batches, "inputs" (their shapes), or "nothing".
         steps: Rounds when the user does not say.
         zeroed: Whether from the second round on the parameters hold zeros where weights are pruned, which takes a
-            second copy of the weights. False: they stay as they were, for a method that looks at `problem.masks`.
+            second copy of the weights. False: they stay as they were, for a method that looks at `context.masks`.
 
     Raises:
         ValueError: The name is taken by another function, or `needs` is unknown.
 
     >>> @register_method("largest-fan-in")
-    ... def largest_fan_in(problem):
-    ...     return {n: w.detach().abs().sum(1, keepdim=True).expand_as(w) for n, w in problem.weights.items()}
+    ... def largest_fan_in(context):
+    ...     return {n: w.detach().abs().sum(1, keepdim=True).expand_as(w) for n, w in context.weights.items()}
     >>> "largest-fan-in" in methods()
     True
     """

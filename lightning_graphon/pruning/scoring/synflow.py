@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.module_state import substituted
-from lightning_graphon.pruning.scoring.registry import Problem, register_method
+from lightning_graphon._shared.module_state import swap_tensors
+from lightning_graphon.pruning.scoring.registry import ScoringContext, register_method
 from lightning_graphon.pruning.sole import is_sole
 
 # The flow grows or falls like (width · mean |w|)^depth and leaves even float64 at depth 200. It is homogeneous of
@@ -22,13 +22,13 @@ _DOWN, _UP = (_SMALL, 2.0**-930), (1 / _SMALL, 2.0**930)
 
 
 @register_method("synflow", steps=100, zeroed=False)
-def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> dict[str, Tensor]:
+def synflow(context: ScoringContext, *, biases: bool = True, double: bool = True) -> dict[str, Tensor]:
     """|w · ∂R/∂w| with R = 1ᵀ f_{|θ|}(1): every parameter and buffer replaced by its absolute value.
 
     Evaluated in eval mode: one sample of ones has no batch statistics.
 
     Args:
-        problem: What to score; of the batches only the shape of the first is used.
+        context: What to score; of the batches only the shape of the first is used.
         biases: Biases add |b| to the flow, as in the reference implementation; without them the sum of
             scores is the same in every layer and no layer collapses before the others.
         double: Score in float64, whatever the precision of the model: finite at any depth, and the same masks on
@@ -36,20 +36,20 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             the model's own precision, for models whose size insists on it; those that do not run in float64 are
             scored so with a warning.
     """
-    batch = problem.batches[0] if len(problem.batches) else None
+    batch = context.batches[0] if len(context.batches) else None
     dtype = torch.float64 if double else None
     try:
-        scores, flow = _flow_scores(problem, batch, dtype, 1.0, biases)
+        scores, flow = _flow_scores(context, batch, dtype, 1.0, biases)
     except (RuntimeError, TypeError) as error:
         # The model mixes in tensors of its own that are no buffers, or the device has no float64.
         if not double:
             raise
         warnings.warn(f"synflow scores in the model's own precision, since it fails in float64: {error}", stacklevel=2)
-        return synflow(problem, biases=biases, double=False)
+        return synflow(context, biases=biases, double=False)
     # Outputs may be negative, or nothing, where scores are well: log-probabilities, a last layer of zeros.
     if double and not (_SMALL < abs(flow.total) < 1 / _SMALL or _in_range(scores)):
         for scale in _UP if _all_finite(scores) else _DOWN:
-            trial, other = _flow_scores(problem, batch, dtype, scale, biases)
+            trial, other = _flow_scores(context, batch, dtype, scale, biases)
             if _all_finite(trial):
                 scores, flow = trial, other
             if _in_range(scores):
@@ -60,16 +60,16 @@ def synflow(problem: Problem, *, biases: bool = True, double: bool = True) -> di
             "score in float64 (options={'double': True}, the default), or with layers that normalise"
         )
     # Zeros in later rounds say that the network fell apart, which `prune` tells.
-    dense = all(bool(mask.all()) for mask in problem.masks.values())
-    if dense and _is_rounding(scores, flow, lambda scale: _flow_scores(problem, batch, dtype, scale, biases)[0]):
+    dense = all(bool(mask.all()) for mask in context.masks.values())
+    if dense and _is_rounding(scores, flow, lambda scale: _flow_scores(context, batch, dtype, scale, biases)[0]):
         raise ValueError(
             f"synflow: every score is zero to rounding, in all selected layers ({', '.join(list(scores)[:5])}): "
             "nothing flows from the inputs to the outputs, because a layer is all zero (a head initialised so), the "
             "batch is empty, or the outputs have a constant sum (a softmax)"
         )
     # The next round's |θ| takes the memory of these scores, unless somebody else still holds them then.
-    problem.kept.update({name: score.detach() for name, score in scores.items()})
-    return {name: problem.average(scores.pop(name)) for name in problem.weights}
+    context.kept.update({name: score.detach() for name, score in scores.items()})
+    return {name: context.average(scores.pop(name)) for name in context.weights}
 
 
 class _Flow(NamedTuple):
@@ -81,7 +81,7 @@ class _Flow(NamedTuple):
 
 
 def _flow_scores(
-    problem: Problem, batch: Any, dtype: torch.dtype | None, scale: float, biases: bool
+    context: ScoringContext, batch: Any, dtype: torch.dtype | None, scale: float, biases: bool
 ) -> tuple[dict[str, Tensor], _Flow]:
     """Scores with inputs, biases and gradient scaled, and the flow.
 
@@ -96,14 +96,14 @@ def _flow_scores(
         # A use that sends no gradient, of a detached weight, may still be to come.
         scores[name] = (absolute.mul_(grad) if is_sole(absolute) else absolute * grad).abs_()
 
-    with _linearised(problem, dtype, scale, biases) as linear:
-        outputs = problem.objective.outputs_of_ones(batch, scale)
+    with _linearised(context, dtype, scale, biases) as linear:
+        outputs = context.objective.outputs_of_ones(batch, scale)
         flow = outputs.sum()
         if not flow.requires_grad:
             raise ValueError("synflow: the outputs do not depend on the weights to prune")
         # The gradient is scaled as well: products of large activations and large gradients stay finite.
-        linear.each_gradient(flow * scale, score)
-    unused = {name: torch.zeros_like(weight) for name, weight in problem.weights.items() if name not in scores}
+        linear.stream_gradients(flow * scale, score)
+    unused = {name: torch.zeros_like(weight) for name, weight in context.weights.items() if name not in scores}
     return scores | unused, _Flow(float(flow.detach()), float(outputs.detach().abs().sum()), scale)
 
 
@@ -138,17 +138,19 @@ def _all_finite(scores: Mapping[str, Tensor]) -> bool:
 
 
 @contextmanager
-def _linearised(problem: Problem, dtype: torch.dtype | None, scale: float, biases: bool) -> Iterator[Problem]:
+def _linearised(
+    context: ScoringContext, dtype: torch.dtype | None, scale: float, biases: bool
+) -> Iterator[ScoringContext]:
     """The model with |θ| of the weights kept, |buffers| and eval mode, in `dtype`; biases times `scale`.
 
-    Yields the problem of the weights that stand in the model then.
+    Yields the context of the weights that stand in the model then.
     """
-    model, names = problem.model, {weight: name for name, weight in problem.weights.items()}
+    model, names = context.model, {weight: name for name, weight in context.weights.items()}
     substitutes: dict[Tensor, Tensor] = {}
     scored: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if parameter in names:
-            data = _weight_in_force(problem, names[parameter], dtype)
+            data = _weight_in_force(context, names[parameter], dtype)
             substitutes[parameter] = scored[names[parameter]] = nn.Parameter(data)
         else:
             factor = (scale if biases else 0.0) if parameter.ndim == 1 and _adds(name) else 1.0
@@ -159,8 +161,8 @@ def _linearised(problem: Problem, dtype: torch.dtype | None, scale: float, biase
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with substituted(model, substitutes):
-            yield replace(problem, weights={name: scored[name] for name in problem.weights})
+        with swap_tensors(model, substitutes):
+            yield replace(context, weights={name: scored[name] for name in context.weights})
     finally:
         for module, training in modes.items():
             module.training = training
@@ -171,9 +173,9 @@ def _adds(name: str) -> bool:
     return name.rpartition(".")[2].startswith(("bias", "in_proj_bias"))
 
 
-def _weight_in_force(problem: Problem, name: str, dtype: torch.dtype | None) -> Tensor:
+def _weight_in_force(context: ScoringContext, name: str, dtype: torch.dtype | None) -> Tensor:
     """|θ| of a weight, zero where it is pruned; in the memory of its last scores if nobody else holds them."""
-    weight, mask, memory = problem.weights[name].detach(), problem.masks[name], problem.kept.pop(name, None)
+    weight, mask, memory = context.weights[name].detach(), context.masks[name], context.kept.pop(name, None)
     if memory is None or memory.dtype != (dtype or weight.dtype) or not is_sole(memory):
         memory = torch.empty_like(weight, dtype=dtype)
     return memory.copy_(weight).abs_().mul_(mask)

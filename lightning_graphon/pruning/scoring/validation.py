@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_graphon.pruning.lazy_tensors import Lazy
+from lightning_graphon.pruning.lazy_tensors import LazyTensorMapping
 from lightning_graphon.pruning.scoring.registry import Method
 
 
-def checked_scores(method: Method, scores: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Lazy:
+def checked_scores(method: Method, scores: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> LazyTensorMapping:
     """The scores in network order, detached, in a floating dtype of at least 32 bits; checked when first looked at.
 
     Raises:
@@ -28,7 +28,7 @@ def checked_scores(method: Method, scores: Mapping[str, Tensor], shapes: Mapping
         unseen.discard(name)
         return score
 
-    return Lazy(shapes, look)
+    return LazyTensorMapping(shapes, look)
 
 
 def _floating(dtype: torch.dtype) -> torch.dtype:
