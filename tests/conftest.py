@@ -5,15 +5,11 @@ import random
 import sys
 import threading
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-
-# Models and small helpers that the callbacks' tests share; at the end, so that it shadows nothing.
-sys.path.append(str(Path(__file__).parent / "callbacks"))
 
 # A machine that others use too is slow now and then, and that is no failure.
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

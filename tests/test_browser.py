@@ -15,10 +15,10 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
-from toys import Classifier, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
 from lightning_graphon.report.report import write_report
+from tests.helpers.modules import Classifier, loader, make_trainer, quiet
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]

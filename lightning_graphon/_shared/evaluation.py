@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.attention
 from torch import nn
 
 
@@ -34,6 +35,31 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
             stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
             torch.backends.cudnn.enabled = False
         yield
+
+
+@contextmanager
+def eval_semantics(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode, gradients on, full precision, private randomness, uncompiled; every flag is put back afterwards."""
+    flags = {module: module.training for module in model.modules()}
+    cuda = [device] if device.type == "cuda" else []
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        for module in flags:
+            module.training = False
+        torch.backends.mha.set_fastpath_enabled(False)  # fused attention has no per-sample gradients
+        with (
+            uncompiled(model),
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+            torch.random.fork_rng(devices=cuda),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, training in flags.items():
+            module.training = training
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.tuner import Tuner
-from toys import METHODS, Classifier, Gan, Probe, cnn, loader, make_trainer, pruned_max, quiet, sgd
 
 from lightning_graphon.callbacks import LossDecayMonitor
+from tests.helpers.modules import METHODS, Classifier, Gan, Probe, cnn, loader, make_trainer, pruned_max, quiet, sgd
 
 CLEAN = {"step": 0.0, "validation": 0.0, "gradient": 0.0, "batch": 0.0}
 

@@ -9,7 +9,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import CombinedLoader
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from toys import (
+
+from lightning_graphon.callbacks import LossDecayMonitor, PruneAtInit
+from tests.helpers.modules import (
     DATA_METHODS,
     METHODS,
     Autoencoder,
@@ -23,8 +25,6 @@ from toys import (
     pruned_max,
     quiet,
 )
-
-from lightning_graphon.callbacks import LossDecayMonitor, PruneAtInit
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,22 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
-from toys import METHODS, Classifier, Gan, Probe, Recorder, cnn, loader, make_trainer, mlp, pruned_max, quiet
 
 from lightning_graphon.callbacks import PruneAtInit
 from lightning_graphon.pruning import Masks, register_method
+from tests.helpers.modules import (
+    METHODS,
+    Classifier,
+    Gan,
+    Probe,
+    Recorder,
+    cnn,
+    loader,
+    make_trainer,
+    mlp,
+    pruned_max,
+    quiet,
+)
 
 # Lightning has had this argument since 2.6.
 SAFELY = {"weights_only": True} if "weights_only" in signature(pl.Trainer.fit).parameters else {}
@@ -24,7 +36,7 @@ calls = []
 @register_method("counted-snip", needs="loss")
 def counted(context):
     """SNIP that counts how often it is asked."""
-    from lightning_graphon.pruning.scoring.snip import snip
+    from lightning_graphon.pruning.scoring.first_order import snip
 
     calls.append(1)
     return snip(context)

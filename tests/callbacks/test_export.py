@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from toys import Classifier, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
+from tests.helpers.modules import Classifier, loader, make_trainer, quiet
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from test_model_matrix import Recorder, all_three, fit
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
-from toys import Classifier, Gan, digits, loader, make_trainer, mlp, pruned_max, quiet
-from zoo import Kind, small_sgd
 
 from lightning_graphon.callbacks._loss.run import LossRun
+from tests.callbacks.test_model_matrix import Recorder, all_three, fit
+from tests.helpers.kinds import Kind, small_sgd
+from tests.helpers.modules import Classifier, Gan, digits, loader, make_trainer, mlp, pruned_max, quiet
 
 MLP = Kind(lambda: Classifier(mlp, small_sgd))
 STEPS = 12
@@ -40,7 +40,7 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = [{here!r}]
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from test_faults import all_three, run
+from tests.callbacks.test_faults import all_three, run
 
 class Kill(Callback):
     def on_train_batch_start(self, trainer, *args):
@@ -54,7 +54,7 @@ run(folder, *all_three(), ModelCheckpoint(folder, every_n_train_steps=7, filenam
 
 def test_killed_in_the_middle_of_an_epoch_and_resumed(tmp_path):
     """Masks, metrics and their steps are those of a run that nothing interrupted."""
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", KILLED.format(here=here), str(tmp_path)]
     killed = subprocess.run(command, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr[-2000:]

@@ -4,10 +4,10 @@ import pickle
 
 import pytest
 import torch
-from toys import Classifier, Probe, disagreement, loader, make_trainer, mlp, pruned_max, quiet
 
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
 from lightning_graphon.pruning import Masks, prune
+from tests.helpers.modules import Classifier, Probe, disagreement, loader, make_trainer, mlp, pruned_max, quiet
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from torch.nn.utils.prune import l1_unstructured
-from toys import Classifier, cnn, loader, make_trainer
 
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
 from lightning_graphon.callbacks._logging.images import send_picture
 from lightning_graphon.graphon import estimate_graphon, homogeneity_test, l2_distance
 from lightning_graphon.plots.graphon_pixels import graphon_pixels
 from lightning_graphon.plots.picture import Picture
+from tests.helpers.modules import Classifier, cnn, loader, make_trainer
 
 LAYERS = ["net.0.weight", "net.2.weight", "net.4.weight"]
 

@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import torch
-from test_model_matrix import all_three, fit
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
-from toys import Classifier, Recorder, UserNetwork, cnn, mlp, pruned_max
-from zoo import Kind, small_sgd
+
+from tests.callbacks.test_model_matrix import all_three, fit
+from tests.helpers.kinds import Kind, small_sgd
+from tests.helpers.modules import Classifier, Recorder, UserNetwork, cnn, mlp, pruned_max
 
 COMPILER = os.environ.get("CXX", "g++")
 pytestmark = [

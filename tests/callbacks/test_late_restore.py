@@ -2,7 +2,8 @@
 
 import pytest
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from toys import (
+
+from tests.helpers.modules import (
     Classifier,
     loader,
     make_trainer,

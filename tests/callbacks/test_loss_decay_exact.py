@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
-from toys import Classifier, digits, loader, make_trainer
 
 from lightning_graphon.callbacks import LossDecayMonitor
+from tests.helpers.modules import Classifier, digits, loader, make_trainer
 
 # Training rounds in single precision, the prediction in double: some 1e-7 a step.
 SINGLE = 1e-5

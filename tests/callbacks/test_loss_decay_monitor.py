@@ -14,13 +14,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
-from toys import Autoencoder, Classifier, Gan, Recorder, cnn, digits, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import LossDecayMonitor
 from lightning_graphon.callbacks._loss import run as _loss_run
 from lightning_graphon.callbacks._loss import watch as _loss_watch
 from lightning_graphon.callbacks._loss.forecast import Forecast
 from lightning_graphon.dynamics import LossDecayPredictor, finite_probe_kernel
+from tests.helpers.modules import Autoencoder, Classifier, Gan, Recorder, cnn, digits, loader, make_trainer, quiet
 
 
 def monitor(**kwargs):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 from torch.nn import functional as F
-from toys import Autoencoder, loader, make_trainer, pruned_max
-from zoo import KINDS
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from tests.helpers.kinds import KINDS
+from tests.helpers.modules import Autoencoder, loader, make_trainer, pruned_max
 
 
 class Recorder(Logger):

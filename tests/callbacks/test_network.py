@@ -8,7 +8,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from toys import Autoencoder, Classifier, digits, loader, make_trainer
 
 from lightning_graphon.callbacks._module.kernels import empirical_kernel
 from lightning_graphon.callbacks._module.network import StepNetwork, UnreadableStepError, read_network
@@ -16,6 +15,7 @@ from lightning_graphon.callbacks._module.probe import draw_probe, labels_of, per
 from lightning_graphon.callbacks._module.recorded_loss import traced_loss
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.ntk import empirical_ntk
+from tests.helpers.modules import Autoencoder, Classifier, digits, loader, make_trainer
 
 
 class At(Callback):

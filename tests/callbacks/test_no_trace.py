@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
-from toys import METHODS, Classifier, Recorder, cnn, digits, loader, make_trainer, quiet, snapshot
+
+from tests.helpers.modules import METHODS, Classifier, Recorder, cnn, digits, loader, make_trainer, quiet, snapshot
 
 
 def own_generator():

@@ -6,9 +6,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
-from test_model_matrix import all_three, fit
-from toys import Classifier, UserNetwork, mlp, pruned_max
-from zoo import KINDS, Kind, small_sgd
+
+from tests.callbacks.test_model_matrix import all_three, fit
+from tests.helpers.kinds import KINDS, Kind, small_sgd
+from tests.helpers.modules import Classifier, UserNetwork, mlp, pruned_max
 
 
 def half_with_scaler():

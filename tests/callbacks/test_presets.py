@@ -6,11 +6,11 @@ import sys
 import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
-from toys import METHODS, Classifier, loader, pruned_max
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
 from lightning_graphon.presets import preset_path, presets
 from lightning_graphon.pruning.scoring.registry import get_method
+from tests.helpers.modules import METHODS, Classifier, loader, pruned_max
 
 BASE = """
 trainer:

@@ -7,13 +7,13 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from toys import Classifier, Gan, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
 from lightning_graphon.callbacks._logging.scalars import print_masks
 from lightning_graphon.callbacks.graphon_monitor import _print_table
 from lightning_graphon.graphon import layer_graphons
 from lightning_graphon.pruning import Masks
+from tests.helpers.modules import Classifier, Gan, loader, make_trainer, quiet
 
 
 class Plain(Logger):

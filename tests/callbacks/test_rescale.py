@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from test_late_restore import RestoresAfterSetup
-from toys import METHODS, Classifier, Probe, Recorder, loader, make_trainer, pruned_max, quiet
 
 from lightning_graphon.callbacks import PruneAtInit, prune_at_init
 from lightning_graphon.pruning import prune, rescale_
+from tests.callbacks.test_late_restore import RestoresAfterSetup
+from tests.helpers.modules import METHODS, Classifier, Probe, Recorder, loader, make_trainer, pruned_max, quiet
 
 NOTHING_SEEN = {"step": 0.0, "validation": 0.0, "gradient": 0.0, "batch": 0.0}
 

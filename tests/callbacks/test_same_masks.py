@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from toys import METHODS, Autoencoder, Classifier, cnn, disagreement, loader, make_trainer, mlp, quiet
 
 from lightning_graphon.pruning import prune
+from tests.helpers.modules import METHODS, Autoencoder, Classifier, cnn, disagreement, loader, make_trainer, mlp, quiet
 
 
 class ByNet(Classifier):

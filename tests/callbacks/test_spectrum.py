@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from test_graphon_monitor import fit, pruner, read_csv
-from test_graphon_monitor import monitor as quiet_monitor
-from toys import Classifier, Gan, cnn, loader, make_trainer
 
 from lightning_graphon.callbacks import GraphonMonitor
 from lightning_graphon.callbacks._module.network import find_network
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
+from tests.callbacks.test_graphon_monitor import fit, pruner, read_csv
+from tests.callbacks.test_graphon_monitor import monitor as quiet_monitor
+from tests.helpers.modules import Classifier, Gan, cnn, loader, make_trainer
 
 
 def monitor(**kwargs):

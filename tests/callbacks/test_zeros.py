@@ -3,7 +3,21 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from toys import METHODS, Autoencoder, Classifier, Gan, Probe, cnn, loader, make_trainer, mlp, pruned_max, quiet, sgd
+
+from tests.helpers.modules import (
+    METHODS,
+    Autoencoder,
+    Classifier,
+    Gan,
+    Probe,
+    cnn,
+    loader,
+    make_trainer,
+    mlp,
+    pruned_max,
+    quiet,
+    sgd,
+)
 
 
 @pytest.mark.parametrize("net", [mlp, cnn])

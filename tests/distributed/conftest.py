@@ -10,7 +10,6 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE))  # the scripts' models, for what is compared with one process
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.append(str(Path(__file__).parent.parent / "callbacks"))
-
-from leaving import write_and_leave
 from lightning.pytorch.callbacks import Callback
-from toys import Classifier, Probe, cnn, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
+from tests.helpers.leaving import write_and_leave
+from tests.helpers.modules import Classifier, Probe, cnn, loader, make_trainer, quiet
 
 
 class OwnSeed(Callback):

@@ -8,24 +8,20 @@ import sys
 from pathlib import Path
 
 import torch
-
-sys.path.append(str(Path(__file__).parent.parent / "callbacks"))
-sys.path.append(str(Path(__file__).parent))
-
-from ddp_script import OwnSeed, Unequal
-from fsdp_script import TensorParallel, Whole, two_layers, uneven, whole_weights
-from leaving import write_and_leave
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.optim import AdamW, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
-from toys import loader, make_trainer
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
 from lightning_graphon.callbacks._distributed import memory as _room
 from lightning_graphon.callbacks._loss import optimizer_kernels as optimized
 from lightning_graphon.pruning.sharding import is_sharded
+from tests.distributed.ddp_script import OwnSeed, Unequal
+from tests.distributed.fsdp_script import TensorParallel, Whole, two_layers, uneven, whole_weights
+from tests.helpers.leaving import write_and_leave
+from tests.helpers.modules import loader, make_trainer
 
 DATA, STEPS = 96, 18
 

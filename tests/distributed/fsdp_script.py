@@ -7,24 +7,20 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
-
-sys.path.append(str(Path(__file__).parent.parent / "callbacks"))
-sys.path.append(str(Path(__file__).parent))
-
-from ddp_script import OwnSeed, Unequal
-from leaving import write_and_leave
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from toys import Classifier, cnn, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
 from lightning_graphon.callbacks import prune_at_init as pruner_module
 from lightning_graphon.pruning import Enforcer, Masks, prune, summon_full_params
 from lightning_graphon.pruning.sharding import full_tensor, is_sharded, local_shard, local_shard_like
+from tests.distributed.ddp_script import OwnSeed, Unequal
+from tests.helpers.leaving import write_and_leave
+from tests.helpers.modules import Classifier, cnn, loader, make_trainer, quiet
 
 GRAPHON = {"graphons": {"family": "power-law", "exponent": 0.5}}
 

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.append(str(Path(__file__).parent))
-
-from fsdp_loss_script import Cut, adam, fit_cut, monitor
-from leaving import leave
-
 from lightning_graphon.pruning import sharding
+from tests.distributed.fsdp_loss_script import Cut, adam, fit_cut, monitor
+from tests.helpers.leaving import leave
 
 
 def main(folder):

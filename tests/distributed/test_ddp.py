@@ -4,11 +4,11 @@ import pickle
 
 import pytest
 import torch
-from leaving import Unhurried
-from toys import METHODS, Classifier, digits, disagreement, loader, make_trainer, quiet
 
 from lightning_graphon.graphon import estimate_graphon
 from lightning_graphon.pruning import prune
+from tests.helpers.leaving import Unhurried
+from tests.helpers.modules import METHODS, Classifier, digits, disagreement, loader, make_trainer, quiet
 
 pytestmark = pytest.mark.distributed
 

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from fsdp_script import GRAPHON, Whole, cnn, never, two_layers, uneven
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from toys import METHODS, digits, disagreement, loader, make_trainer, needs_fsdp2, pruned_max, quiet
 
 from lightning_graphon.callbacks import prune_at_init as pruner_module
 from lightning_graphon.graphon import estimate_graphon
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
 from lightning_graphon.pruning import Masks, prune, rescale_
+from tests.distributed.fsdp_script import GRAPHON, Whole, cnn, never, two_layers, uneven
+from tests.helpers.modules import METHODS, digits, disagreement, loader, make_trainer, needs_fsdp2, pruned_max, quiet
 
 pytestmark = [pytest.mark.distributed, needs_fsdp2]
 ALL = [*METHODS, "graphon"]

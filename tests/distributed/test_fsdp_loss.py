@@ -4,10 +4,23 @@ import csv
 
 import pytest
 import torch
-from fsdp_loss_script import CASES, DATA, STEPS, OneProcess, adam, centred, descent, fit, half, momentum, monitor
-from fsdp_script import two_layers, uneven
 from torch.utils.data import DataLoader, TensorDataset
-from toys import digits, needs_fsdp2
+
+from tests.distributed.fsdp_loss_script import (
+    CASES,
+    DATA,
+    STEPS,
+    OneProcess,
+    adam,
+    centred,
+    descent,
+    fit,
+    half,
+    momentum,
+    monitor,
+)
+from tests.distributed.fsdp_script import two_layers, uneven
+from tests.helpers.modules import digits, needs_fsdp2
 
 pytestmark = [pytest.mark.distributed, needs_fsdp2]
 OPTIMIZERS = {"groups": momentum, "centred": centred, "graphon": descent}

@@ -2,9 +2,9 @@
 
 import pytest
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from toys import Classifier, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import LossDecayMonitor
+from tests.helpers.modules import Classifier, loader, make_trainer, quiet
 
 KINDS = ["FSDPStrategy", "DeepSpeedStrategy"]
 

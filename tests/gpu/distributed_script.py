@@ -5,15 +5,12 @@ import warnings
 from pathlib import Path
 
 import torch
-
-sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("callbacks", "distributed")]
-
-from leaving import leave
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from toys import Classifier, loader, make_trainer, quiet
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
 from lightning_graphon.pruning.sharding import full_tensor
+from tests.helpers.leaving import leave
+from tests.helpers.modules import Classifier, loader, make_trainer, quiet
 
 
 def adamw(parameters):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_graphon.pruning import Enforcer, prune
-from tests.cases import mlp, seeded
+from tests.helpers.networks import mlp, seeded
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),

@@ -7,12 +7,12 @@ import torch
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
-from toys import Classifier, loader, make_trainer, mlp, pruned_max
-from zoo import KINDS, small_sgd
 
 from lightning_graphon import callbacks
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
 from lightning_graphon.presets import preset_path, presets
+from tests.helpers.kinds import KINDS, small_sgd
+from tests.helpers.modules import Classifier, loader, make_trainer, mlp, pruned_max
 
 PRECISIONS = ["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
 

@@ -19,7 +19,7 @@ from lightning_graphon.ntk import (
     top_eigenpairs,
 )
 from lightning_graphon.pruning import prune
-from tests.cases import CASES, mlp, seeded
+from tests.helpers.networks import CASES, mlp, seeded
 
 # Relative Frobenius distance from the same kernel on the CPU in float64.
 PRECISE = {torch.float64: 1e-12, torch.float32: 2e-5}

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_graphon.graphon import cut_distance, homogeneity_test, layer_graphons
 from lightning_graphon.pruning import methods, prune, read_masks
 from lightning_graphon.pruning.allocation.top_k import keep_largest
-from tests.cases import CASES, mlp, seeded
+from tests.helpers.networks import CASES, mlp, seeded
 
 OPTIONS = {
     "synflow": {"steps": 10},

@@ -10,7 +10,7 @@ from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneA
 from lightning_graphon.graphon import StepGraphon
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk
 from lightning_graphon.pruning import prune
-from tests.cases import mlp
+from tests.helpers.networks import mlp
 
 pytestmark = pytest.mark.only_cuda
 MIB = 1 << 20
@@ -101,7 +101,7 @@ def test_exact_kernel_goes_on_with_less_where_memory_runs_out(little, device):
 
 def test_a_monitor_without_memory_does_not_end_training(little, device, tmp_path):
     """The weights and their training fit; the kernel, which needs them several times in float64, does not."""
-    from toys import Classifier, loader, make_trainer
+    from tests.helpers.modules import Classifier, loader, make_trainer
 
     wide = lambda: nn.Sequential(nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.Linear(4096, 10))  # noqa: E731
     module, prune_ = Classifier(wide), PruneAtInit("random", 0.9, verbose=False)

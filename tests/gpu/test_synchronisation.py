@@ -6,9 +6,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile
-from toys import Classifier, loader, make_trainer
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from tests.helpers.modules import Classifier, loader, make_trainer
 
 pytestmark = pytest.mark.only_cuda
 WAITS = ("Memcpy DtoH", "cudaStreamSynchronize", "cudaDeviceSynchronize", "aten::_local_scalar_dense")

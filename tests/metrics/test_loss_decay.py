@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torchmetrics import MetricCollection
-from toys import Classifier, loader, make_trainer
 
 from lightning_graphon.metrics import (
     LossDecay,
@@ -23,6 +22,7 @@ from lightning_graphon.metrics import (
     loss_decay_errors,
     loss_decay_summary,
 )
+from tests.helpers.modules import Classifier, loader, make_trainer
 
 
 def oracle(p, o, t, tolerance):

@@ -11,7 +11,7 @@ from lightning_graphon.pruning import LayerCollapseWarning, Masks, prune, select
 from lightning_graphon.pruning.allocation.layer_budgets import layer_budgets
 from lightning_graphon.pruning.allocation.top_k import keep_largest
 from lightning_graphon.pruning.enforcer import Enforcer
-from tests.cases import CASES, mlp, seeded
+from tests.helpers.networks import CASES, mlp, seeded
 
 INPUTS, TARGETS = CASES["mlp"].data()
 

@@ -12,7 +12,7 @@ from torch.nn.utils.prune import l1_unstructured
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_graphon.pruning import Masks, prune, read_masks, theoretical_macs
-from tests.cases import CASES, mlp
+from tests.helpers.networks import CASES, mlp
 
 COUNTED = ["mlp", "batchnorm", "residual", "grouped", "conv1d", "conv3d", "tied", "frozen"]
 

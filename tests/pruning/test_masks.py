@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_graphon.pruning import Masks, prune
-from tests.cases import CASES, mlp
+from tests.helpers.networks import CASES, mlp
 
 
 @pytest.fixture

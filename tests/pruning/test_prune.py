@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_graphon.pruning import LayerCollapseWarning, Masks, prune
 from lightning_graphon.pruning.enforcer import Enforcer
 from lightning_graphon.pruning.scoring.registry import ScoringContext, get_method
-from tests.cases import CASES, mlp, seeded
+from tests.helpers.networks import CASES, mlp, seeded
 
 METHODS = ["random", "magnitude", "snip", "grasp", "synflow"]
 pytestmark = pytest.mark.filterwarnings(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_graphon.graphon import layer_graphons
 from lightning_graphon.ntk import graphon_ntk_from_model
 from lightning_graphon.pruning import Masks, prune, rescale_
-from tests.cases import CASES, mlp
+from tests.helpers.networks import CASES, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_graphon.pruning.LayerCollapseWarning")
 METHODS = ["random", "magnitude", "snip", "synflow"]

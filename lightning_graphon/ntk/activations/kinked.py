@@ -17,8 +17,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lightning_graphon.ntk.activations.base import HermiteDual
 from lightning_graphon.ntk.activations.gaussian import legendre_nodes, safe_sqrt
-from lightning_graphon.ntk.activations.hermite import HermiteDual
 from lightning_graphon.ntk.activations.piecewise_linear import half_angle
 
 _SERIES = 0.8  # |correlation| up to which 96 terms leave less than 1e-10: 0.8 ** 96 = 5e-10 times a_k² < 1e-2

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import nearest
-from lightning_graphon.ntk.activations.base import DualActivation
+from lightning_graphon.ntk.activations.base import DualActivation, HermiteDual
 from lightning_graphon.ntk.activations.closed_form import GELU, Erf, Exp, Gaussian, Sin, Square
 from lightning_graphon.ntk.activations.elu import celu, elu, selu
-from lightning_graphon.ntk.activations.hermite import HermiteDual
 from lightning_graphon.ntk.activations.kinked import KinkedDual
 from lightning_graphon.ntk.activations.piecewise_linear import PiecewiseLinear, ReLULike
 

@@ -1,7 +1,6 @@
 """A module as a pure function of its parameters, in eval semantics, leaving no trace on the module."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,6 @@ import torch.nn.attention
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import nearest
-from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.unmasked_zeros import trainable_weights, warn_of_unmasked_zeros
 
 Inputs = Tensor | tuple[Tensor, ...]
@@ -39,31 +37,6 @@ def plain(x: Inputs) -> Inputs:
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x.detach()
     return tuple(p.clone() if p.is_inference() else p.detach() for p in x)
-
-
-@contextmanager
-def eval_semantics(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode, gradients on, full precision, private randomness, uncompiled; every flag is put back afterwards."""
-    flags = {module: module.training for module in model.modules()}
-    cuda = [device] if device.type == "cuda" else []
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        for module in flags:
-            module.training = False
-        torch.backends.mha.set_fastpath_enabled(False)  # fused attention has no per-sample gradients
-        with (
-            uncompiled(model),
-            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(device.type, enabled=False),
-            torch.random.fork_rng(devices=cuda),
-        ):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in flags.items():
-            module.training = training
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.evaluation import eval_semantics
 from lightning_graphon._shared.memory import is_out_of_memory
 from lightning_graphon.ntk.empirical.functional_model import (
     FunctionalModel,
     Inputs,
     batch_size,
-    eval_semantics,
     functional_model,
     plain,
     select,
@@ -27,8 +27,7 @@ from lightning_graphon.ntk.empirical.gradient_factors import as_matrix
 from lightning_graphon.ntk.empirical.layer_gram import contract, layer_gram, squared_norm
 from lightning_graphon.ntk.empirical.layer_signals import KernelPlan, Signals, capture, make_plan
 from lightning_graphon.ntk.empirical.per_sample_gradients import entry_weights, gradients, groups
-from lightning_graphon.ntk.infinite.recursion import tiles
-from lightning_graphon.ntk.operators.tiling import TileShard
+from lightning_graphon.ntk.operators.tiling import TileShard, tiles
 
 _MODES = {"mean": "mean", "per_output": "outputs", "none": "full"}
 DEFAULT_MEMORY = 1 << 30

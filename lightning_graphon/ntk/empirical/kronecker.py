@@ -8,14 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice
-from lightning_graphon.ntk.empirical.functional_model import (
-    Inputs,
-    batch_size,
-    eval_semantics,
-    functional_model,
-    plain,
-    select,
-)
+from lightning_graphon._shared.evaluation import eval_semantics
+from lightning_graphon.ntk.empirical.functional_model import Inputs, batch_size, functional_model, plain, select
 from lightning_graphon.ntk.empirical.kernel import evaluate, ntk_layer_shares
 from lightning_graphon.ntk.operators.operator import KernelOperator, KroneckerKernel
 from lightning_graphon.ntk.operators.tiling import TileShard

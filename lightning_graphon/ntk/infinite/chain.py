@@ -9,12 +9,11 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from lightning_graphon.ntk.activations.base import DualActivation
+from lightning_graphon._shared.evaluation import eval_semantics
+from lightning_graphon.ntk.activations.base import DualActivation, HermiteDual
 from lightning_graphon.ntk.activations.elu import celu, elu
-from lightning_graphon.ntk.activations.hermite import HermiteDual
 from lightning_graphon.ntk.activations.piecewise_linear import ReLULike
 from lightning_graphon.ntk.activations.registry import dual_activation
-from lightning_graphon.ntk.empirical.functional_model import eval_semantics
 
 _INSTEAD = "use `empirical_ntk`, which takes any module"
 _SKIPPED = (nn.Flatten, nn.Identity, nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Dropout1d)

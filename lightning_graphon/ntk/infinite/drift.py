@@ -30,8 +30,8 @@ from torch import Tensor
 
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.infinite.layers import Layer
-from lightning_graphon.ntk.infinite.recursion import LIVE, tile_edge, tiles
-from lightning_graphon.ntk.operators.tiling import TileShard
+from lightning_graphon.ntk.infinite.recursion import LIVE, tile_edge
+from lightning_graphon.ntk.operators.tiling import TileShard, tiles
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from lightning_graphon.ntk.activations.registry import ActivationLike, dual_acti
 from lightning_graphon.ntk.infinite.drift import drift_kernel
 from lightning_graphon.ntk.infinite.layer_building import build_layers
 from lightning_graphon.ntk.infinite.layers import Graphon, Layer, merge_positions
-from lightning_graphon.ntk.infinite.recursion import diagonals, tile_edge, tile_kernel, tiles, weighted_rows
-from lightning_graphon.ntk.operators.tiling import TileShard
+from lightning_graphon.ntk.infinite.recursion import diagonals, tile_edge, tile_kernel, weighted_rows
+from lightning_graphon.ntk.operators.tiling import TileShard, tiles
 
 
 def graphon_ntk(

@@ -1,7 +1,7 @@
 """The centred recursion of the Graphon NTK, tile by tile over pairs of samples."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,13 +60,6 @@ def tile_edge(positions: int, itemsize: int, device: str, max_memory: int | None
     budget = budget if max_memory is None else min(budget, max_memory)
     edge = int((budget / (LIVE * positions * itemsize)) ** 0.5)
     return max(8, edge // 8 * 8)
-
-
-def tiles(rows: int, cols: int, edge: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
-    """Pairs of slices that cover [rows, cols], or its lower triangle when `symmetric`."""
-    for i in range(0, rows, edge):
-        for j in range(0, min(i + 1, cols) if symmetric else cols, edge):
-            yield slice(i, min(i + edge, rows)), slice(j, min(j + edge, cols))
 
 
 def weighted_rows(x: Tensor, layer: Layer) -> Tensor:

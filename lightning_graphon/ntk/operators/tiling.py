@@ -57,6 +57,13 @@ class TileShard:
         return partial
 
 
+def tiles(rows: int, cols: int, edge: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
+    """Pairs of slices that cover [rows, cols], or its lower triangle when `symmetric`."""
+    for i in range(0, rows, edge):
+        for j in range(0, min(i + 1, cols) if symmetric else cols, edge):
+            yield slice(i, min(i + edge, rows)), slice(j, min(j + edge, cols))
+
+
 def world_tile_shard() -> TileShard:
     """The share of this process among all, or the whole where torch.distributed is not initialised.
 

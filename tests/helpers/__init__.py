@@ -1,0 +1,1 @@
+"""Models, data, trainers and slow, obvious references that several tests share."""
