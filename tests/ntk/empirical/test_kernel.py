@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_graphon._shared.evaluation import eval_semantics, functional_model
+from lightning_graphon._shared.evaluation import eval_semantics
 from lightning_graphon.ntk import empirical_ntk, kronecker_ntk, ntk_layer_shares
 from lightning_graphon.ntk.empirical import masked_gram as rowgram
+from lightning_graphon.ntk.empirical.functional_model import functional_model
 from lightning_graphon.ntk.empirical.layer_signals import make_plan
 from lightning_graphon.ntk.empirical.masked_gram import row_gram
 from tests.helpers.ntk_oracles import jacobian_kernel, relative
