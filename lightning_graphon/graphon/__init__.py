@@ -15,7 +15,7 @@ from lightning_graphon.graphon.distances.distances import (
     transport_distance,
 )
 from lightning_graphon.graphon.estimation.estimate import estimate_graphon
-from lightning_graphon.graphon.estimation.layers import layer_graphons
+from lightning_graphon.graphon.estimation.layers import ORDERS, layer_graphons
 from lightning_graphon.graphon.inputs.expressivity import (
     CoveredOrder,
     active_inputs,
@@ -30,6 +30,7 @@ from lightning_graphon.graphon.inputs.relevance import coordinate_relevance, inp
 from lightning_graphon.graphon.limits.factorised_saliency import (
     FactorisedSaliency,
     fit_factorised_saliency,
+    limit_distances,
     predicted_graphons,
 )
 from lightning_graphon.graphon.limits.scaled_saliency import ScaledSaliency
@@ -41,6 +42,7 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "StepGraphon",
     "common_refinement",
     # from masks
+    "ORDERS",
     "estimate_graphon",
     "layer_graphons",
     # designed graphons
@@ -59,6 +61,7 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "FactorisedSaliency",
     "ScaledSaliency",
     "fit_factorised_saliency",
+    "limit_distances",
     "predicted_graphons",
     # what a first layer can listen to
     "CoveredOrder",

@@ -92,7 +92,7 @@ def effective_count(membership: Tensor | None, n: int, device: torch.device) -> 
 
 
 def measure(membership: Tensor | None, n: int, device: torch.device) -> Tensor:
-    """TileShard of the items in each bin, float64."""
+    """Share of the items in each bin, float64."""
     if membership is None:
         return torch.full((n,), 1 / n, dtype=torch.float64, device=device)
     return sizes(membership) / n

@@ -13,7 +13,7 @@ from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 
 
 def input_path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> Tensor:
-    """TileShard of the possible paths from each input coordinate to the outputs that are there.
+    """Share of the possible paths from each input coordinate to the outputs that are there.
 
     The adjoint operators one after the other, W₁* ⋯ W_{L+1}* 1; its mean over the inputs is `path_density`.
 

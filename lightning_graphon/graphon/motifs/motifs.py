@@ -74,7 +74,7 @@ def motif_densities(graph: Tensor | StepGraphon, *, counting: str = "distinct") 
 
 
 def path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> float:
-    """TileShard of the possible input-output paths that are there: the mean of the product of the layers.
+    """Share of the possible input-output paths that are there: the mean of the product of the layers.
 
     Args:
         layers: StepGraphons or 0/1 masks [out, in], input side first. Masks are counted exactly; a mask with

@@ -124,7 +124,7 @@ def alignment(kernel: Tensor, labels: Tensor, *, centred: bool = False) -> Tenso
 
 
 def energy_share(kernel: Tensor, count: int = 5) -> Tensor:
-    """TileShard of the `count` largest eigenvalues of a symmetric [N, N] in its trace, as a tensor autograd follows."""
+    """Share of the `count` largest eigenvalues of a symmetric [N, N] in its trace, as a tensor autograd follows."""
     K = kernel.to(torch.float64)
     return torch.linalg.eigvalsh(K)[-count:].sum() / K.trace()
 
