@@ -125,7 +125,7 @@ def test_a_spectrum_needs_five_samples(example, capsys):
 
 
 def test_the_code_of_the_page_runs():
-    """And its Graphon NTK with drift is close to the exact kernel of the pruned network, as docs/theory-ntk.md says."""
+    """And its Graphon NTK with drift is close to the exact kernel of the pruned network, as docs/reference/theory-ntk.md says."""
     text, names = (ROOT / "docs" / "ntk.md").read_text(encoding="utf-8"), {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(compile(block, "ntk.md", "exec"), names)  # noqa: S102  (our own text)
