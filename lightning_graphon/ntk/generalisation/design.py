@@ -79,7 +79,8 @@ def design_graphons(
         ridge: ρ of "fit" as a share of the mean diagonal of the constant graphons' kernel.
         form: "product" has one factor for each row and one for each column of the odds, W / (1 - W) = c f(u) g(v);
             "block" frees every cell. For the exact product c f(u) g(v) the shape of the ReLU kernel depends on the
-            first layer's g alone: it is the dense kernel of inputs scaled by sqrt(g) (docs/reference/theory-generalisation.md).
+            first layer's g alone: it is the dense kernel of inputs scaled by sqrt(g)
+            (docs/reference/theory-generalisation.md).
         free: which layers are designed, 0 the first; the others stay constant graphons. Default: all.
         activation: of all hidden layers.
         steps: gradient steps.
