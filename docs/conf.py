@@ -15,6 +15,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # The sources begin at the root of the repository, so that links between pages, README and examples work in both places.
 root_doc = "docs/index"
 include_patterns = [
+    "docs/*.md",
     "docs/**/*.md",
     "examples/README.md",
     "benchmarks/README.md",
