@@ -75,11 +75,12 @@ def design_graphons(
             1 - ρ tr Yᵀ(Θ + ρ)⁻¹Y / ‖Y‖² for centred one-hot Y. "speed": tr YᵀΘY / ‖Y‖², how fast the squared error
             starts to fall. "alignment": the centred kernel-target alignment. "energy": the share of the five largest
             eigenvalues. The last two do not see the scale of the kernel, and networks drawn from such designs train
-            badly (docs/generalisation.md). Or a function of the kernel [N, N] that returns a scalar.
+            badly (docs/results/generalisation.md). Or a function of the kernel [N, N] that returns a scalar.
         ridge: ρ of "fit" as a share of the mean diagonal of the constant graphons' kernel.
         form: "product" has one factor for each row and one for each column of the odds, W / (1 - W) = c f(u) g(v);
             "block" frees every cell. For the exact product c f(u) g(v) the shape of the ReLU kernel depends on the
-            first layer's g alone: it is the dense kernel of inputs scaled by sqrt(g) (docs/theory-generalisation.md).
+            first layer's g alone: it is the dense kernel of inputs scaled by sqrt(g)
+            (docs/reference/theory-generalisation.md).
         free: which layers are designed, 0 the first; the others stay constant graphons. Default: all.
         activation: of all hidden layers.
         steps: gradient steps.
