@@ -119,7 +119,9 @@ class Keys(pl.loggers.CSVLogger):
 def test_every_logged_key_is_on_its_page(tmp_path):
     logger = Keys(tmp_path)
     prune = callbacks.PruneAtInit("snip", sparsity=0.5, report_limits=True, verbose=False)
-    decay = callbacks.LossDecayMonitor(every_n_steps=1, refresh_every_n_steps=2, verbose=False, raise_errors=True)
+    decay = callbacks.LossDecayMonitor(
+        every_n_steps=1, kernel=callbacks.KernelPrediction(refresh_every_n_steps=2), verbose=False, raise_errors=True
+    )
     graphons = callbacks.GraphonMonitor(verbose=False, raise_errors=True)
     data: DataLoader = loader()
     trainer = make_trainer(prune, graphons, decay, logger=logger, limit_train_batches=1.0, max_epochs=3)

@@ -2,26 +2,20 @@
 
 import inspect
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
-from rich.progress import Progress
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._shared.checks import check_choice
-from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._distributed import agreement
-from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
 from lightning_graphon.callbacks._logging.scalars import limit_scalars, log_scalars, print_masks, sparsity_scalars
-from lightning_graphon.callbacks._module.batches import scoring_batches
-from lightning_graphon.callbacks._module.pickling import state_without_module
-from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
+from lightning_graphon.callbacks._module.scoring import score_module
+from lightning_graphon.callbacks._module.training_step import ModuleLoss
+from lightning_graphon.callbacks._sparsity.sparse_callback import SparseCallback
 from lightning_graphon.pruning import (
     RESCALES,
     Enforcer,
@@ -29,18 +23,12 @@ from lightning_graphon.pruning import (
     Masks,
     PruningConfig,
     as_masks,
-    compute_masks,
     rescale_,
     sparsity_of,
-    summon_full_params,
-)
-
-_NO_ROOM = (
-    ", which PruneAtInit gathers to score them: find the masks elsewhere and use PruneAtInit.from_masks('masks.pt')"
 )
 
 
-class PruneAtInit(Callback):
+class PruneAtInit(SparseCallback):
     """Prunes the module when `fit` starts and keeps the pruned weights at zero during training.
 
     Batches come from the trainer's own train dataloader and the loss from the module's own `training_step`, so a module
@@ -115,6 +103,7 @@ class PruneAtInit(Callback):
         report_limits: bool = False,
         rescale: str | None = None,
     ) -> None:
+        super().__init__()
         self.config: PruningConfig | None = None
         self._given = Masks({})
         if method == "given":
@@ -136,9 +125,6 @@ class PruneAtInit(Callback):
         self.report_limits = report_limits
         self.rescale = rescale
         self._limits: dict[str, float] = {}
-        self._masks: Masks | None = None
-        self._module: weakref.ref[pl.LightningModule] | None = None
-        self._enforcer: Enforcer | None = None
         self._fresh = False
 
     @classmethod
@@ -160,11 +146,6 @@ class PruneAtInit(Callback):
         True
         """
         return cls("given", options={"masks": masks}, rescale=rescale, verbose=verbose)
-
-    @property
-    def masks(self) -> Masks | None:
-        """The masks, from fit start on."""
-        return self._masks
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -194,32 +175,6 @@ class PruneAtInit(Callback):
         self._fresh = False
         enforcer.zero_state()  # the optimizers' states may have been restored since
         log_scalars(trainer, {**sparsity_scalars(masks), **self._limits})
-
-    @override
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._zero_weights()
-
-    @override
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._zero_weights()
-        if self._enforcer is not None:
-            self._enforcer.zero_state()
-            # Strategies that gather weights have copied them already.
-            self._enforcer.zero_saved(checkpoint.get("state_dict", {}))
-
-    @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._zero_weights()
-
-    @override
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._detach()
-
-    @override
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._detach()
 
     @property
     @override
@@ -263,9 +218,6 @@ class PruneAtInit(Callback):
         if self.verbose:
             rank_zero_info(f"PruneAtInit goes on with the checkpoint's {masks}")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return state_without_module(self, "_module", "_enforcer")
-
     def install(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Masks, Enforcer]:
         """Find the masks if there are none for this module yet, and start to enforce them.
 
@@ -273,9 +225,8 @@ class PruneAtInit(Callback):
         """
         if self._masks is None or self._enforcer is None:
             other = self._module is not None and self._module() is not pl_module
-            self._masks = self._find(trainer, pl_module) if self._masks is None or other else self._masks
-            self._module = weakref.ref(pl_module)
-            self._enforcer = Enforcer(pl_module, self._masks, *trainer.optimizers)
+            masks = self._find(trainer, pl_module) if self._masks is None or other else self._masks
+            return masks, self._enforce(trainer, pl_module, masks)
         return self._masks, self._enforcer
 
     def _find(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
@@ -294,36 +245,14 @@ class PruneAtInit(Callback):
         return masks
 
     def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule, config: PruningConfig) -> Masks:
-        check_memory_on_all_ranks(trainer.strategy, pl_module, advice=_NO_ROOM)
-        batches = scoring_batches(trainer, pl_module, self.batches, config.resolved.needs)
-        objective = TrainingStepObjective(trainer, pl_module, self.loss_fn, batches)
-        hidden = config.rounds == 1 or not (self.verbose and trainer.is_global_zero)
         first: dict[str, Tensor] = {}
-        progress = Progress(transient=True)  # shows nothing unless it is entered
-        with summon_full_params(pl_module), preserve_module_state(pl_module), nullcontext() if hidden else progress:
-            if self.eval_mode:
-                pl_module.eval()
-            task = progress.add_task(f"pruning by {config.resolved.name}", total=config.rounds)
-            masks = compute_masks(
-                pl_module,
-                config,
-                objective,
-                batches,
-                average=agreement.average,
-                on_round=lambda step, steps: progress.update(task, completed=step),
-                on_scores=lambda step, scores: first.update(scores if self.report_limits and step == 1 else {}),
-            )
+        masks = score_module(
+            trainer, pl_module, config, batches=self.batches, loss_fn=self.loss_fn, eval_mode=self.eval_mode,
+            show_progress=self.verbose and trainer.is_global_zero,
+            on_first_scores=first.update if self.report_limits else None,
+        )  # fmt: skip
         self._limits = limit_scalars(first, masks) if trainer.is_global_zero else {}
         return masks
-
-    def _zero_weights(self) -> None:
-        if self._enforcer is not None:
-            self._enforcer.zero_weights()
-
-    def _detach(self) -> None:
-        if self._enforcer is not None:
-            self._enforcer.detach()
-            self._enforcer = None
 
 
 def _refuse_beside_masks(arguments: Mapping[str, Any]) -> None:

@@ -60,13 +60,13 @@ class PruningConfig:
 
     @property
     def rounds(self) -> int:
-        """Number of rounds; those of an N:M pattern, unless given, are no more than a group has weights to lose."""
+        """How many rounds; unless given, no more than the groups of a pattern have weights to lose."""
         usual, pattern = self.resolved.steps, self.pattern
         return self.steps or (usual if pattern is None else min(usual, pattern.group - pattern.keep))
 
     @property
     def pattern(self) -> NMPattern | None:
-        """N:M, where the allocation says so."""
+        """The pattern, where the allocation is one."""
         return NMPattern.read(self.allocation)
 
     def __str__(self) -> str:

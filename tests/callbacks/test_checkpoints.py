@@ -145,7 +145,7 @@ def test_resumed_run_equals_the_uninterrupted_one(method, late, tmp_path):
     calls.clear()
     rest, pruner, model = Recorder(), quiet(method), Classifier(seed=77)
     probe = Probe(pruner)
-    with patch("lightning_graphon.callbacks.prune_at_init.compute_masks", side_effect=AssertionError("scored again")):
+    with patch("lightning_graphon.callbacks._module.scoring.compute_masks", side_effect=AssertionError("scored again")):
         trainer = make_trainer(pruner, rest, probe, max_epochs=4, strategy=strategy(late))
         trainer.fit(model, loader(), loader(32), ckpt_path=path, **SAFELY)
     assert calls == []

@@ -284,7 +284,7 @@ def test_an_error_in_pruning_ends_the_fit(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("broken score")
 
-    monkeypatch.setattr("lightning_graphon.callbacks.prune_at_init.compute_masks", broken)
+    monkeypatch.setattr("lightning_graphon.callbacks._module.scoring.compute_masks", broken)
     with pytest.raises(RuntimeError, match="broken score"):
         fit(MLP, *all_three(), default_root_dir=tmp_path)
 

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit, SpectrumOptions
-from lightning_graphon.callbacks import prune_at_init as pruner_module
+from lightning_graphon.callbacks._module import scoring as pruner_module
 from lightning_graphon.pruning import Enforcer, Masks, prune, summon_full_params
 from lightning_graphon.pruning.sharding import full_tensor, is_sharded, local_shard, local_shard_like
 from tests.distributed.ddp_script import OwnSeed, Unequal

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from lightning_graphon.callbacks import prune_at_init as pruner_module
+from lightning_graphon.callbacks._module import scoring as pruner_module
 from lightning_graphon.graphon import estimate_graphon
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
 from lightning_graphon.pruning import Masks, prune, rescale_

@@ -1,0 +1,69 @@
+"""Masks of a LightningModule inside a Trainer, scored on its own data by its own loss."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.progress import Progress
+from torch import Tensor
+
+from lightning_graphon._shared.module_state import preserve_module_state
+from lightning_graphon.callbacks._distributed.agreement import average
+from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
+from lightning_graphon.callbacks._module.batches import scoring_batches
+from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
+from lightning_graphon.pruning import Masks, PruningConfig, compute_masks, summon_full_params
+
+_NO_ROOM = (
+    ", which PruneAtInit gathers to score them: find the masks elsewhere and use PruneAtInit.from_masks('masks.pt')"
+)
+
+
+def score_module(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    config: PruningConfig,
+    *,
+    batches: int | Sequence[Any],
+    loss_fn: ModuleLoss | None,
+    eval_mode: bool,
+    show_progress: bool,
+    on_first_scores: Callable[[dict[str, Tensor]], None] | None = None,
+) -> Masks:
+    """Find masks; the module, its gradients, random numbers and the order of the data are as before afterwards.
+
+    Every process must call it; scores are averaged over their data.
+
+    Args:
+        trainer: Gives the train dataloader, the precision and the strategy.
+        pl_module: To be pruned.
+        config: What to prune and how.
+        batches: How many batches of the train dataloader to score on, or the batches themselves.
+        loss_fn: `loss_fn(pl_module, batch)` -> scalar, in place of `training_step`.
+        eval_mode: Score in eval mode; else the modules stay in the mode they are in.
+        show_progress: Show a bar where there are several rounds.
+        on_first_scores: Called with the scores of the first round, by the weight's name.
+
+    Raises:
+        MemoryError: The whole weights of a sharded network do not fit on every process.
+        ValueError: As `compute_masks`.
+    """
+    check_memory_on_all_ranks(trainer.strategy, pl_module, advice=_NO_ROOM)
+    drawn = scoring_batches(trainer, pl_module, batches, config.resolved.needs)
+    objective = TrainingStepObjective(trainer, pl_module, loss_fn, drawn)
+    progress = Progress(transient=True)  # shows nothing unless it is entered
+    shown = progress if show_progress and config.rounds > 1 else nullcontext()
+
+    def on_scores(step: int, scores: Any) -> None:
+        if step == 1 and on_first_scores is not None:
+            on_first_scores(dict(scores))
+
+    with summon_full_params(pl_module), preserve_module_state(pl_module), shown:
+        if eval_mode:
+            pl_module.eval()
+        task = progress.add_task(f"pruning by {config.resolved.name}", total=config.rounds)
+        return compute_masks(
+            pl_module, config, objective, drawn, average=average, on_scores=on_scores,
+            on_round=lambda step, steps: progress.update(task, completed=step),
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What callbacks that keep a network sparse have in common."""
