@@ -32,7 +32,6 @@ from lightning_graphon.ntk import SpectralSummary
 from lightning_graphon.plots.graphon_pixels import graphon_pixels
 from lightning_graphon.plots.graphons import p_value_text
 from lightning_graphon.plots.spectrum_pixels import spectrum_pixels
-from lightning_graphon.pruning.allocation.on_cpu import equal
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.read_masks import check_readable
 from lightning_graphon.pruning.sharding import summon_full_params
@@ -279,7 +278,7 @@ class MaskSnapshot:
     def is_now(self, mask: Tensor) -> bool:
         """Whether it is still the same; one that nobody wrote to, as those of PruneAtInit, is not read again."""
         unwritten = mask is self._mask and self._writes is not None and self._writes == mask._version
-        return unwritten or equal(mask, self._content)
+        return unwritten or torch.equal(mask, self._content)
 
 
 def _print_table(
