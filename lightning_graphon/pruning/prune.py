@@ -145,13 +145,10 @@ def compute_masks(
     originals = {name: weight.data for name, weight in weights.items()}
     # One number a layer: memory for masks is needed from the first selection on.
     masks = {n: torch.ones((), dtype=torch.bool, device=d.device).expand(d.shape) for n, d in originals.items()}
-    kept: dict[str, Tensor] = {}
     dead_since = None
     with preserve_module_state(model, plan.seed), torch.enable_grad(), uncompiled(model):
         for step in range(1, plan.rounds + 1):
-            context = ScoringContext(
-                model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average, kept
-            )
+            context = ScoringContext(model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average)
             scores = checked_scores(method, method.score(context, **plan.options), shapes)
             if step == 1 and method.needs == "loss":
                 check_any(method, scores)
