@@ -1,9 +1,9 @@
 """Exact selection of the largest scores: no sort of all weights, no concatenation, stable ties.
 
-A partition of all scores by numpy would be shorter, but not quicker: on one core it takes 12 ms for 4 million different
-float64 scores and 15 to 25 ms where some are zero, as pruned ones are (120 ms unless these are taken out before), and
-what is here takes 5 to 7. In 100 rounds of SynFlow on those weights, 2.7 s, that would be half as long again; and the
-partition needs a copy of all scores.
+numpy's partition of all scores would be shorter, but slower, by how much depends on the ties: on one core, of 4 million
+float64 scores it takes 12 ms where all differ, 15 to 25 where some are zero as pruned ones are (120 unless they are
+taken out before); the brackets take 5 to 7. So 100 rounds of SynFlow take 3.6 s instead of 2.7, in float32 2.4 instead
+of 1.3. Of 100 million float32 scores it takes 0.22 s and 480 MiB, the brackets 0.15 s and 200, half of that the masks.
 """
 
 import math
