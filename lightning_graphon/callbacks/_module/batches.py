@@ -114,7 +114,7 @@ def _fresh(loader: Any) -> Any:
     arguments, unknown = _constructor_arguments(loader, kind)
     if unknown:
         raise ValueError(
-            f"{kind.__name__} has persistent workers: batches looked at now would be missing in training. And it cannot be "
+            f"{kind.__name__} has persistent workers: batches looked at now would be missing in training. It cannot be "
             f"built a second time, since of its constructor's arguments it has no {', '.join(unknown)}. Give it "
             "persistent_workers=False, or give the callback batches or a probe"
         )
