@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-Structured = nn.Linear | nn.modules.conv._ConvNd
-
 
 @dataclass(frozen=True)
 class Factors:
