@@ -224,4 +224,5 @@ class _Eraser:
 
 def _version(tensor: Tensor) -> Version:
     """Changes whenever a tensor, or the part of it that this process holds, is written to."""
+    # By a private name, though the notes on autograd explain it: torch shows this counter in no other way.
     return (tensor._version, local_shard(tensor)._version) if is_sharded(tensor) else tensor._version
