@@ -26,6 +26,7 @@ from image_data import add_data_arguments, images
 from resumable import Cell, finish
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,7 +35,6 @@ from lightning_graphon.graphon import (
     block,
     coordinate_relevance,
     input_path_density,
-    rank_correlation,
 )
 from lightning_graphon.ntk import design_graphons, graphon_ntk, kernel_target_alignment, spectral_summary
 from lightning_graphon.plots import new_figure
@@ -151,7 +151,7 @@ def compute(cell: Cell, args: argparse.Namespace, data: Data, designs: Designs) 
         "density": [float(mask.double().mean()) for mask in masks.values()],
         "dead": [float((~mask.any(1)).double().mean()) for mask in masks.values()],
         "paths": paths.tolist() if cell.seed == 0 else None,
-        "relevance": rank_correlation(paths, coordinate_relevance(data.x, data.y)),
+        "relevance": float(spearmanr(paths, coordinate_relevance(data.x, data.y)).statistic),
         "seconds": time.perf_counter() - start,
     }
 
@@ -325,7 +325,7 @@ def draw_inputs(results: Results, args: argparse.Namespace, path: Path) -> None:
         note = (
             ""
             if name.startswith("rel")
-            else f"\nrank correlation {rank_correlation(field, next(iter(fields.values()))):+.2f}"
+            else f"\nrank correlation {spearmanr(field, next(iter(fields.values()))).statistic:+.2f}"
         )
         axis.set_title(name + note, fontsize=9)
     bar = figure.colorbar(image, ax=axes, fraction=0.03, extend="max")

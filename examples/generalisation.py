@@ -27,10 +27,11 @@ from image_data import add_data_arguments, images
 from resumable import finish
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_graphon.graphon import coordinate_relevance, input_path_density, rank_correlation
+from lightning_graphon.graphon import coordinate_relevance, input_path_density
 from lightning_graphon.ntk import (
     empirical_ntk,
     generalisation_bound,
@@ -176,8 +177,9 @@ def compute(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     data = samples(args, cell.seed)
     net, masks = masked_network(cell, data, args)
     found: dict[str, Any] = {name: of_kernel(train, test, data) for name, train, test in kernels(net, data, masks)}
-    paths = input_path_density(list(masks.values()))
-    found["relevance"] = rank_correlation(paths, coordinate_relevance(data.x, data.y))
+    paths, relevance = input_path_density(list(masks.values())), coordinate_relevance(data.x, data.y)
+    # With all paths there, or none, the network prefers no pixel: the correlation with a constant would be 0/0.
+    found["relevance"] = float(spearmanr(paths, relevance).statistic) if len(paths.unique()) > 1 else 0.0
     return found | test_error(net, masks, data, args, cell.seed) | {"seconds": time.perf_counter() - start}
 
 
@@ -238,7 +240,7 @@ def ranking(results: Results, kernel: str, number: str, density: float | None = 
     chosen = [r for c, r in results.items() if density in (None, c.density) and c.method != "dense"]
     numbers = [min(r[kernel][number], 1e300) for r in chosen]  # inf is the worst bound
     errors = [r["test_error"] for r in chosen]
-    return rank_correlation(torch.tensor(numbers, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64))
+    return float(spearmanr(numbers, errors).statistic)
 
 
 def report(results: Results, args: argparse.Namespace) -> Table:

@@ -26,6 +26,7 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         dynamo: Any = sys.modules.get("torch._dynamo")
+        # Private: torch.compiler has no switch for what the second line allows, tracing a compiled module by torch.fx.
         if dynamo is not None:  # something has been compiled in this process
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map  # private; its public twin, optree, would be one more package
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:

@@ -16,6 +16,8 @@ from torch.nn.parameter import UninitializedParameter
 
 Restore: TypeAlias = Callable[[], object]
 _OPAQUE = (bool, int, float, str, type(None), nn.Parameter)
+# Private names of torch, as it has no others for the places themselves: setattr takes no plain tensor for a parameter,
+# and register_buffer forgets which buffers are saved. Nor has it another for `_version`, which counts writes.
 _STRUCTURE = ("_parameters", "_buffers", "_modules")
 
 

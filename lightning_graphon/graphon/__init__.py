@@ -26,7 +26,7 @@ from lightning_graphon.graphon.inputs.expressivity import (
     expressivity_table,
     mean_common_neighbour_count,
 )
-from lightning_graphon.graphon.inputs.relevance import coordinate_relevance, input_path_density, rank_correlation
+from lightning_graphon.graphon.inputs.relevance import coordinate_relevance, input_path_density
 from lightning_graphon.graphon.limits.factorised_saliency import (
     FactorisedSaliency,
     fit_factorised_saliency,
@@ -56,7 +56,6 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     # which inputs a mask listens to
     "coordinate_relevance",
     "input_path_density",
-    "rank_correlation",
     # predicted limits
     "FactorisedSaliency",
     "ScaledSaliency",

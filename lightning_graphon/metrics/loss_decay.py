@@ -195,6 +195,7 @@ class LossDecay(Metric):
         super().merge_state(incoming_state)
         self._seen()
 
+    # torch and torchmetrics leave these names to subclasses; a hook in their place would have to be pickled.
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._seen()

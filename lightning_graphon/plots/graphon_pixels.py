@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
-from lightning_graphon.plots.canvas import GREY, Canvas, map_colours
+from lightning_graphon.plots.canvas import Canvas, map_colours
 from lightning_graphon.plots.graphons import COLOUR_TICKS, edges, p_value_text
-from lightning_graphon.plots.picture import Picture
 
 if TYPE_CHECKING:
     from lightning_graphon.graphon import HomogeneityTest, StepGraphon
@@ -17,6 +17,7 @@ _LEFT, _TOP = 46, 94  # of the first cells
 _STEP = (272, 306)  # from one layer to the next
 _COLUMNS = 8
 _NAME = 32  # characters that fit under a picture
+_DEGREES = 102  # grey
 
 
 def graphon_pixels(
@@ -25,7 +26,7 @@ def graphon_pixels(
     title: str = "",
     *,
     scale: float = 1.0,
-) -> Picture:
+) -> Image.Image:
     """Graphons of the layers of one network as in `plot_graphons`, eight in a row.
 
     Args:
@@ -42,29 +43,30 @@ def graphon_pixels(
     columns, rows = min(_COLUMNS, len(graphons)), -(-len(graphons) // _COLUMNS)
     width, height = _LEFT + columns * _STEP[0] + 60, _TOP - 50 + rows * _STEP[1]
     canvas = Canvas(width, height, scale)
-    canvas.text(width / 2, 16, title, 11)
+    canvas.text(width / 2, 15, title, 12)
     for index, (name, graphon) in enumerate(graphons.items()):
         row, column = divmod(index, _COLUMNS)
         x, y = _LEFT + column * _STEP[0], _TOP + row * _STEP[1]
         _draw(canvas, x, y, graphon)
         test = (tests or {}).get(name)
-        verdict = f"  {test.verdict}, p {p_value_text(test.p_value)}" if test else ""
+        verdict = f"{test.verdict}, p {p_value_text(test.p_value)}" if test else ""
         short = name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
-        canvas.text(x + _SIDE / 2, y + _SIDE + 24, f"v, inputs of {short}", 7)
-        canvas.text(x + _SIDE / 2, y + _SIDE + 37, f"density {graphon.density:.1%}{verdict}", 7)
+        for line, text in enumerate((short, f"density {graphon.density:.1%}", verdict)):
+            canvas.text(x + _SIDE / 2, y + _SIDE + 25 + 13 * line, text, 9)
         if column == 0:
-            canvas.text(x - 26, y + _SIDE / 2, "u, outputs", 8, upright=True)
+            canvas.text(x - 26, y + _SIDE / 2, "u, outputs", 9, upright=True)
     _colour_bar(canvas, width - 66, _TOP)
-    return canvas.picture()
+    return canvas.image
 
 
 def _draw(canvas: Canvas, x: float, y: float, graphon: "StepGraphon") -> None:
     """The cells, and the two degree functions above and to the right, all on [0, 1]."""
     across, down = (edges(measure).numpy() for measure in (graphon.col_measure, graphon.row_measure))
-    cells = _colours(graphon.values.detach().double().cpu().numpy())
+    # The square root shows the structure of sparse layers.
+    cells = np.sqrt(graphon.values.detach().double().cpu().numpy().clip(0, 1))
     incoming, outgoing = (d.detach().cpu().numpy() for d in (graphon.row_degree, graphon.col_degree))
     end, beside, above = _SIDE, x + _SIDE + _GAP, y - _GAP
-    canvas.paint(x, y, x + end, y + end, lambda v, u: cells[_cell(down, v)][:, _cell(across, u)])
+    canvas.paint(x, y, x + end, y + end, lambda v, u: map_colours(cells[_cell(down, v)][:, _cell(across, u)]))
     canvas.paint(x, above - _MARGIN, x + end, above, lambda v, u: _filled(1 - v[:, None] < outgoing[_cell(across, u)]))
     canvas.paint(beside, y, beside + _MARGIN, y + end, lambda v, u: _filled(u < incoming[_cell(down, v)][:, None]))
     canvas.frame(x, y, x + end, y + end)
@@ -72,14 +74,15 @@ def _draw(canvas: Canvas, x: float, y: float, graphon: "StepGraphon") -> None:
         canvas.box(*line)
     for line in ((beside, y, beside, y + end), (beside, y + end, beside + _MARGIN, y + end)):
         canvas.box(*line)
-    canvas.text(x + end / 2, above - _MARGIN - 9, "degree (fraction of possible weights)", 6)
+    canvas.text(x + end / 2, above - _MARGIN - 10, "degree (fraction of possible weights)", 8)
+    canvas.text(x + end / 2, y + end + 11, "v, inputs", 9)
     # The degree's 0 above the cells and their own are one label, as are the cells' 1 and the degree's 0 beside them.
     for at, label, anchor in (
         ((x - 7, above - _MARGIN), "1", "rm"), ((x - 7, y - _GAP / 2), "0", "rm"), ((x - 7, y + end), "1", "rm"),
-        ((x, y + end + 6), "0", "mt"), ((x + end - 2, y + end + 6), "1", "mt"), ((beside + 2, y + end + 6), "0", "mt"),
+        ((x, y + end + 6), "0", "mt"), ((x + end - 3, y + end + 6), "1", "mt"), ((beside + 5, y + end + 6), "0", "mt"),
         ((beside + _MARGIN, y + end + 6), "1", "mt"),
     ):  # fmt: skip
-        canvas.text(*at, label, 6, anchor)
+        canvas.text(*at, label, 8, anchor)
     for tick in (above - _MARGIN, above, y, y + end):
         canvas.box(x - 4, tick, x, tick)
     for tick in (x, x + end, beside, beside + _MARGIN):
@@ -87,13 +90,13 @@ def _draw(canvas: Canvas, x: float, y: float, graphon: "StepGraphon") -> None:
 
 
 def _colour_bar(canvas: Canvas, x: float, y: float) -> None:
-    canvas.paint(x, y, x + 12, y + _SIDE, lambda v, u: _colours(np.square(1 - v)[:, None] + 0 * u))
+    canvas.paint(x, y, x + 12, y + _SIDE, lambda v, u: map_colours((1 - v)[:, None] + 0 * u))
     canvas.frame(x, y, x + 12, y + _SIDE)
     for tick in COLOUR_TICKS:
         at = y + _SIDE * (1 - tick**0.5)
         canvas.box(x + 12, at, x + 15, at)
-        canvas.text(x + 17, at, f"{tick:.2f}", 6, "lm")
-    canvas.text(x + 52, y + _SIDE / 2, "W: probability that a weight is kept", 6, upright=True)
+        canvas.text(x + 17, at, f"{tick:.2f}", 8, "lm")
+    canvas.text(x + 54, y + _SIDE / 2, "W: probability that a weight is kept", 8, upright=True)
 
 
 def _cell(ends: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -101,10 +104,5 @@ def _cell(ends: np.ndarray, at: np.ndarray) -> np.ndarray:
     return np.searchsorted(ends[1:-1], at, side="right")
 
 
-def _filled(inside: np.ndarray) -> np.ndarray:
-    return np.where(inside, GREY.full, 0)
-
-
-def _colours(values: np.ndarray) -> np.ndarray:
-    """Numbers of the colours of probabilities, on a square-root scale."""
-    return map_colours(np.sqrt(values.clip(0, 1)))
+def _filled(inside: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.where(inside, _DEGREES, 255).astype(np.uint8))

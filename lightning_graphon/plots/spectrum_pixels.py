@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from lightning_graphon.plots.canvas import BLUE, GREY, LIGHT, Canvas
-from lightning_graphon.plots.picture import Picture
 
 if TYPE_CHECKING:
     from lightning_graphon.ntk import SpectralSummary
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def spectrum_pixels(spectrum: "SpectralSummary", title: str = "", *, scale: float = 1.0) -> Picture:
+def spectrum_pixels(spectrum: "SpectralSummary", title: str = "", *, scale: float = 1.0) -> Image.Image:
     """Eigenvalues of a kernel and their share of the trace as in `plot_spectrum`.
 
     Args:
@@ -23,12 +23,14 @@ def spectrum_pixels(spectrum: "SpectralSummary", title: str = "", *, scale: floa
         title: Title of the picture; it should say which kernel this is.
         scale: 1 is 100 dots an inch.
     """
-    canvas = Canvas(840, 320, scale)
-    canvas.text(420, 14, title, 9)
+    fine = Canvas(840, 320, 2 * scale)
     values = spectrum.eigenvalues.detach().double().cpu().numpy()
-    _draw_eigenvalues(canvas, values, spectrum)
-    _draw_shares(canvas, values, spectrum)
-    return canvas.picture()
+    axes = _draw_eigenvalues(fine, values, spectrum), _draw_shares(fine, values, spectrum)
+    canvas = fine.halved()
+    _write_eigenvalues(canvas, *axes[0], values, spectrum)
+    _write_shares(canvas, *axes[1], spectrum)
+    canvas.text(420, 14, title, 10)
+    return canvas.image
 
 
 @dataclass(frozen=True)
@@ -48,33 +50,44 @@ class _Axis:
         return place
 
 
-def _draw_eigenvalues(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary") -> None:
+def _draw_eigenvalues(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary") -> tuple[_Axis, _Axis]:
+    """Dots, the fit, and their legend's; the axes."""
     index = np.arange(1, len(values) + 1)
     positive = values > 0
     fit = np.exp(spectrum.decay_offset) * np.array([1.0, len(values)]) ** -spectrum.decay_rate
     x, y = _index_axis(75, 408, len(values)), _value_axis(270, 50, np.append(values[positive], fit))
     canvas.dots(x.at(index[positive]), y.at(values[positive]), 4, BLUE)
     canvas.line(x.at(np.array([1.0, len(values)])), y.at(fit), 1.5, GREY, dash=(6, 3))
+    canvas.dots([258], [64], 4, BLUE)
+    canvas.line([246, 269], [81, 81], 1.5, GREY, dash=(6, 3))
+    return x, y
+
+
+def _write_eigenvalues(canvas: Canvas, x: _Axis, y: _Axis, values: np.ndarray, spectrum: "SpectralSummary") -> None:
     _frame(canvas, x, y)
-    hidden = int((~positive).sum())
-    note = f", {hidden} not positive are not shown" if hidden else ""
-    _name(canvas, x, y, f"index k{note}", "eigenvalue λ of the kernel")
-    canvas.dots([280], [65], 4, BLUE)
-    canvas.text(300, 65, "eigenvalues", 7, "lm")
-    canvas.line([269, 292], [80, 80], 1.5, GREY, dash=(6, 3))
-    canvas.text(300, 80, f"fit, λ ∝ k^(−{spectrum.decay_rate:.2f})", 7, "lm")
+    hidden = int((values <= 0).sum())
+    _name(
+        canvas, x, y, "index k" + f", {hidden} not positive are not shown" * (hidden > 0), "eigenvalue λ of the kernel"
+    )
+    canvas.text(276, 64, "eigenvalues", 10, "lm")
+    canvas.text(276, 81, f"fit, λ ∝ k^(−{spectrum.decay_rate:.2f})", 10, "lm")
 
 
-def _draw_shares(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary") -> None:
+def _draw_shares(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary") -> tuple[_Axis, _Axis]:
+    """Steps, and a dotted line at five; the axes."""
     shares = values.cumsum() / spectrum.trace if spectrum.trace > 0 else values
     x, y = _index_axis(492, 822, len(values)), _Axis(270, 50, 0, 1.02, log=False)
     if x.high > 5:
         canvas.line([float(x.at(5))] * 2, [50, 270], 1, LIGHT, dash=(1, 2))
     steps = np.repeat(x.at(np.arange(1, len(values) + 1)), 2)[1:]
     canvas.line(steps, np.repeat(y.at(shares.clip(0, 1.02)), 2)[:-1], 1.5, BLUE)
+    return x, y
+
+
+def _write_shares(canvas: Canvas, x: _Axis, y: _Axis, spectrum: "SpectralSummary") -> None:
     _frame(canvas, x, y)
     _name(canvas, x, y, "number of largest eigenvalues", "share of the trace")
-    canvas.text((x.start + x.end) / 2, 40, f"top five: {spectrum.energy_concentration:.1%}", 8)
+    canvas.text((x.start + x.end) / 2, 40, f"top five: {spectrum.energy_concentration:.1%}", 10)
 
 
 def _index_axis(start: float, end: float, count: int) -> _Axis:
@@ -99,7 +112,7 @@ def _frame(canvas: Canvas, x: _Axis, y: _Axis) -> None:
                 canvas.box(*((x.start - length, at, x.start, at) if upwards else (at, y.start, at, y.start + length)))
         for value, label in labelled.items():
             at = float(axis.at(value))
-            canvas.text(*((x.start - 8, at, label, 9, "rm") if upwards else (at, y.start + 7, label, 9, "mt")))
+            canvas.text(*((x.start - 8, at, label, 10, "rm") if upwards else (at, y.start + 6, label, 10, "mt")))
 
 
 _SHARES = {share / 5: f"{share / 5:.1f}" for share in range(6)}
@@ -124,5 +137,5 @@ def _log_ticks(low: float, high: float) -> tuple[dict[float, str], list[float]]:
 
 
 def _name(canvas: Canvas, x: _Axis, y: _Axis, along: str, upwards: str) -> None:
-    canvas.text((x.start + x.end) / 2, y.start + 36, along, 10)
-    canvas.text(x.start - 53, (y.start + y.end) / 2, upwards, 10, upright=True)
+    canvas.text((x.start + x.end) / 2, y.start + 38, along, 11)
+    canvas.text(x.start - 62, (y.start + y.end) / 2, upwards, 11, upright=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.sharding import full_tensor, is_sharded, local_shard, local_shard_like, reshard
+from lightning_graphon.pruning.sharding import is_sharded, local_shard, local_shard_like, reshard
 
 # With weight, gradient and state at zero, one step of these leaves exactly zero: no need to look again.
 _ZERO_PRESERVING = {
@@ -224,12 +224,5 @@ class _Eraser:
 
 def _version(tensor: Tensor) -> Version:
     """Changes whenever a tensor, or the part of it that this process holds, is written to."""
+    # By a private name, though the notes on autograd explain it: torch shows this counter in no other way.
     return (tensor._version, local_shard(tensor)._version) if is_sharded(tensor) else tensor._version
-
-
-def zero_fraction(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
-    """Fraction of the masked weights that are zero in the model now: the sparsity by weights, not by masks."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    alive = [full_tensor(parameters[name].detach() != 0) for name in masks]
-    total = sum(mask.numel() for mask in alive)
-    return 1 - sum(int(mask.count_nonzero()) for mask in alive) / total if total else 0.0

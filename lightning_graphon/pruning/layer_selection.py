@@ -136,9 +136,8 @@ def _candidates(model: nn.Module, frozen: bool = False) -> list[_Candidate]:
     homes: dict[nn.Parameter, list[tuple[str, str, nn.Module]]] = {}
     modules = list(model.named_modules(remove_duplicate=False))
     for path, module in modules:
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                homes.setdefault(parameter, []).append((path, key, module))
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            homes.setdefault(parameter, []).append((path, key, module))
     inside_metrics = _metric_paths(modules)
     found = []
     for name, parameter in model.named_parameters():
@@ -242,8 +241,8 @@ def _report_computed(model: nn.Module) -> None:
     computed = [
         path
         for path, module in model.named_modules()
-        if isinstance(module, LAYERS) and "weight" not in module._parameters
-        if "weight_mask" not in module._buffers  # of torch.nn.utils.prune
+        if isinstance(module, LAYERS) and "weight" not in dict(module.named_parameters(recurse=False))
+        if "weight_mask" not in dict(module.named_buffers(recurse=False))  # of torch.nn.utils.prune
     ]
     if computed:
         names = ", ".join(computed)

@@ -56,7 +56,8 @@ def check_readable(model: nn.Module, include: LayerPatterns = None, exclude: Lay
 def _foreign_masks(model: nn.Module) -> dict[str, Tensor]:
     """`weight_mask` buffers that stand beside a `weight_orig` parameter."""
     return {
-        qualified(path, "weight"): module._buffers["weight_mask"].detach() != 0
+        qualified(path, "weight"): mask.detach() != 0
         for path, module in model.named_modules()
-        if "weight_orig" in module._parameters and module._buffers.get("weight_mask") is not None
+        if "weight_orig" in dict(module.named_parameters(recurse=False))
+        if (mask := dict(module.named_buffers(recurse=False)).get("weight_mask")) is not None
     }

@@ -125,6 +125,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _dismantle(module: nn.Module, stack: ExitStack) -> None:
     """Take the hooks, the wrapped methods and the derived class away until `stack` closes."""
+    # Private, since torch has no other list of a module's hooks.
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         stack.callback(_put_back, hooks, dict(hooks), _take(hooks))
     stack.callback(module.__dict__.update, _take(module.__dict__))

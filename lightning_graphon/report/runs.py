@@ -3,10 +3,10 @@
 import csv
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 Series: TypeAlias = dict[int, float]
 
@@ -27,11 +27,13 @@ class Run:
         name: Path below the folder that was asked for; "." for that folder itself.
         scalars: Key -> step -> value.
         pictures: Tag -> step -> bytes of a PNG file.
+        damaged: Name of a file that could not be read to its end -> the reason.
     """
 
     name: str
     scalars: dict[str, Series] = field(default_factory=dict)
     pictures: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
 
     @property
     def last_step(self) -> int:
@@ -63,30 +65,49 @@ def read_runs(folder: str | Path) -> list[Run]:
 
 def _read(folder: Path, top: Path) -> Run:
     run = Run(folder.relative_to(top).as_posix())
-    _add_csv(run, folder / _CSV)
     _add_files(run, folder)
-    _add_events(run, folder)
+    if (folder / _CSV).is_file():
+        _try_to_read(_add_csv, run, folder / _CSV)
+    for path in sorted(folder.glob(_EVENTS)):  # a resumed run has several
+        _try_to_read(_add_events, run, path)
     return run
 
 
-def _add_events(run: Run, folder: Path) -> None:
-    """Scalars and pictures of all event files of the folder: a resumed run has several."""
-    if not any(folder.glob(_EVENTS)):
-        return
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def _try_to_read(add: Callable[[Run, Path], None], run: Run, path: Path) -> None:
+    try:
+        add(run, path)
+    except Exception as error:  # whatever is wrong with one file, the others are worth a page
+        run.damaged[path.name] = f"{type(error).__name__}: {error}"
 
-    events: Any = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})  # 0: keep all
-    events.Reload()
-    for tag in events.Tags()["scalars"]:
-        run.scalars[tag] = {event.step: event.value for event in events.Scalars(tag)}
-    for tag in set(PICTURES) & set(events.Tags()["images"]):
-        run.pictures[tag] = {event.step: event.encoded_image_string for event in events.Images(tag)}
+
+def _add_events(run: Run, path: Path) -> None:
+    """Scalars and pictures of one event file.
+
+    Raises:
+        EOFError: A record is damaged or cut off; what comes before it is in `run`.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.data_compat import migrate_event
+    from tensorboard.util.tensor_util import make_ndarray
+
+    # EventAccumulator stops without a word where a record is damaged.
+    read = 0
+    for record in RawEventFileLoader(str(path)).Load():
+        read += len(record) + 16  # its length and two checksums stand around it
+        event = migrate_event(Event.FromString(record))
+        for value in event.summary.value:
+            kind, content = value.metadata.plugin_data.plugin_name, make_ndarray(value.tensor)
+            if kind == "scalars":
+                run.scalars.setdefault(value.tag, {})[event.step] = content.item()
+            elif kind == "images" and value.tag in PICTURES:
+                run.pictures.setdefault(value.tag, {})[event.step] = content[2]  # after width and height
+    if read < path.stat().st_size:
+        raise EOFError(f"damaged or cut off after {read} of {path.stat().st_size} bytes")
 
 
 def _add_csv(run: Run, path: Path) -> None:
     """Scalars of a CSVLogger: one row a step, empty cells where nothing was logged."""
-    if not path.is_file():
-        return
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             step = int(float(row.pop("step", None) or 0))

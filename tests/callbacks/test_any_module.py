@@ -315,38 +315,58 @@ def test_networks_trained_in_turns_by_batch_idx_are_both_scored():
         assert all(mask.any() for mask in pruner.masks.values())
 
 
-@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "on_train_epoch_start"])
-@pytest.mark.parametrize("method", DATA_METHODS)
-def test_attributes_made_in_start_hooks(method, hook, reference):
-    class Collects(Classifier):
-        calls = 0
+class MadeLate(Classifier):
+    """Its training_step needs what a hook makes."""
 
-        def training_step(self, batch, batch_idx):
-            self.losses.append(super().training_step(batch, batch_idx))
-            return self.losses[-1]
+    calls = 0
 
     def start(self):
         type(self).calls += 1
         self.losses = []
+        for logger in self.loggers:
+            logger.log_metrics({"started": type(self).calls}, 0)
 
-    setattr(Collects, hook, start)
-    pruner, model = quiet(method), Collects()
-    make_trainer(pruner, LossDecayMonitor(probe_size=8, figure=False, verbose=False, raise_errors=True)).fit(
-        model, loader()
-    )
-    assert pruner.masks == reference[method]
-    assert len(model.losses) == 3
+    def training_step(self, batch, batch_idx):
+        self.losses.append(super().training_step(batch, batch_idx))
+        return self.losses[-1]
 
 
-def test_start_hooks_run_early_only_where_they_are_needed():
-    class Counts(Classifier):
-        calls = 0
+def made_in(hook):
+    return type("Late", (MadeLate,), {hook: MadeLate.start, "calls": 0})
 
-        def on_train_start(self):
-            type(self).calls += 1
 
-    make_trainer(quiet("snip")).fit(Counts(), loader())
-    assert Counts.calls == 1
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "on_train_epoch_start"])
+@pytest.mark.parametrize("method", DATA_METHODS)
+def test_what_hooks_make_too_late_is_named_and_they_are_not_called_twice(method, hook):
+    Late = made_in(hook)
+    with pytest.raises(AttributeError, match="losses") as caught:
+        make_trainer(quiet(method)).fit(Late(), loader())
+    assert Late.calls == 0
+    if sys.version_info >= (3, 11):
+        assert (
+            "before the first batch: make what it needs in __init__, setup or configure_model"
+            in (caught.value.__notes__[0])
+        )
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "on_train_epoch_start"])
+def test_hooks_of_the_module_run_once_where_they_are_in_time(hook, tmp_path):
+    class Late(made_in(hook)):
+        def setup(self, stage):
+            self.losses = []
+
+    monitor = LossDecayMonitor(probe_size=8, figure=False, verbose=False, raise_errors=True)
+    trainer = make_trainer(quiet("snip"), monitor, logger=CSVLogger(tmp_path))
+    trainer.fit(Late(), loader())
+    assert Late.calls == 1
+
+
+def test_the_monitor_of_the_loss_comes_after_the_modules_fit_start():
+    Late = made_in("on_fit_start")
+    monitor = LossDecayMonitor(probe_size=8, figure=False, verbose=False, raise_errors=True)
+    make_trainer(monitor).fit(Late(), loader())
+    assert Late.calls == 1
+    assert len(monitor.curves["observed"]) > 1
 
 
 def test_manual_step_without_a_loss_is_a_clear_error():

@@ -16,7 +16,6 @@ from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
 from lightning_graphon.callbacks._logging.images import send_picture
 from lightning_graphon.graphon import estimate_graphon, homogeneity_test, l2_distance
 from lightning_graphon.plots.graphon_pixels import graphon_pixels
-from lightning_graphon.plots.picture import Picture
 from tests.helpers.modules import Classifier, cnn, loader, make_trainer
 
 LAYERS = ["net.0.weight", "net.2.weight", "net.4.weight"]
@@ -135,7 +134,7 @@ def test_scalars_and_figure_in_tensorboard(tmp_path):
     events.Reload()
     assert events.Tags()["images"] == ["graphons"]
     (shown,) = events.Images("graphons")
-    drawn = graphon_pixels(watch.graphons, watch.tests, "Layer graphons at step 0").rgb()
+    drawn = np.asarray(graphon_pixels(watch.graphons, watch.tests, "Layer graphons at step 0"))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)).convert("RGB")), drawn)
     assert (shown.step, shown.height, shown.width) == (0, *drawn.shape[:2])
     for name in LAYERS:
@@ -170,7 +169,7 @@ def test_a_picture_is_drawn_once_for_all_loggers(images, tmp_path):
 
     def draw(scale):
         scales.append(scale)
-        return Picture(np.zeros((4, 4, 3), dtype=np.uint8))
+        return Image.new("RGB", (4, 4))
 
     boards = [TensorBoardLogger(tmp_path, name=name) for name in "ab"] if images else []
     trainer = make_trainer(logger=[*boards, CSVLogger(tmp_path)], default_root_dir=tmp_path)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
+from lightning_graphon.callbacks._module.batches import train_batches
 from tests.helpers.modules import METHODS, Classifier, Recorder, cnn, digits, loader, make_trainer, quiet, snapshot
 
 
@@ -76,6 +77,20 @@ class AnyBatch(Classifier):
         return sum(super(AnyBatch, self).training_step(pair, batch_idx) for pair in pairs)
 
 
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, count):
+        self.count = count
+
+    def __iter__(self):
+        return zip(*digits(self.count), strict=True)
+
+
+class Unbatched(AnyBatch):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return super().training_step(batch if y.ndim else [x[None], y[None]], batch_idx)
+
+
 def fit(make_loader, *callbacks, validation=False, model=None, **kwargs):
     torch.manual_seed(11)
     random.seed(11)
@@ -134,6 +149,72 @@ def test_with_workers(persistent):
     assert len(plain.batches) == 6
     same(plain.batches, pruned.batches)
     assert plain.losses == pruned.losses
+
+
+class Doubled(DataLoader):
+    """Gives its parent something else than what it was given: built from its attributes it would be doubled twice."""
+
+    def __init__(self, data, times, **kwargs):
+        super().__init__(torch.utils.data.ConcatDataset([data] * times), batch_size=16, **kwargs)
+
+
+class Scaled(DataLoader):
+    """Changes batches on the way, by a number that it keeps."""
+
+    def __init__(self, *args, scale=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scale = scale
+
+    def __iter__(self):
+        return ((self.scale * x, y) for x, y in super().__iter__())
+
+
+class Secretive(Scaled):
+    def __init__(self, data, factor):
+        super().__init__(data, batch_size=16, num_workers=2, persistent_workers=True, scale=factor)
+
+
+WORKERS = {"num_workers": 2, "persistent_workers": True}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Doubled(TensorDataset(*digits()), 2, shuffle=True, **WORKERS),
+        lambda: Scaled(TensorDataset(*digits()), batch_size=16, shuffle=True, scale=3.0, **WORKERS),
+    ],
+    ids=["other constructor", "other batches"],
+)
+def test_loaders_of_users_with_persistent_workers(make):
+    plain, _ = fit(make, max_epochs=2)
+    pruned, _ = fit(make, quiet("snip", 0.0, batches=2), max_epochs=2)
+    assert len(plain.batches) == 6
+    same(plain.batches, pruned.batches)
+    assert plain.losses == pruned.losses
+
+
+def test_persistent_workers_that_cannot_be_left_alone_are_refused():
+    with pytest.raises(ValueError, match=r"Secretive has persistent workers.* it has no data, factor\. Give it"):
+        fit(lambda: Secretive(TensorDataset(*digits()), 3.0), quiet("snip", 0.0))
+
+
+def test_the_batches_looked_at_are_those_of_training():
+    """Whatever kind of loader they come from, persistent workers or none."""
+    for make in (
+        lambda **kwargs: Doubled(TensorDataset(*digits()), 2, **kwargs),
+        lambda **kwargs: Scaled(TensorDataset(*digits()), batch_size=16, scale=3.0, **kwargs),
+        lambda **kwargs: DataLoader(Stream(96), 16, drop_last=True, **kwargs),
+        lambda **kwargs: DataLoader(TensorDataset(*digits()), None, **kwargs),
+    ):
+        for options in ({}, {**WORKERS, "num_workers": 1}):
+            looked = []
+
+            class Look(Callback):
+                def on_fit_start(self, trainer, pl_module, looked=looked):
+                    looked.extend(train_batches(trainer, pl_module, 3))
+
+            recorder, _ = fit(partial(make, **options), Look(), model=Unbatched(cnn))
+            same(looked, recorder.batches[:3])
 
 
 def test_draws_only_the_batches_it_asks_for():

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_graphon.pruning import Masks, prune
 from lightning_graphon.pruning import enforcer as enforce
-from lightning_graphon.pruning.enforcer import Enforcer, zero_fraction
+from lightning_graphon.pruning.enforcer import Enforcer
 from tests.helpers.networks import CASES, mlp, seeded
 
 
@@ -308,13 +308,6 @@ def test_channels_last_weights() -> None:
         net(torch.ones(2, 3, 5, 5)).square().sum().backward()
         optimizer.step()
     assert torch.equal(net.weight != 0, masks["weight"])
-
-
-def test_zero_fraction_counts_weights_not_masks() -> None:
-    net, masks = network()
-    assert zero_fraction(net, masks) == 0.0
-    masks.apply_(net)
-    assert zero_fraction(net, masks) == pytest.approx(0.6, abs=0.5 / masks.total)  # the count is rounded once
 
 
 def test_compiled_and_eager_masked_training_agree() -> None:

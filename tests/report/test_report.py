@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, SpectrumOptions
 from lightning_graphon.report.report import report_html, write_report
@@ -146,12 +147,82 @@ def test_dense_and_foreign_runs_say_what_is_missing(tmp_path):
         assert f"add {name}" in page.text
 
 
-def test_names_are_escaped():
-    name = '<img src=x onerror="boom">&'
-    html = report_html([Run(name, {f"sparsity/{name}": {0: 0.5}, name: {0: 1.0}})], name)
-    assert "<img" not in html
-    assert "&amp;" in html
-    Page(html)
+@pytest.mark.parametrize(
+    "name", ['<img src=x onerror="boom">&', "[/INST]", "[cls]", "<b>", "x" * 300, "../", "{{ 7 * 7 }}", "a' b"]
+)
+def test_names_of_users_are_words_and_nothing_else(name):
+    """Of runs, layers, logged keys, files and the page."""
+    scalars = {f"sparsity/{name}": {0: 0.5}, name: {0: 1.0}, "loss_decay/observed": {0: 2.0}}
+    run = Run(name, scalars, {"loss_decay": {3: b"png"}}, {name: name})
+    html = report_html([run], name)
+    page = Page(html)
+    for tag in ("b", "cls", "script"):
+        assert tag not in {tag for tag, _ in page.tags}
+    (image,) = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert image["alt"] == f"Predicted and observed loss of {name} at step 3"
+    assert f"Sparse training: {name}" in page.text
+    assert page.row("key") == [name]
+    assert len([row for row in page.rows if row[0] == name]) == 3  # the run, the layer, the key
+    assert f"{name}: {name} could not be read to its end ({name})" in page.text
+
+
+def write_events(folder):
+    writer = SummaryWriter(folder)
+    for step in range(10):
+        writer.add_scalar("val/acc", step / 10, step)
+    writer.close()
+    (path,) = folder.glob("events*")
+    return path
+
+
+DAMAGE = {
+    "garbage": lambda data: b"nothing of this kind" * 9,
+    "cut off": lambda data: data[:-7],
+    "one bit": lambda data: data[:300] + bytes([data[300] ^ 1]) + data[301:],
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_event_file_is_named_and_the_rest_is_shown(kind, tmp_path):
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+        path = write_events(tmp_path / name)
+    path.write_bytes(DAMAGE[kind](path.read_bytes()))
+    (tmp_path / "bad" / "metrics.csv").write_text("step,loss\n0,4.0\n")
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.row("loss") == ["4", "–"]
+    read, whole = page.row("val/acc")
+    assert whole == "0 → 0.9"
+    assert read == ("–" if kind == "garbage" else {"cut off": "0 → 0.8", "one bit": "0 → 0.3"}[kind])
+    assert f"bad: {path.name} could not be read to its end (EOFError: damaged or cut off after" in page.text
+    assert "good: " not in page.text
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"step,loss\n0,3.0\n1,what\n", "could not convert string to float: 'what'"),
+        (b"step,loss\n0,3.0\n1,\xff\xfe\n", "UnicodeDecodeError"),
+        (b"step,loss\n0,3.0\n1,2.0,5.0\n", "TypeError"),
+        (b"step,loss\n0,3.0\ninf,2.0\n", "OverflowError"),
+    ],
+    ids=["a word", "no text", "too many cells", "no step"],
+)
+def test_a_damaged_table_is_named_and_the_rest_is_shown(content, reason, tmp_path):
+    for name in ("bad", "good"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_bytes(b"step,loss\n0,3.0\n2,1.0\n" if name == "good" else content)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.row("loss")[1] == "3 → 1"
+    assert "bad: metrics.csv could not be read to its end (" in page.text
+    assert reason in page.text
+
+
+def test_files_without_damage_are_not_named(tmp_path):
+    write_events(tmp_path)
+    (run,) = read_runs(tmp_path)
+    assert run.damaged == {}
+    assert "Damaged" not in Page(report_html([run], "whole")).text
 
 
 def test_a_run_that_was_cut_off_has_its_losses_drawn():

@@ -1,6 +1,7 @@
 """Batches from the trainer's own train dataloader, without moving its place in the data or any generator."""
 
 import copy
+import inspect
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_graphon._shared.module_state import preserve_random_state
 
@@ -77,13 +80,16 @@ def scoring_batches(
 
 def _mode(trainer: pl.Trainer) -> Any:
     """How several train dataloaders are combined; Lightning does so in cycles unless told otherwise."""
+    # Private, since of the CombinedLoader that a user gave, and of its mode, Lightning shows the loaders only.
     return getattr(getattr(trainer.fit_loop, "_combined_loader", None), "_mode", "max_size_cycle")
 
 
 def to_device(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:
     """A batch after the precision plugin and the module's transfer hooks, as in Lightning's training loop."""
     batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    datamodule: pl.LightningDataModule | None = getattr(trainer, "datamodule", None)
+    hooked = datamodule if is_overridden("on_before_batch_transfer", datamodule) else None
+    batch = (hooked or pl_module).on_before_batch_transfer(batch, 0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
@@ -92,13 +98,56 @@ def _is_loader(x: Any) -> bool:
 
 
 def _fresh(loader: Any) -> Any:
-    """A copy of a DataLoader with an iterator of its own, so that persistent workers are not consumed."""
-    if not isinstance(loader, torch.utils.data.DataLoader):
+    """A loader like this one that shares no iterator with it.
+
+    Workers that outlive an epoch belong to one iterator, and Lightning has made it by now: reading from it would take
+    its batches from training. So such a loader is built anew, with workers of its own.
+
+    Raises:
+        ValueError: That cannot be done.
+    """
+    if not isinstance(loader, DataLoader):
         return loader
-    twin = copy.copy(loader)
-    twin.__dict__.update(_iterator=None, _DataLoader__initialized=True)
-    twin.__dict__["persistent_workers"] = False
-    return twin
+    if not loader.persistent_workers:
+        return copy.copy(loader)  # some loaders, of torchdata for one, write down where their last iterator is
+    kind = DataLoader if _only_made_otherwise(type(loader)) else type(loader)
+    arguments, unknown = _constructor_arguments(loader, kind)
+    if unknown:
+        raise ValueError(
+            f"{kind.__name__} has persistent workers: batches looked at now would be missing in training. It cannot be "
+            f"built a second time, since of its constructor's arguments it has no {', '.join(unknown)}. Give it "
+            "persistent_workers=False, or give the callback batches or a probe"
+        )
+    return kind(**arguments)
+
+
+def _only_made_otherwise(kind: type) -> bool:
+    """Whether a kind of DataLoader differs from it in its constructor only, and so a plain one has the same batches."""
+    own = kind.__mro__[: kind.__mro__.index(DataLoader)]
+    return not any(
+        callable(value) and name != "__init__" and hasattr(DataLoader, name)
+        for cls in own
+        for name, value in vars(cls).items()
+    )
+
+
+def _constructor_arguments(loader: Any, kind: type) -> tuple[dict[str, Any], list[str]]:
+    """Arguments that make this loader, without persistent workers, from its attributes; the names of those in doubt."""
+    parameters = dict(inspect.signature(kind).parameters)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        parameters |= inspect.signature(DataLoader).parameters
+    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    order = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")  # one says what others say too
+    values = {name: getattr(loader, name) for name in named if name not in order and hasattr(loader, name)}
+    values["persistent_workers"] = False
+    if isinstance(loader.dataset, IterableDataset):
+        values |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    elif loader.batch_sampler is None:
+        values |= {"batch_size": None, "sampler": loader.sampler}
+    else:
+        values["batch_sampler"] = loader.batch_sampler
+    wanted = [name for name, p in named.items() if p.default is p.empty and name not in values]
+    return values, wanted or sorted(values.keys() - named.keys())
 
 
 @contextmanager

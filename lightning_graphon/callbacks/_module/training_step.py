@@ -24,9 +24,7 @@ from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._module.call_recorder import ModuleCallRecorder
 
 ModuleLoss = Callable[[pl.LightningModule, Any], Tensor]
-# Where modules make what their training_step uses; Lightning calls these hooks only after the callbacks' own.
-_START_HOOKS = ("on_fit_start", "on_train_start", "on_train_epoch_start")
-
+# Hooks such as on_fit_start come after those of callbacks. To call them here would call them twice.
 _EARLY = (
     "lightning-graphon ran training_step by itself, before the first batch: make what it needs in __init__, setup or "
     "configure_model, or give loss_fn(pl_module, batch)"
@@ -92,16 +90,7 @@ class TrainingStepObjective:
 
     def _run(self, batch: Any, **watch: Any) -> tuple[Tensor, ModuleCallRecorder]:
         """The loss of a batch, and what a `ModuleCallRecorder` of these arguments saw."""
-        with self._silenced():
-            try:
-                return self._run_once(batch, watch)
-            except AttributeError:
-                for hook in _START_HOOKS:
-                    getattr(self._module, hook)()
-                return self._run_once(batch, watch)
-
-    def _run_once(self, batch: Any, watch: Mapping[str, Any]) -> tuple[Tensor, ModuleCallRecorder]:
-        with ModuleCallRecorder(self._module, **watch) as seen:
+        with self._silenced(), ModuleCallRecorder(self._module, **watch) as seen:
             return self._loss_fn(self._module, batch), seen
 
     def _final_calls(self, batch: Any) -> frozenset[int]:

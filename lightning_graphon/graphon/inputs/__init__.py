@@ -10,7 +10,7 @@ from lightning_graphon.graphon.inputs.expressivity import (
     expressivity_table,
     mean_common_neighbour_count,
 )
-from lightning_graphon.graphon.inputs.relevance import coordinate_relevance, input_path_density, rank_correlation
+from lightning_graphon.graphon.inputs.relevance import coordinate_relevance, input_path_density
 
 __all__ = [
     "CoveredOrder",
@@ -23,5 +23,4 @@ __all__ = [
     "expressivity_table",
     "input_path_density",
     "mean_common_neighbour_count",
-    "rank_correlation",
 ]

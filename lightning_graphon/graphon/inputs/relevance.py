@@ -106,36 +106,3 @@ def coordinate_relevance(x: Tensor, labels: Tensor, kind: str = "mean_difference
         return between.sqrt()
     total = centred.square().mean(0)
     return torch.where(total > 0, between / torch.where(total > 0, total, 1.0), 0.0)
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two vectors, tied values sharing their mean rank; 0 where one is constant.
-
-    A constant path density (a constant graphon) prefers no coordinate: 0 says so, where the formula is 0/0.
-
-    Args:
-        a: [d].
-        b: [d].
-
-    Returns:
-        A number in [-1, 1].
-
-    Raises:
-        ValueError: not two vectors of one length, or entries that are not finite.
-
-    >>> rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0, 100.0]))
-    1.0
-    """
-    if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(f"need two vectors of one length, got {tuple(a.shape)} and {tuple(b.shape)}")
-    if not bool(a.isfinite().all() and b.isfinite().all()):
-        raise ValueError("both vectors must be finite")
-    x, y = (_centred_ranks(t) for t in (a, b))
-    scale = float((x @ x) * (y @ y)) ** 0.5
-    return float(x @ y) / scale if scale > 0 else 0.0
-
-
-def _centred_ranks(values: Tensor) -> Tensor:
-    _, index, count = values.unique(return_inverse=True, return_counts=True)
-    ranks = (count.cumsum(0) - (count - 1) / 2).to(torch.float64)[index]
-    return ranks - ranks.mean()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import nearest
 from lightning_graphon._shared.unmasked_zeros import trainable_weights, warn_of_unmasked_zeros
+from lightning_graphon.ntk.empirical.gradient_factors import Convolution
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -148,10 +149,9 @@ def _factors(
 ) -> dict[str, float]:
     """γ of the NTK parameterisation for Linear and Conv layers: σ_w²/fan_in and σ_b²."""
     first = {id(p): name for name, p in named.items()}
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
     factors: dict[str, float] = {}
     for module in model.modules():
-        if not isinstance(module, kinds):
+        if not isinstance(module, nn.Linear | Convolution):
             continue
         groups = int(module.groups) if getattr(module, "transposed", False) else 0  # type: ignore[arg-type]
         fan_in = module.weight[:, 0].numel() // groups if groups else module.weight[0].numel()

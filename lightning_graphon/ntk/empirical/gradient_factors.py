@@ -5,11 +5,14 @@ For a linear layer t runs over extra dimensions (tokens), for a convolution over
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-Structured = nn.Linear | nn.modules.conv._ConvNd
+Convolution: TypeAlias = (
+    nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def factors(module: nn.Module, samples: int, h: Tensor, delta: Tensor) -> Factor
     if isinstance(module, nn.Linear):
         units = delta.reshape(outputs, samples, -1, 1, delta.shape[-1]).transpose(0, 1)
         return Factors(units, h.reshape(samples, 1, -1, 1, h.shape[-1]))
-    assert isinstance(module, nn.modules.conv._ConvNd)  # noqa: S101
+    assert isinstance(module, Convolution)  # noqa: S101
     flat = delta.reshape(-1, *delta.shape[2:])
     if module.transposed:
         spots = h.shape[2:]
@@ -76,21 +79,21 @@ def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
     return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
-def _zero_padding(module: nn.modules.conv._ConvNd) -> list[int]:
+def _zero_padding(module: Convolution) -> list[int]:
     assert not isinstance(module.padding, str)  # noqa: S101 - transposed convolutions take numbers only
     return [p for pad in reversed(module.padding) for p in (pad, pad)]
 
 
-def _pad(h: Tensor, module: nn.modules.conv._ConvNd) -> Tensor:
+def _pad(h: Tensor, module: Convolution) -> Tensor:
     """The input with the padding that the convolution itself uses."""
-    amounts = module._reversed_padding_repeated_twice
+    amounts = module._reversed_padding_repeated_twice  # private; only there are the numbers of padding="same"
     if not any(amounts):
         return h
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     return nn.functional.pad(h, amounts, mode=mode)
 
 
-def _patches(t: Tensor, module: nn.modules.conv._ConvNd, padding: list[int] | None, spots: torch.Size) -> Tensor:
+def _patches(t: Tensor, module: Convolution, padding: list[int] | None, spots: torch.Size) -> Tensor:
     """Windows [B, channels, *spots, *kernel] of t [B, channels, *space]."""
     if padding is not None and any(padding):
         t = nn.functional.pad(t, padding)

@@ -61,7 +61,8 @@ def find_layer_sites(fm: FunctionalModel) -> list[LayerSite]:
     for module in fm.model.modules():
         if not any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS):
             continue
-        own = [names.get(id(module._parameters.get(key))) for key in ("weight", "bias")]
+        parameters = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        own = [names.get(id(parameters.get(key))) for key in ("weight", "bias")]
         fresh = [n if n not in seen else None for n in own]
         seen.update(n for n in own if n is not None)
         if any(fresh):

@@ -196,10 +196,12 @@ def _sequence(model: nn.Module) -> torch.fx.Graph | None:
 
 
 def _steps(model: nn.Sequential, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    for key, module in model._modules.items():
+    for key, module in model.named_modules(remove_duplicate=False):  # named_children has a module twice used once only
+        if not key or "." in key:
+            continue
         if type(module) is nn.Sequential:
             yield from _steps(module, f"{path}{key}.")
-        elif module is not None:
+        else:
             yield f"{path}{key}", module
 
 
@@ -238,8 +240,9 @@ def _check_weights(chain: list[Affine]) -> None:
     seen: set[nn.Parameter] = set()
     for layer in chain:
         module, label = layer.module, f"layer {layer.name!r} ({type(layer.module).__name__})"
-        pruned = module._parameters.get("weight_orig") if "weight_mask" in module._buffers else None  # by torch
-        weight = module._parameters.get("weight", pruned)
+        parameters, buffers = dict(module.named_parameters(recurse=False)), dict(module.named_buffers(recurse=False))
+        pruned = parameters.get("weight_orig") if "weight_mask" in buffers else None  # by torch
+        weight = parameters.get("weight", pruned)
         if weight is None:
             raise _refusal(f"{label}, whose weight is computed (weight_norm, spectral_norm, a parametrization),")
         if weight in seen:

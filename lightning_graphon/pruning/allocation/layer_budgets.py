@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice, check_sparsity
-from lightning_graphon.pruning.allocation.on_cpu import count
 from lightning_graphon.pruning.allocation.top_k import keep_largest
 from lightning_graphon.pruning.layer_selection import match_layers
 from lightning_graphon.pruning.lazy_tensors import LazyTensorMapping, shapes_of
@@ -133,7 +132,7 @@ def select_globally(scores: Mapping[str, Tensor], keep: int, floors: Mapping[str
     free = shapes_of(scores)
     while free:
         chosen = keep_largest(LazyTensorMapping(free, scores.__getitem__), keep)
-        poor = [name for name, floor in floors.items() if name in chosen and count(chosen[name]) < floor]
+        poor = [name for name, floor in floors.items() if name in chosen and int(chosen[name].count_nonzero()) < floor]
         if not poor:
             masks.update(chosen)
             break

@@ -1,13 +1,18 @@
-"""Exact selection of the largest scores: no sort of all weights, no concatenation, stable ties."""
+"""Exact selection of the largest scores: no sort of all weights, no concatenation, stable ties.
+
+numpy's partition of all scores would be shorter, but slower, by how much depends on the ties: on one core, of 4 million
+float64 scores it takes 12 ms where all differ, 15 to 25 where some are zero as pruned ones are (120 unless they are
+taken out before); the brackets take 5 to 7. So 100 rounds of SynFlow take 3.6 s instead of 2.7, in float32 2.4 instead
+of 1.3. Of 100 million float32 scores it takes 0.22 s and 480 MiB, the brackets 0.15 s and 200, half of that the masks.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_graphon.pruning.allocation.on_cpu import count, descending, exceeds, largest, positions
 from lightning_graphon.pruning.lazy_tensors import shapes_of
 
 # Scores that are sorted to find a bracket: the more of them, the fewer are inside. Sorting is cheap on a CPU, picking
@@ -49,59 +54,28 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
         return {name: torch.full_like(score, keep > 0, dtype=torch.bool) for name, score in scores.items()}
     sample = _sample(scores, total)
     for lower, upper in _brackets(sample, keep, total):
-        split = _Split.at(scores, lower, upper, sample.dtype)
-        missing = keep - split.above
-        if 0 <= missing <= split.inside.numel():
-            split.keep_inside(_largest(split.inside, missing, total))
-            return split.masks
+        masks, inside, places = _split(scores, lower, upper, sample.dtype)
+        missing = keep - sum(map(_count, masks.values()))
+        if 0 <= missing <= inside.numel():
+            _fill(places, _largest(inside, missing, total))
+            return masks
         # Pruned weights, most of them all, share the lowest score: looked at only where the others do not suffice.
-        if missing > 0 and split.keep_ties(scores, lower, missing - split.inside.numel()):
-            split.keep_inside(torch.ones_like(split.inside, dtype=torch.bool))
-            return split.masks
+        if missing > 0 and _keep_ties(masks, scores, lower, sample.dtype, missing - inside.numel()):
+            _fill(places, torch.ones_like(inside, dtype=torch.bool))
+            return masks
     raise AssertionError("the last bracket holds everything")
 
 
-@dataclass
-class _Split:
-    """Scores split by a bracket: masks of those above, their number, those inside, and where these are."""
-
-    masks: dict[str, Tensor]
-    above: int
-    inside: Tensor
-    places: list[tuple[Tensor, Tensor]]
-
-    @classmethod
-    def at(cls, scores: Mapping[str, Tensor], lower: float, upper: float, dtype: torch.dtype) -> "_Split":
-        """Above is > upper, inside is > lower and not above; in chunks, so that temporary tensors stay small."""
-        masks, inside, places = {}, [], []
-        for name, score in scores.items():
-            masks[name] = torch.empty(score.shape, dtype=torch.bool, device=score.device)
-            chunk = _CHUNK_ON_CPU if score.device.type == "cpu" else _CHUNK
-            for part, higher in zip(score.reshape(-1).split(chunk), masks[name].view(-1).split(chunk), strict=True):
-                part = part.to(dtype)
-                exceeds(part, upper, out=higher)
-                between = positions(exceeds(part, lower) ^ higher)
-                inside.append(part[between])
-                places.append((higher, between))
-        above = sum(map(count, masks.values()))
-        return cls(masks, above, torch.cat([part.to(inside[0].device) for part in inside]), places)
-
-    def keep_inside(self, chosen: Tensor) -> None:
-        """Keep the chosen entries of `inside`."""
-        lengths = [between.numel() for _, between in self.places]
-        for (flags, between), part in zip(self.places, chosen.split(lengths), strict=True):
-            flags[between[part.to(between.device)]] = True
-
-    def keep_ties(self, scores: Mapping[str, Tensor], value: float, missing: int) -> bool:
-        """Keep the first `missing` of the scores equal to `value`; whether there are so many."""
-        for name, score in scores.items():
-            # In the common dtype: in a narrower one `value` would be rounded, and equal what is not.
-            ties = positions(score.reshape(-1).to(self.inside.dtype) == value)[:missing]
-            self.masks[name].view(-1)[ties] = True
-            missing -= ties.numel()
-            if not missing:
-                return True
-        return False
+def _sample(scores: Mapping[str, Tensor], total: int) -> Tensor:
+    """Entries at regular intervals, all if they are few; descending, in a dtype wide enough for each."""
+    stride, picked = 0, []
+    for score in scores.values():  # once: they may be computed at each look
+        stride = stride or max(1, total // (_SAMPLE_ON_CPU if score.device.type == "cpu" else _SAMPLE))
+        picked.append(score.reshape(-1)[::stride].clone())  # a view would keep a layer's scores alive
+    sample = torch.cat([part.to(picked[0].device) for part in picked])
+    if not _for_numpy(sample):
+        return sample.sort(descending=True).values
+    return torch.from_numpy(np.sort(sample.numpy())[::-1].copy())
 
 
 def _brackets(sample: Tensor, keep: int, total: int) -> Iterator[tuple[float, float]]:
@@ -116,17 +90,77 @@ def _brackets(sample: Tensor, keep: int, total: int) -> Iterator[tuple[float, fl
     yield -math.inf, math.inf
 
 
+_Places = list[tuple[Tensor, Tensor]]  # of the scores inside a bracket: a part of a mask [n], and indices into it [k]
+
+
+def _split(
+    scores: Mapping[str, Tensor], lower: float, upper: float, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], Tensor, _Places]:
+    """Masks of the scores above a bracket, the scores inside, > lower and not above, and where these are."""
+    masks, inside, places = {}, [], []
+    for name, score in scores.items():
+        masks[name] = torch.empty(score.shape, dtype=torch.bool, device=score.device)
+        chunk = _CHUNK_ON_CPU if score.device.type == "cpu" else _CHUNK
+        for part, above in zip(score.reshape(-1).split(chunk), masks[name].view(-1).split(chunk), strict=True):
+            part = part.to(dtype)
+            above.copy_(_exceeds(part, upper))
+            between = _positions(_exceeds(part, lower) ^ above)
+            inside.append(part[between])
+            places.append((above, between))
+    return masks, torch.cat([part.to(inside[0].device) for part in inside]), places
+
+
+def _fill(places: _Places, chosen: Tensor) -> None:
+    """Keep those of the scores inside that are chosen, [k] over all places."""
+    lengths = [between.numel() for _, between in places]
+    for (flags, between), part in zip(places, chosen.split(lengths), strict=True):
+        flags[between[part.to(between.device)]] = True
+
+
+def _keep_ties(
+    masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], value: float, dtype: torch.dtype, missing: int
+) -> bool:
+    """Keep the first `missing` of the scores equal to `value`; whether there are so many."""
+    for name, score in scores.items():
+        # In the common dtype: in a narrower one `value` would be rounded, and equal what is not.
+        ties = _positions(score.reshape(-1).to(dtype) == value)[:missing]
+        masks[name].view(-1)[ties] = True
+        missing -= ties.numel()
+        if not missing:
+            return True
+    return False
+
+
 def _largest(values: Tensor, keep: int, total: int) -> Tensor:
-    """Mask of the `keep` largest inside a bracket; off the CPU by a narrower bracket where that can shrink."""
+    """Mask [n] of the `keep` largest inside a bracket; among equal ones the earlier stay."""
     if values.device.type != "cpu" and 2 * _SAMPLE < values.numel() < 0.9 * total:
         return keep_largest({"": values}, keep)[""]
-    return largest(values, keep)
+    found = torch.zeros_like(values, dtype=torch.bool)
+    if not _for_numpy(values):
+        found[values.sort(descending=True, stable=True).indices[:keep]] = True
+    elif keep:
+        array = values.numpy()
+        bound = float(np.partition(array, -keep)[-keep])
+        found = torch.from_numpy(array > bound)
+        found[_positions(values == bound)[: keep - _count(found)]] = True
+    return found
 
 
-def _sample(scores: Mapping[str, Tensor], total: int) -> Tensor:
-    """Entries at regular intervals, all if they are few; descending, in a dtype wide enough for each."""
-    stride, picked = 0, []
-    for score in scores.values():  # once: they may be computed at each look
-        stride = stride or max(1, total // (_SAMPLE_ON_CPU if score.device.type == "cpu" else _SAMPLE))
-        picked.append(score.reshape(-1)[::stride].clone())  # a view would keep a layer's scores alive
-    return descending(torch.cat([part.to(picked[0].device) for part in picked]))
+# Where they are on a CPU, numpy does the following two to fifteen times faster than torch.
+
+
+def _for_numpy(values: Tensor) -> bool:
+    return values.device.type == "cpu" and values.dtype != torch.bfloat16  # which numpy does not know
+
+
+def _exceeds(values: Tensor, bound: float) -> Tensor:
+    return torch.from_numpy(values.numpy() > bound) if _for_numpy(values) else values > bound
+
+
+def _count(flags: Tensor) -> int:
+    return int(np.count_nonzero(flags.numpy()) if _for_numpy(flags) else flags.count_nonzero())
+
+
+def _positions(flags: Tensor) -> Tensor:
+    """Indices [k], ascending, of the True entries of a vector."""
+    return torch.from_numpy(np.flatnonzero(flags.numpy())) if _for_numpy(flags) else flags.nonzero().squeeze(1)

@@ -1,7 +1,7 @@
 """The registry of pruning methods, and what a method is given to score."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
@@ -25,7 +25,6 @@ class ScoringContext:
         density: Fraction of the weights that will be kept in the end.
         seed: For methods that draw random numbers.
         average: Averages a tensor over the processes of a distributed run; the identity on one.
-        kept: What a method keeps from one round to the next; empty in the first.
     """
 
     model: nn.Module
@@ -36,7 +35,6 @@ class ScoringContext:
     density: float
     seed: int
     average: Callable[[Tensor], Tensor]
-    kept: dict[str, Tensor] = field(default_factory=dict)
 
     def gradients(self, output: Tensor, create_graph: bool = False) -> list[Tensor]:
         """Gradient of a scalar with respect to every weight; zeros where it does not depend on one."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.module_state import swap_tensors
 from lightning_graphon.pruning.scoring.registry import ScoringContext, register_method
-from lightning_graphon.pruning.sole import is_sole
 
 # The flow grows or falls like (width · mean |w|)^depth and leaves even float64 at depth 200. It is homogeneous of
 # degree one in inputs and biases together, so a scale on both, and on the gradient, changes no ranking: flows from
@@ -67,8 +66,6 @@ def synflow(context: ScoringContext, *, biases: bool = True, double: bool = True
             "nothing flows from the inputs to the outputs, because a layer is all zero (a head initialised so), the "
             "batch is empty, or the outputs have a constant sum (a softmax)"
         )
-    # The next round's |θ| takes the memory of these scores, unless somebody else still holds them then.
-    context.kept.update({name: score.detach() for name, score in scores.items()})
     return {name: context.average(scores.pop(name)) for name in context.weights}
 
 
@@ -85,16 +82,16 @@ def _flow_scores(
 ) -> tuple[dict[str, Tensor], _Flow]:
     """Scores with inputs, biases and gradient scaled, and the flow.
 
-    A weight's gradient is complete when all of its uses have had their backward pass, so the memory of |θ| then takes
-    the score.
+    A weight's gradient is complete when all of its uses have had their backward pass: its |θ| is then replaced by its
+    score, so that there are never all of both.
     """
     scores: dict[str, Tensor] = {}
 
     def score(name: str, grad: Tensor) -> None:
         weight = linear.weights[name]
         absolute, weight.data = weight.data, weight.new_zeros(()).expand_as(weight)
-        # A use that sends no gradient, of a detached weight, may still be to come.
-        scores[name] = (absolute.mul_(grad) if is_sole(absolute) else absolute * grad).abs_()
+        # Not in the memory of |θ|: a use that sends no gradient, of a detached weight, may still be to come.
+        scores[name] = (absolute * grad).abs_()
 
     with _linearised(context, dtype, scale, biases) as linear:
         outputs = context.objective.outputs_of_ones(batch, scale)
@@ -174,11 +171,8 @@ def _adds(name: str) -> bool:
 
 
 def _weight_in_force(context: ScoringContext, name: str, dtype: torch.dtype | None) -> Tensor:
-    """|θ| of a weight, zero where it is pruned; in the memory of its last scores if nobody else holds them."""
-    weight, mask, memory = context.weights[name].detach(), context.masks[name], context.kept.pop(name, None)
-    if memory is None or memory.dtype != (dtype or weight.dtype) or not is_sole(memory):
-        memory = torch.empty_like(weight, dtype=dtype)
-    return memory.copy_(weight).abs_().mul_(mask)
+    """|θ| of a weight, zero where it is pruned."""
+    return _absolute(context.weights[name], dtype, 1.0).mul_(context.masks[name])
 
 
 def _absolute(tensor: Tensor, dtype: torch.dtype | None, factor: float) -> Tensor:

@@ -1,10 +1,9 @@
-"""Path density of inputs against enumeration, relevance against scikit-learn, ranks against scipy."""
+"""Path density of inputs against enumeration, relevance against scikit-learn."""
 
 from itertools import pairwise, product
 
 import pytest
 import torch
-from scipy.stats import spearmanr
 
 from lightning_graphon.graphon import (
     StepGraphon,
@@ -12,7 +11,6 @@ from lightning_graphon.graphon import (
     input_path_density,
     layer_graphons,
     path_density,
-    rank_correlation,
 )
 
 
@@ -106,15 +104,3 @@ def test_labels_that_say_nothing(labels, message):
         coordinate_relevance(torch.eye(4), labels)
     with pytest.raises(ValueError, match="mean_difference"):
         coordinate_relevance(torch.eye(2), torch.tensor([0, 1]), "mean")
-
-
-def test_rank_correlation_against_scipy_with_ties():
-    source = torch.Generator().manual_seed(0)
-    a, b = torch.randint(5, (40,), generator=source).double(), torch.rand(40, generator=source)
-    assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-14)
-    assert rank_correlation(a, -a) == -1.0
-    assert rank_correlation(torch.ones(4), torch.arange(4.0)) == 0.0
-    with pytest.raises(ValueError, match="finite"):
-        rank_correlation(a, a / 0)
-    with pytest.raises(ValueError, match="one length"):
-        rank_correlation(a, b[:3])

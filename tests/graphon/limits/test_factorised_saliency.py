@@ -13,7 +13,7 @@ from lightning_graphon.graphon import (
     layer_graphons,
     predicted_graphons,
 )
-from lightning_graphon.graphon.limits.factorised_saliency import limit_distances
+from lightning_graphon.graphon.limits.factorised_saliency import _worst_ks, limit_distances
 from lightning_graphon.pruning import prune
 from lightning_graphon.pruning.scoring.registry import get_method
 
@@ -127,6 +127,19 @@ def test_scale_of_the_scores_does_not_matter():
     torch.testing.assert_close(plain.row_factors, scaled.row_factors)
     torch.testing.assert_close(plain.noise * 2.0**-900, scaled.noise, atol=0, rtol=1e-9)
     torch.testing.assert_close(plain.graphon(density=0.3).values, scaled.graphon(density=0.3).values)
+
+
+@pytest.mark.parametrize("digits", [3, 0], ids=["few ties", "ties"])
+def test_misfit_is_the_largest_distance_between_the_distributions(digits):
+    noise = (normal(14, 24, 20) * torch.linspace(1, 2, 24)[:, None]).round(decimals=digits)
+    rows, cols = normal(15, 24).abs(), normal(16, 20).abs()
+    groups = [factors.argsort().chunk(4) for factors in (rows, cols)]
+    points = noise.unique()
+    distances = [
+        max(abs(float((cell <= t).double().mean() - (noise <= t).double().mean())) for t in points)
+        for cell in (noise[r][:, c] for r in groups[0] for c in groups[1])
+    ]
+    assert _worst_ks(noise, rows, cols) == pytest.approx(max(distances), abs=1e-14)
 
 
 # ---- predicted graphons
