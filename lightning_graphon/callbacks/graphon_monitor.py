@@ -27,7 +27,7 @@ from lightning_graphon.graphon import (
     motif_densities,
 )
 from lightning_graphon.ntk import SpectralSummary
-from lightning_graphon.plots import graphon_pixels, p_value_text, spectrum_pixels
+from lightning_graphon.plots import graphon_image, p_value_text, spectrum_image
 from lightning_graphon.pruning import Masks, check_readable, summon_full_params
 
 # Counting four-cycles multiplies a mask with itself: a few seconds for a layer of this many weights.
@@ -196,7 +196,7 @@ class GraphonMonitor(Monitor):
         if self.draws(trainer):
             title = f"{kernel.source} on {kernel.options.probe_size} training samples at step {step}"
             values = {"eigenvalues": spectrum.eigenvalues.cpu().numpy()}
-            send_picture(trainer, "ntk_spectrum", lambda scale: spectrum_pixels(spectrum, title, scale=scale), values)
+            send_picture(trainer, "ntk_spectrum", lambda scale: spectrum_image(spectrum, title, scale=scale), values)
 
     def _publish(
         self, trainer: pl.Trainer, masks: Masks, changed: list[str], moved: Mapping[str, float], first: bool
@@ -212,7 +212,7 @@ class GraphonMonitor(Monitor):
             title = f"Layer graphons at step {trainer.global_step}"
             graphons, tests = self.graphons, self.tests
             arrays = {name: graphon.values.cpu().numpy() for name, graphon in graphons.items()}
-            send_picture(trainer, "graphons", lambda scale: graphon_pixels(graphons, tests, title, scale=scale), arrays)
+            send_picture(trainer, "graphons", lambda scale: graphon_image(graphons, tests, title, scale=scale), arrays)
 
     def _numbers(self, name: str, mask: Tensor) -> dict[str, float]:
         """Density, spread of degrees, four-cycles and the homogeneity test of one layer."""

@@ -15,7 +15,7 @@ from torch.nn.utils.prune import l1_unstructured
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
 from lightning_graphon.callbacks._logging.images import send_picture
 from lightning_graphon.graphon import estimate_graphon, homogeneity_test, l2_distance
-from lightning_graphon.plots.graphon_pixels import graphon_pixels
+from lightning_graphon.plots.graphon_images import graphon_image
 from tests.helpers.modules import Classifier, cnn, loader, make_trainer
 
 LAYERS = ["net.0.weight", "net.2.weight", "net.4.weight"]
@@ -134,7 +134,7 @@ def test_scalars_and_figure_in_tensorboard(tmp_path):
     events.Reload()
     assert events.Tags()["images"] == ["graphons"]
     (shown,) = events.Images("graphons")
-    drawn = np.asarray(graphon_pixels(watch.graphons, watch.tests, "Layer graphons at step 0"))
+    drawn = np.asarray(graphon_image(watch.graphons, watch.tests, "Layer graphons at step 0"))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)).convert("RGB")), drawn)
     assert (shown.step, shown.height, shown.width) == (0, *drawn.shape[:2])
     for name in LAYERS:

@@ -7,28 +7,27 @@ import pytest
 import torch
 from matplotlib import colormaps
 
+from lightning_graphon import plots
 from lightning_graphon.graphon import HomogeneityTest, StepGraphon, homogeneity_test
 from lightning_graphon.ntk import spectral_summary
-from lightning_graphon.plots import graphon_pixels as graphons_module
-from lightning_graphon.plots import spectrum_pixels as spectrum_module
 from lightning_graphon.plots.canvas import BLACK, BLUE, GREY, Canvas
-from lightning_graphon.plots.spectrum_pixels import _log_ticks
+from lightning_graphon.plots.spectrum_images import _log_ticks
 
 X, Y, SIDE = 46, 94, 192  # the cells of the first graphon
 NEAREST = 1  # of 255
 
 
-def graphon_pixels(*args, **kwargs):
-    return np.asarray(graphons_module.graphon_pixels(*args, **kwargs))
+def graphon_image(*args, **kwargs):
+    return np.asarray(plots.graphon_image(*args, **kwargs))
 
 
-def spectrum_pixels(*args, **kwargs):
-    return np.asarray(spectrum_module.spectrum_pixels(*args, **kwargs))
+def spectrum_image(*args, **kwargs):
+    return np.asarray(plots.spectrum_image(*args, **kwargs))
 
 
 def test_cells_have_the_colours_of_the_probability_on_a_square_root_scale():
     values = torch.tensor([[0.0, 1.0], [0.25, 0.01]])
-    picture = graphon_pixels({"a": StepGraphon(values, row_measure=[0.25, 0.75])})
+    picture = graphon_image({"a": StepGraphon(values, row_measure=[0.25, 0.75])})
     places = {(0, 0): (1 / 8, 1 / 4), (0, 1): (1 / 8, 3 / 4), (1, 0): (5 / 8, 1 / 4), (1, 1): (5 / 8, 3 / 4)}
     for cell, (u, v) in places.items():
         expected = colormaps["magma_r"](math.sqrt(values[cell]), bytes=True)[:3]
@@ -39,7 +38,7 @@ def test_cells_have_the_colours_of_the_probability_on_a_square_root_scale():
 
 
 def test_margins_are_the_degree_functions():
-    picture = graphon_pixels({"a": StepGraphon([[0.5, 0.0], [1.0, 0.0]])})
+    picture = graphon_image({"a": StepGraphon([[0.5, 0.0], [1.0, 0.0]])})
     above = picture[Y - 5 - 34 : Y - 5, X + SIDE // 4]
     assert (above == (102, 102, 102)).all(1).mean() == pytest.approx(0.75, abs=1.5 / 34)  # a pixel and the axis
     assert not (picture[Y - 5 - 34 : Y - 6, X + 3 * SIDE // 4] == (102, 102, 102)).all(1).any()
@@ -49,7 +48,7 @@ def test_margins_are_the_degree_functions():
 
 def test_every_layer_has_its_place_and_rows_are_of_eight():
     graphon = StepGraphon([[0.5]])
-    one, eight, nine = (graphon_pixels({f"l{i}": graphon for i in range(n)}).shape for n in (1, 8, 9))
+    one, eight, nine = (graphon_image({f"l{i}": graphon for i in range(n)}).shape for n in (1, 8, 9))
     assert one[0] == eight[0] < nine[0]
     assert one[1] < eight[1] == nine[1]
 
@@ -58,14 +57,14 @@ def test_verdicts_and_titles_are_written():
     graphons = {"a": StepGraphon([[0.5]])}
     test = homogeneity_test(torch.eye(4).bool())
     assert isinstance(test, HomogeneityTest)
-    plain = graphon_pixels(graphons)
-    assert (plain != graphon_pixels(graphons, {"a": test}))[Y + SIDE + 20 :].any()
-    assert (plain != graphon_pixels(graphons, title="title"))[:30].any()
+    plain = graphon_image(graphons)
+    assert (plain != graphon_image(graphons, {"a": test}))[Y + SIDE + 20 :].any()
+    assert (plain != graphon_image(graphons, title="title"))[:30].any()
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.5, 2.0])
 def test_scale_is_dots_and_not_layout(scale):
-    picture = graphon_pixels({"a": StepGraphon([[0.5]])}, scale=scale)
+    picture = graphon_image({"a": StepGraphon([[0.5]])}, scale=scale)
     assert picture.shape[0] == round(350 * scale)
     assert picture.dtype == np.uint8
     inside = picture[round((Y + SIDE / 2) * scale), round((X + SIDE / 2) * scale)]
@@ -74,7 +73,7 @@ def test_scale_is_dots_and_not_layout(scale):
 
 def test_no_graphons():
     with pytest.raises(ValueError, match="no graphons to draw"):
-        graphon_pixels({})
+        graphon_image({})
 
 
 def rows_of(picture, colour, left, right):
@@ -83,7 +82,7 @@ def rows_of(picture, colour, left, right):
 
 def test_eigenvalues_fall_and_shares_rise():
     spectrum = spectral_summary(torch.diag(torch.arange(1, 41, dtype=torch.float64) ** -1.5))
-    picture = spectrum_pixels(spectrum, "title")
+    picture = spectrum_image(spectrum, "title")
     rows, columns = rows_of(picture, (31, 119, 180), 76, 245)  # left of the legend
     assert np.corrcoef(rows, columns)[0, 1] > 0.99  # downwards on the page, straight: a power law
     rows, columns = rows_of(picture, (31, 119, 180), 493, 822)
@@ -96,7 +95,7 @@ def test_eigenvalues_fall_and_shares_rise():
     ids=["zero", "identity", "one sample", "one eigenvalue", "tiny"],
 )
 def test_any_kernel_has_a_picture(kernel):
-    picture = spectrum_pixels(spectral_summary(kernel.double()), "")
+    picture = spectrum_image(spectral_summary(kernel.double()), "")
     assert picture.shape == (320, 840, 3)
     assert picture.std() > 0
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def spectrum_pixels(spectrum: "SpectralSummary", title: str = "", *, scale: float = 1.0) -> Image.Image:
+def spectrum_image(spectrum: "SpectralSummary", title: str = "", *, scale: float = 1.0) -> Image.Image:
     """Eigenvalues of a kernel and their share of the trace as in `plot_spectrum`.
 
     Args:

@@ -20,7 +20,7 @@ _NAME = 32  # characters that fit under a picture
 _DEGREES = 102  # grey
 
 
-def graphon_pixels(
+def graphon_image(
     graphons: "Mapping[str, StepGraphon]",
     tests: "Mapping[str, HomogeneityTest] | None" = None,
     title: str = "",
