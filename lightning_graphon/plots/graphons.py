@@ -17,9 +17,7 @@ COLOUR_TICKS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 def plot_graphons(
-    graphons: "Mapping[str, StepGraphon]",
-    tests: "Mapping[str, HomogeneityTest] | None" = None,
-    title: str = "",
+    graphons: "Mapping[str, StepGraphon]", tests: "Mapping[str, HomogeneityTest] | None" = None, title: str = ""
 ) -> "Figure":
     """Graphons of the layers of one network, left to right from input to output, degree functions on the margins.
 

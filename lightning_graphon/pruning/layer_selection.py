@@ -16,15 +16,7 @@ from lightning_graphon.pruning.sharding import unsharded_class
 Pattern: TypeAlias = str | type[nn.Module]
 LayerPatterns: TypeAlias = Pattern | Sequence[Pattern] | None
 
-LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Weights that live fused in one module; pruned when asked for by name or type, skipped with a word otherwise.
 FUSED: dict[type[nn.Module], tuple[str, ...]] = {
     nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),

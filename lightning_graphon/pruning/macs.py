@@ -90,11 +90,7 @@ def _uses(model: nn.Module, inputs: Any, layers: Mapping[Any, str]) -> Counter[s
         positions = source if getattr(module, "transposed", False) else output
         uses[layers[module]] += positions.numel() // len(module.weight)
 
-    with (
-        preserve_module_state(model),
-        uncompiled(model),
-        torch.no_grad(),
-    ):  # the first takes the hooks away again
+    with preserve_module_state(model), uncompiled(model), torch.no_grad():  # the first takes the hooks away again
         for module in layers:
             module.register_forward_hook(count, with_kwargs=True)
         call(model.eval(), inputs)

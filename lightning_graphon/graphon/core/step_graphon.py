@@ -207,12 +207,7 @@ class StepGraphon:
     # ---- masks
 
     def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        seed: int = 0,
-        generator: torch.Generator | None = None,
-        positions: str = "grid",
+        self, shape: Sequence[int], *, seed: int = 0, generator: torch.Generator | None = None, positions: str = "grid"
     ) -> Tensor:
         """Draw a mask M_ij ~ Bernoulli(W(u_i, v_j)), all entries independent.
 

@@ -31,13 +31,7 @@ class ChannelGraph:
     """
 
     def __init__(
-        self,
-        mask: Tensor,
-        weight: Tensor | None = None,
-        *,
-        power: int = 1,
-        groups: int = 1,
-        transposed: bool = False,
+        self, mask: Tensor, weight: Tensor | None = None, *, power: int = 1, groups: int = 1, transposed: bool = False
     ) -> None:
         if mask.ndim < 2 or 0 in mask.shape:
             raise ValueError(f"a mask must be [out, in, *taps] with no empty axis, got shape {tuple(mask.shape)}")

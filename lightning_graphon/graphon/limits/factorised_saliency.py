@@ -55,12 +55,7 @@ class FactorisedSaliency(ScaledSaliency):
     noise_ks: float
 
     def __init__(
-        self,
-        row_factors: Tensor,
-        col_factors: Tensor,
-        noise: Tensor,
-        explained: float = 1.0,
-        noise_ks: float = 0.0,
+        self, row_factors: Tensor, col_factors: Tensor, noise: Tensor, explained: float = 1.0, noise_ks: float = 0.0
     ) -> None:
         rows, cols = checked("row_factors", row_factors), checked("col_factors", col_factors)
         fields = {"row_factors": rows, "col_factors": cols, "explained": explained, "noise_ks": noise_ks}

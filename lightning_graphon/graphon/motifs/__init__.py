@@ -3,10 +3,4 @@
 from lightning_graphon.graphon.motifs.homogeneity import HomogeneityTest, homogeneity_test
 from lightning_graphon.graphon.motifs.motifs import MotifDensities, motif_densities, path_density
 
-__all__ = [
-    "HomogeneityTest",
-    "MotifDensities",
-    "homogeneity_test",
-    "motif_densities",
-    "path_density",
-]
+__all__ = ["HomogeneityTest", "MotifDensities", "homogeneity_test", "motif_densities", "path_density"]

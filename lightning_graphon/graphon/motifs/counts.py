@@ -106,13 +106,7 @@ class Counts:
         matrix = sparse.csr_matrix((np.ones(len(i)), (i, j)), shape=(m, n))
         gram = matrix @ matrix.T if m <= n else matrix.T @ matrix
         return cls(
-            m,
-            n,
-            len(i),
-            float(rows @ rows),
-            float(cols @ cols),
-            float(rows[i] @ cols[j]),
-            float(gram.data @ gram.data),
+            m, n, len(i), float(rows @ rows), float(cols @ cols), float(rows[i] @ cols[j]), float(gram.data @ gram.data)
         )
 
     @classmethod

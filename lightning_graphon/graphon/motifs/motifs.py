@@ -129,11 +129,7 @@ def from_counts(count: Counts, counting: str = "distinct") -> MotifDensities:
     edge = count.edges / (m * n)
     if counting == "homomorphism":
         return MotifDensities(
-            edge,
-            count.row_square / (m * n**2),
-            count.col_square / (m**2 * n),
-            count.walks / (m * n) ** 2,
-            counting,
+            edge, count.row_square / (m * n**2), count.col_square / (m**2 * n), count.walks / (m * n) ** 2, counting
         )
     return MotifDensities(
         edge=edge,

@@ -3,10 +3,4 @@
 from lightning_graphon.ntk.empirical.kernel import LayerShare, empirical_ntk, ntk_layer_shares
 from lightning_graphon.ntk.empirical.kronecker import EmpiricalNTK, kronecker_ntk
 
-__all__ = [
-    "EmpiricalNTK",
-    "LayerShare",
-    "empirical_ntk",
-    "kronecker_ntk",
-    "ntk_layer_shares",
-]
+__all__ = ["EmpiricalNTK", "LayerShare", "empirical_ntk", "kronecker_ntk", "ntk_layer_shares"]
