@@ -58,14 +58,14 @@ class LossDecay(Metric):
     The curve for `plot` keeps at most `max_points`, evenly thinned over the steps; nothing else depends on it.
 
     Args:
-        tolerance: largest relative error of a valid prediction.
-        max_points: most points of the curve that is kept for `plot`, at least 2.
-        prefix: put before every key, e.g. "loss_decay/".
-        key: of the one number that `compute` is to return alone: `self.log("error", metric)` takes no dictionary.
-        kwargs: passed on to `torchmetrics.Metric`.
+        tolerance: Largest relative error of a valid prediction.
+        max_points: Most points of the curve that is kept for `plot`, at least 2.
+        prefix: Put before every key, e.g. "loss_decay/".
+        key: Of the one number that `compute` is to return alone: `self.log("error", metric)` takes no dictionary.
+        kwargs: Passed on to `torchmetrics.Metric`.
 
     Raises:
-        ValueError: a negative tolerance, fewer than two points, or an unknown key.
+        ValueError: A negative tolerance, fewer than two points, or an unknown key.
 
     >>> metric = LossDecay(tolerance=0.1)
     >>> for k in range(4):
@@ -115,7 +115,7 @@ class LossDecay(Metric):
         """Add points.
 
         Raises:
-            ValueError: not one of each a point, or steps that are not finite.
+            ValueError: Not one of each a point, or steps that are not finite.
         """
         points = self._read(predicted, observed, step)
         if points.shape[1] == 0:
@@ -172,7 +172,7 @@ class LossDecay(Metric):
         """Both curves and the step from which the prediction is void, as this process saw them.
 
         Args:
-            ax: matplotlib axes to draw on; a figure of its own by default, outside pyplot.
+            ax: Matplotlib axes to draw on; a figure of its own by default, outside pyplot.
 
         Returns:
             The figure.
@@ -205,16 +205,16 @@ def loss_decay_summary(predicted: Tensor, observed: Tensor, step: Tensor, tolera
     """Compare two curves; the functional form of `LossDecay`, which names the keys.
 
     Args:
-        predicted: losses [K].
-        observed: losses [K].
-        step: optimizer steps [K], in any order; or times.
-        tolerance: relative error up to which the prediction counts as valid.
+        predicted: Losses [K].
+        observed: Losses [K].
+        step: Optimizer steps [K], in any order; or times.
+        tolerance: Relative error up to which the prediction counts as valid.
 
     Returns:
         Dictionary of float64 scalars.
 
     Raises:
-        ValueError: not one of each a point, or steps that are not finite.
+        ValueError: Not one of each a point, or steps that are not finite.
 
     >>> step = torch.arange(5.0)
     >>> values = loss_decay_summary(torch.exp(-0.2 * step), torch.exp(-0.1 * step), step, tolerance=0.15)

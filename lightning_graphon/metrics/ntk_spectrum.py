@@ -30,12 +30,12 @@ class NTKSpectrum(Metric):
     this process's most recent `SpectralSummary`.
 
     Args:
-        prefix: put before every key, e.g. "ntk/".
-        key: of the one number that `compute` is to return alone: `self.log("rank", metric)` takes no dictionary.
-        kwargs: passed on to `torchmetrics.Metric`.
+        prefix: Put before every key, e.g. "ntk/".
+        key: Of the one number that `compute` is to return alone: `self.log("rank", metric)` takes no dictionary.
+        kwargs: Passed on to `torchmetrics.Metric`.
 
     Raises:
-        ValueError: an unknown key; or from `spectral_summary`, for kernels that are not square, symmetric and finite.
+        ValueError: An unknown key; or from `spectral_summary`, for kernels that are not square, symmetric and finite.
 
     >>> metric = NTKSpectrum(prefix="ntk/")
     >>> metric.update(torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0])))

@@ -27,9 +27,9 @@ def plot_loss_decay(
 
     Args:
         curves: "observed", and where there are any "predicted" and "refreshed": step -> loss.
-        band: steps, lower and upper losses of the two predictions that differ in the probe's self-terms.
-        void_from: step from which the prediction no longer holds.
-        shares: share of the initial fall of the loss in each mode of the kernel, the largest eigenvalue first.
+        band: Steps, lower and upper losses of the two predictions that differ in the probe's self-terms.
+        void_from: Step from which the prediction no longer holds.
+        shares: Share of the initial fall of the loss in each mode of the kernel, the largest eigenvalue first.
         title: Title of the whole figure.
     """
     figure, axes = new_figure(1, 1 if shares is None else 2, cell=(4.6, 3.4), layout=None)

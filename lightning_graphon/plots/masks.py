@@ -18,10 +18,10 @@ def sort_by_degree(mask: Tensor) -> Tensor:
     """A mask as [outputs, inputs], both by degree, the best connected first; stable.
 
     Args:
-        mask: bool [out, in, ...]; the taps of a convolution are averaged.
+        mask: Bool [out, in, ...]; the taps of a convolution are averaged.
 
     Returns:
-        float32 [out, in] in [0, 1].
+        Float32 [out, in] in [0, 1].
 
     >>> sort_by_degree(torch.tensor([[False, False], [False, True]])).tolist()
     [[1.0, 0.0], [0.0, 0.0]]

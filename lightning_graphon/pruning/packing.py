@@ -14,10 +14,10 @@ def pack(mask: Tensor) -> Tensor:
     """Pack a bool tensor of any shape into uint8, eight entries a byte, first entry in the highest bit.
 
     Args:
-        mask: bool, any shape, any device.
+        mask: Bool, any shape, any device.
 
     Returns:
-        uint8 tensor of ceil(mask.numel() / 8) bytes on the CPU.
+        Uint8 tensor of ceil(mask.numel() / 8) bytes on the CPU.
 
     >>> pack(torch.tensor([True, False, True])).tolist()
     [160]
@@ -34,11 +34,11 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
     """Inverse of `pack`.
 
     Args:
-        bits: uint8 tensor of ceil(prod(shape) / 8) bytes.
+        bits: Uint8 tensor of ceil(prod(shape) / 8) bytes.
         shape: Shape of the mask.
 
     Returns:
-        bool tensor of `shape`.
+        Bool tensor of `shape`.
 
     Raises:
         ValueError: `bits` is no uint8 tensor of the length that `shape` needs.

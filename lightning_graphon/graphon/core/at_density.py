@@ -16,16 +16,16 @@ def values_at_density(
     Sly 2011); masks drawn at an exact budget tilt all odds by one factor and so stay in this family.
 
     Args:
-        log_odds: free parameters [rows, cols], finite; float64 keeps the density to 1e-12.
-        density: mean of the values, in (0, 1]; 1 is the dense layer, whatever the parameters.
-        row_measure: lengths [rows] of the intervals of u, summing to 1. Default: all equal.
-        col_measure: lengths [cols] of the intervals of v, likewise.
+        log_odds: Free parameters [rows, cols], finite; float64 keeps the density to 1e-12.
+        density: Mean of the values, in (0, 1]; 1 is the dense layer, whatever the parameters.
+        row_measure: Lengths [rows] of the intervals of u, summing to 1. Default: all equal.
+        col_measure: Lengths [cols] of the intervals of v, likewise.
 
     Returns:
         Values [rows, cols] in the dtype of `log_odds`.
 
     Raises:
-        ValueError: a density outside (0, 1], or parameters that are not a finite matrix.
+        ValueError: A density outside (0, 1], or parameters that are not a finite matrix.
 
     >>> round(values_at_density(torch.tensor([[0.0, 3.0]]).double(), 0.25).mean().item(), 12)
     0.25

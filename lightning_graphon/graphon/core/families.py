@@ -31,7 +31,7 @@ def product(density: float, power: float = 1.0, bins: int = 64) -> StepGraphon:
     Args:
         density: ∬ W in [0, 1].
         power: 0 is the constant graphon, larger is more uneven; not negative.
-        bins: cells of each axis.
+        bins: Cells of each axis.
 
     >>> product(0.2, power=2.0)
     StepGraphon(rows=64, cols=64, density=0.2)
@@ -47,8 +47,8 @@ def power_law(density: float, exponent: float = 0.5, bins: int = 64) -> StepGrap
 
     Args:
         density: ∬ W in [0, 1].
-        exponent: in [0, 1), so that the shape is integrable.
-        bins: cells of each axis.
+        exponent: In [0, 1), so that the shape is integrable.
+        bins: Cells of each axis.
 
     >>> power_law(0.1, exponent=0.5)
     StepGraphon(rows=64, cols=64, density=0.1)
@@ -63,10 +63,10 @@ def block(values: Any, density: float | None = None, row_measure: Any = None, co
     """Stochastic block model: constant on given blocks.
 
     Args:
-        values: non-negative shape [rows, cols]; probabilities where `density` is None.
-        density: scale the shape to this density, capped at 1; None keeps it.
-        row_measure: shares [rows] of the outputs in each block, default equal.
-        col_measure: shares [cols] of the inputs.
+        values: Non-negative shape [rows, cols]; probabilities where `density` is None.
+        density: Scale the shape to this density, capped at 1; None keeps it.
+        row_measure: Shares [rows] of the outputs in each block, default equal.
+        col_measure: Shares [cols] of the inputs.
 
     >>> block([[4.0, 1.0], [1.0, 4.0]], density=0.25).values.tolist()
     [[0.4, 0.1], [0.1, 0.4]]
@@ -90,13 +90,13 @@ def as_graphon(spec: Any) -> StepGraphon:
     """Read a graphon from what a user, or a YAML file, may write.
 
     Args:
-        spec: a StepGraphon; cell values as tensor, numpy array or nested list; one number (a constant);
+        spec: A StepGraphon; cell values as tensor, numpy array or nested list; one number (a constant);
             a mapping such as `{"family": "power-law", "exponent": 0.5, "density": 0.1}`; or the same as text,
             `"power-law(exponent=0.5, density=0.1)"`.
 
     Raises:
-        ValueError: unknown family, or an argument that it does not take; the message names the nearest.
-        TypeError: anything else.
+        ValueError: Unknown family, or an argument that it does not take; the message names the nearest.
+        TypeError: Anything else.
 
     Example:
         >>> as_graphon({"family": "power-law", "exponent": 0.5, "density": 0.1})

@@ -20,17 +20,17 @@ class StepGraphon:
     inputs (axis v), as in a weight `[out, in]`. What is given is copied; attributes cannot be set afterwards.
 
     Args:
-        values: cell values [rows, cols] in [0, 1]. Lists, numpy arrays and integer or bool tensors become
+        values: Cell values [rows, cols] in [0, 1]. Lists, numpy arrays and integer or bool tensors become
             float64; floating tensors keep their dtype and device.
-        row_measure: lengths [rows] of the intervals of u, positive, summing to 1. Default: all equal.
-        col_measure: lengths [cols] of the intervals of v, likewise.
-        energy: cell means [rows, cols] of w²·M for weights w under the mask M, non-negative; or None.
-        drift: cell means [rows, cols] of w·M; or None.
-        std_error: standard error [rows, cols] of each cell of an estimate; or None.
-        sparse_cells: bool [rows, cols], True where a cell expects fewer than 5 edges; or None.
+        row_measure: Lengths [rows] of the intervals of u, positive, summing to 1. Default: all equal.
+        col_measure: Lengths [cols] of the intervals of v, likewise.
+        energy: Cell means [rows, cols] of w²·M for weights w under the mask M, non-negative; or None.
+        drift: Cell means [rows, cols] of w·M; or None.
+        std_error: Standard error [rows, cols] of each cell of an estimate; or None.
+        sparse_cells: Bool [rows, cols], True where a cell expects fewer than 5 edges; or None.
 
     Raises:
-        ValueError: a shape does not fit, a value is not finite or outside its range, or a measure is not
+        ValueError: A shape does not fit, a value is not finite or outside its range, or a measure is not
             positive or does not sum to 1.
 
     Example:
@@ -124,7 +124,7 @@ class StepGraphon:
         """Evaluate W at points of [0, 1]; `u` and `v` broadcast against each other.
 
         Raises:
-            ValueError: a point is outside [0, 1].
+            ValueError: A point is outside [0, 1].
         """
         points = [torch.as_tensor(p, dtype=torch.float64, device=self.device) for p in (u, v)]
         for name, p in zip("uv", points, strict=True):
@@ -138,7 +138,7 @@ class StepGraphon:
         """Integral operator (W f)(u) = ∫ W(u, v) f(v) dv for a step function on the column intervals.
 
         Args:
-            function: values [cols] or [cols, k] of f.
+            function: Values [cols] or [cols, k] of f.
 
         Returns:
             Values [rows] or [rows, k].
@@ -216,8 +216,8 @@ class StepGraphon:
 
         Args:
             shape: `[out, in]`, or `[out, in, *taps]` for a convolution; every tap is its own draw.
-            seed: seed of the draw when no generator is given.
-            generator: source of randomness instead of the seed.
+            seed: Seed of the draw when no generator is given.
+            generator: Source of randomness instead of the seed.
             positions: "grid" puts output i at u = (i + ½) / out, so blocks keep their sizes;
                 "random" draws positions uniformly, as in the definition of a W-random graph.
 
@@ -225,7 +225,7 @@ class StepGraphon:
             Bool mask of the given shape on the graphon's device.
 
         Raises:
-            ValueError: fewer than two axes, an empty axis, or unknown `positions`.
+            ValueError: Fewer than two axes, an empty axis, or unknown `positions`.
         """
         return sample_mask(
             self.values, self.row_measure, self.col_measure, shape, seed=seed, generator=generator, positions=positions

@@ -23,11 +23,11 @@ class CutNorm:
     """Bracket of a cut norm.
 
     Attributes:
-        lower: the integral over the witness sets, in absolute value.
-        upper: certified upper bound; equals `lower` up to rounding where `exact`.
-        rows: bool [rows], the witness S.
-        cols: bool [cols], the witness T.
-        exact: whether all subsets of the smaller side were enumerated.
+        lower: The integral over the witness sets, in absolute value.
+        upper: Certified upper bound; equals `lower` up to rounding where `exact`.
+        rows: Bool [rows], the witness S.
+        cols: Bool [cols], the witness T.
+        exact: Whether all subsets of the smaller side were enumerated.
     """
 
     lower: float
@@ -58,12 +58,12 @@ def cut_norm(
 
     Args:
         values: U [rows, cols], any finite numbers; computed in float64 on the CPU.
-        row_measure: interval lengths [rows]; default all equal.
-        col_measure: interval lengths [cols].
-        exact_side: enumerate when the smaller side is at most this; cost 2^side.
-        restarts: random starts, and as many rounded ones, of the lower bound.
-        iterations: steps of the low-rank solver; more only make the upper bound tighter.
-        seed: of the starts; the global random state is not touched.
+        row_measure: Interval lengths [rows]; default all equal.
+        col_measure: Interval lengths [cols].
+        exact_side: Enumerate when the smaller side is at most this; cost 2^side.
+        restarts: Random starts, and as many rounded ones, of the lower bound.
+        iterations: Steps of the low-rank solver; more only make the upper bound tighter.
+        seed: Of the starts; the global random state is not touched.
 
     Raises:
         ValueError: `values` is not a matrix or not finite.

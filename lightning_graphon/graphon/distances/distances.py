@@ -18,11 +18,11 @@ class CutDistance:
     """Bracket of the cut norm of the difference of two graphons.
 
     Attributes:
-        lower: cut norm of the difference is at least this, by a witness.
-        upper: and at most this, certified.
+        lower: Cut norm of the difference is at least this, by a witness.
+        upper: And at most this, certified.
         alignment: "given" or "degree", the relabelling that both numbers belong to.
-        relabelling_lower: no relabelling whatever can bring the distance below this.
-        exact: whether `lower` is the cut norm itself.
+        relabelling_lower: No relabelling whatever can bring the distance below this.
+        exact: Whether `lower` is the cut norm itself.
     """
 
     lower: float
@@ -45,11 +45,11 @@ def cut_distance(
     sorted degree functions of the rows or of the columns, or the difference of densities.
 
     Args:
-        a: first graphon.
-        b: second graphon, on any grid.
-        align: also try the relabelling by degree.
-        restarts: see `cut_norm`.
-        seed: see `cut_norm`.
+        a: First graphon.
+        b: Second graphon, on any grid.
+        align: Also try the relabelling by degree.
+        restarts: See `cut_norm`.
+        seed: See `cut_norm`.
 
     Example:
         >>> a, b = StepGraphon([[0.5]]), StepGraphon([[0.9, 0.1], [0.1, 0.9]])
@@ -106,7 +106,7 @@ def transport_distance(a: StepGraphon, b: StepGraphon) -> float:
     order as given, and the least is returned. That is an upper bound of the distance.
 
     Raises:
-        ImportError: the library POT is not installed.
+        ImportError: The library POT is not installed.
     """
     try:
         from ot.coot import co_optimal_transport2

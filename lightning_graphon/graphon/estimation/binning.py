@@ -60,9 +60,9 @@ def cell_means(graph: ChannelGraph, rows: Tensor | None, cols: Tensor | None) ->
     """Mean of the graph's entries in each cell, float64.
 
     Args:
-        graph: the channel graph, [out, in].
-        rows: membership [out, row bins], or None where every row is its own bin.
-        cols: membership [in, col bins], or None where every column is its own bin.
+        graph: The channel graph, [out, in].
+        rows: Membership [out, row bins], or None where every row is its own bin.
+        cols: Membership [in, col bins], or None where every column is its own bin.
     """
     sums = []
     total: Tensor | None = None

@@ -21,13 +21,13 @@ class ChannelGraph:
 
     Args:
         mask: [out, in / groups, *taps], bool or numbers in [0, 1].
-        weight: weights of the same shape, or None.
-        power: exponent of the weights: 1 for drift, 2 for energy.
-        groups: number of groups of the convolution.
-        transposed: the mask is [in, out / groups, *taps], as in nn.ConvTranspose.
+        weight: Weights of the same shape, or None.
+        power: Exponent of the weights: 1 for drift, 2 for energy.
+        groups: Number of groups of the convolution.
+        transposed: The mask is [in, out / groups, *taps], as in nn.ConvTranspose.
 
     Raises:
-        ValueError: the mask has fewer than two axes or an empty one, or the groups do not divide its first.
+        ValueError: The mask has fewer than two axes or an empty one, or the groups do not divide its first.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ChannelGraph:
         """Row sums [out] and column sums [in], float64, summed once; checks that a mask's entries lie in [0, 1].
 
         Raises:
-            ValueError: an entry of a floating mask is outside [0, 1] or not a number.
+            ValueError: An entry of a floating mask is outside [0, 1] or not a number.
         """
         if self._degrees is None:
             self._degrees = self._sums()

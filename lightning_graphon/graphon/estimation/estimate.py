@@ -54,14 +54,14 @@ def estimate_graphon(
     Args:
         mask: [out, in], bool, or numbers in [0, 1]; or [out, in / groups, *taps] of a convolution, read as
             the graph between channels whose edge weight is the mean over the taps.
-        bins: number of intervals of each axis, or a pair (rows, columns), at most with "spectral"; never more than
+        bins: Number of intervals of each axis, or a pair (rows, columns), at most with "spectral"; never more than
             the side.
         order: "degree", "spectral", or "none" to keep the given order of rows and columns.
         ties: "average" or "index", see above; used with `order="degree"`.
-        smoothing: weight of total-variation denoising of the cells (the second step of Chan and Airoldi), in
+        smoothing: Weight of total-variation denoising of the cells (the second step of Chan and Airoldi), in
             units of the typical standard error of a cell; 1 is a sound start, 0 (as in [P1]) is off. The mean
             is kept.
-        groups: number of groups of the convolution; entries between groups are 0.
+        groups: Number of groups of the convolution; entries between groups are 0.
 
     Returns:
         Values, measures, `std_error` and `sparse_cells` in float64, on the mask's device (on the CPU for MPS,
@@ -71,7 +71,7 @@ def estimate_graphon(
         density × n < 5. Both describe the cells before smoothing.
 
     Raises:
-        ValueError: unknown `order` or `ties`, `bins` below 1, negative smoothing, a mask with fewer than two
+        ValueError: Unknown `order` or `ties`, `bins` below 1, negative smoothing, a mask with fewer than two
             axes, an empty axis or entries outside [0, 1].
 
     Example:

@@ -21,8 +21,8 @@ def quantile_labels(keys: Tensor, bins: int, within: Tensor | None = None) -> Te
 
     Args:
         keys: [n].
-        bins: number of quantiles.
-        within: group [n] of each item, 0..k-1; quantiles are taken inside each group.
+        bins: Number of quantiles.
+        within: Group [n] of each item, 0..k-1; quantiles are taken inside each group.
 
     >>> import torch
     >>> quantile_labels(torch.tensor([1.0, 9.0, 1.0, 5.0]), 2)
@@ -56,10 +56,10 @@ def spectral_labels(incoming: ChannelGraph, outgoing: ChannelGraph, owner: Tenso
     again, while there are at most `bins` parts.
 
     Args:
-        incoming: graph [n, n_before].
-        outgoing: graph [n_after, m], m a multiple of n.
-        owner: neuron [m] of each column of `outgoing`.
-        bins: largest number of parts.
+        incoming: Graph [n, n_before].
+        outgoing: Graph [n_after, m], m a multiple of n.
+        owner: Neuron [m] of each column of `outgoing`.
+        bins: Largest number of parts.
     """
     before = _along(lambda x: times(incoming, x), *leading_exact(incoming, rank=_RANK + 1)[1:])
     u, s, _ = leading_exact(outgoing, rank=_RANK + 1)

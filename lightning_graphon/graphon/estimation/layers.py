@@ -70,22 +70,22 @@ def layer_graphons(
     read from the modules.
 
     Args:
-        masks: qualified parameter name to bool tensor of the weight's shape, in network order.
-        model: the model whose parameters the masks belong to; fills `energy` and `drift`, the cell means of
+        masks: Qualified parameter name to bool tensor of the weight's shape, in network order.
+        model: The model whose parameters the masks belong to; fills `energy` and `drift`, the cell means of
             w²·M and w·M (mean over taps for convolutions, as for the mask).
-        bins: number of bins; for "joint", the most per hidden layer; for "spectral", the most.
+        bins: Number of bins; for "joint", the most per hidden layer; for "spectral", the most.
         order: "degree", "spectral", "none" or "joint".
         positions: "degree", "energy" or "spectral", used by "joint".
         ties: "average" or "index", used by "degree", see `estimate_graphon`.
-        drift: whether the model's drift is wanted; without it there is one pass less over the weights.
+        drift: Whether the model's drift is wanted; without it there is one pass less over the weights.
 
     Returns:
         Graphons by the same names, in the same order.
 
     Raises:
-        ValueError: an unknown choice, a mask that does not fit its parameter, no mask at all,
+        ValueError: An unknown choice, a mask that does not fit its parameter, no mask at all,
             `positions="energy"` without a model, or with "joint" a layer that breaks the chain.
-        KeyError: the model has no parameter of that name.
+        KeyError: The model has no parameter of that name.
 
     Example:
         >>> import torch

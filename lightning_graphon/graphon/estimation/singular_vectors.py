@@ -29,9 +29,9 @@ def leading(graph: ChannelGraph, *, rank: int, floor: float = 0.0) -> tuple[Tens
     largest value; those below, the noise, hardly converge and may be inaccurate.
 
     Args:
-        graph: the graph.
-        rank: how many are wanted; fewer where a side is shorter.
-        floor: least singular value that matters.
+        graph: The graph.
+        rank: How many are wanted; fewer where a side is shorter.
+        floor: Least singular value that matters.
     """
     count = min(rank + _OVERSAMPLE, *graph.shape)
     generator = torch.Generator().manual_seed(0)

@@ -16,11 +16,11 @@ def total_variation(
     field sums to zero.
 
     Args:
-        values: noisy cell values h [rows, cols] in [0, 1].
+        values: Noisy cell values h [rows, cols] in [0, 1].
         row_measure: [rows].
         col_measure: [cols]; m_ij is the product of the two and m̄ its mean.
-        weight: weight of the total variation, 0 or more.
-        iterations: number of dual steps.
+        weight: Weight of the total variation, 0 or more.
+        iterations: Number of dual steps.
 
     Returns:
         Denoised values [rows, cols] in [0, 1] with the mean of the noisy ones.

@@ -25,10 +25,10 @@ def active_inputs(first: Tensor | StepGraphon) -> Tensor:
     Their number is the intrinsic dimension of [P2]; the others are cut off, the network is constant in them.
 
     Args:
-        first: mask [out, in] of the first layer ([out, in, *taps] is read as [out, in · taps]), or its graphon.
+        first: Mask [out, in] of the first layer ([out, in, *taps] is read as [out, in · taps]), or its graphon.
 
     Raises:
-        ValueError: a mask with fewer than two axes, an empty axis or entries other than 0 and 1.
+        ValueError: A mask with fewer than two axes, an empty axis or entries other than 0 and 1.
 
     >>> active_inputs(torch.tensor([[1, 0, 1], [0, 0, 1]])).tolist()
     [True, False, True]
@@ -63,13 +63,13 @@ def common_neighbour_count(first: Tensor | StepGraphon, inputs: Sequence[int], u
     """Number of hidden units joined to every one of the given inputs: n ∫ ∏_j W(u, v_j) du.
 
     Args:
-        first: mask of the first layer, where the number is exact; or its graphon, where it is expected.
-        inputs: their column indices, all different; none gives all units.
-        units: n, the number of hidden units; needed with a graphon, the rows of a mask.
+        first: Mask of the first layer, where the number is exact; or its graphon, where it is expected.
+        inputs: Their column indices, all different; none gives all units.
+        units: Number n of hidden units; needed with a graphon.
 
     Raises:
         ValueError: `units` is missing or does not fit, or two inputs are the same.
-        IndexError: an input that the layer does not have.
+        IndexError: An input that the layer does not have.
 
     >>> common_neighbour_count(torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 1]]), [0, 1])
     2.0
@@ -93,9 +93,9 @@ def mean_common_neighbour_count(first: Tensor | StepGraphon, size: int, units: i
     same mean of products: elementary symmetric polynomials of the values W(u, ·).
 
     Args:
-        first: mask of the first layer, or its graphon.
-        size: k, at least 1.
-        units: number of hidden units, with a graphon.
+        first: Mask of the first layer, or its graphon.
+        size: Number k of inputs, at least 1.
+        units: Number of hidden units, with a graphon.
 
     Raises:
         ValueError: `size` is below 1, or `units` is missing or does not fit.
@@ -120,9 +120,9 @@ class CoveredOrder:
     """Bracket of the largest k such that any k active inputs are joined to one hidden unit together.
 
     Attributes:
-        lower: every set of so many active inputs is covered.
-        upper: not every set of more is; `witness` is one of `upper + 1` inputs that is not.
-        witness: column indices of that set; empty where every set is covered.
+        lower: Every set of so many active inputs is covered.
+        upper: Not every set of more is; `witness` is one of `upper + 1` inputs that is not.
+        witness: Column indices of that set; empty where every set is covered.
     """
 
     lower: int
@@ -143,8 +143,8 @@ def covered_order(first: Tensor | StepGraphon, units: int | None = None) -> Cove
     that lowers the expected number most, and the lower end takes the smallest values of W(u, ·) at every u.
 
     Args:
-        first: mask of the first layer, or its graphon.
-        units: number of hidden units, with a graphon.
+        first: Mask of the first layer, or its graphon.
+        units: Number of hidden units, with a graphon.
 
     Raises:
         ValueError: `units` is missing or does not fit.
@@ -167,8 +167,8 @@ def expressivity_table(layers: Mapping[str, Tensor], sizes: Sequence[int] = (1, 
     """One row for each first-layer mask: what it listens to, exactly.
 
     Args:
-        layers: label (method, sparsity) to the mask [out, in] of a first layer.
-        sizes: numbers k of inputs for which units are counted.
+        layers: Label (method, sparsity) to the mask [out, in] of a first layer.
+        sizes: Numbers k of inputs for which units are counted.
 
     Returns:
         Rows with `layer`, `density`, `active_inputs`, `cut_off_inputs`, `effective_inputs`, `dead_units`,

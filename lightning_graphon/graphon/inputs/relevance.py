@@ -23,10 +23,10 @@ def input_path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> Tens
             the mean over its taps.
 
     Returns:
-        float64 [cols of the first layer], in [0, 1].
+        Float64 [cols of the first layer], in [0, 1].
 
     Raises:
-        ValueError: no layer, graphons mixed with masks, or sides that do not fit.
+        ValueError: No layer, graphons mixed with masks, or sides that do not fit.
 
     >>> input_path_density([torch.tensor([[1, 0], [1, 1]]), torch.tensor([[1, 0]])])
     tensor([0.5000, 0.0000], dtype=torch.float64)
@@ -75,8 +75,8 @@ def coordinate_relevance(x: Tensor, labels: Tensor, kind: str = "mean_difference
     """How much each input coordinate says of the class, by itself.
 
     Args:
-        x: samples [N, ...], flattened to [N, d].
-        labels: class numbers [N].
+        x: Samples [N, ...], flattened to [N, d].
+        labels: Class numbers [N].
         kind: "mean_difference" is the standard deviation of the class means, weighted by class: for two equally
             frequent classes half of the absolute difference of their means, in the units of the input.
             "correlation_ratio" is Fisher's η², the share of the coordinate's variance that lies between the
@@ -84,10 +84,10 @@ def coordinate_relevance(x: Tensor, labels: Tensor, kind: str = "mean_difference
             input, so the first is the one to compare with path densities.
 
     Returns:
-        float64 [d], not negative, finite.
+        Float64 [d], not negative, finite.
 
     Raises:
-        ValueError: an unknown kind, labels that are not [N] whole numbers, or a single class.
+        ValueError: An unknown kind, labels that are not [N] whole numbers, or a single class.
 
     >>> coordinate_relevance(torch.tensor([[0.0, 3.0], [1.0, 3.0]]), torch.tensor([0, 1]))
     tensor([0.5000, 0.0000], dtype=torch.float64)
@@ -121,7 +121,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
         A number in [-1, 1].
 
     Raises:
-        ValueError: not two vectors of one length, or entries that are not finite.
+        ValueError: Not two vectors of one length, or entries that are not finite.
 
     >>> rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0, 100.0]))
     1.0

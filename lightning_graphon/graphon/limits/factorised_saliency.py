@@ -28,14 +28,14 @@ class FactorisedSaliency(ScaledSaliency):
     """The model S_ij = a_i b_j ξ_ij of [P2]: a row factor times a column factor times i.i.d. noise.
 
     Args:
-        row_factors: a [out], not negative; 0 for an output whose scores are all zero.
-        col_factors: b [in, *taps], likewise.
-        noise: sample [k] of ξ, in any order.
-        explained: share of the variance of log |S| that the factors explain, where it was fitted.
-        noise_ks: misfit of i.i.d. noise, where it was fitted; see `fit_factorised_saliency`.
+        row_factors: Factors a [out], not negative; 0 for an output whose scores are all zero.
+        col_factors: Factors b [in, *taps], not negative.
+        noise: Sample [k] of ξ, in any order.
+        explained: Share of the variance of log |S| that the factors explain, where it was fitted.
+        noise_ks: Misfit of i.i.d. noise, where it was fitted; see `fit_factorised_saliency`.
 
     Raises:
-        ValueError: a factor is negative or not finite, or the noise is empty or not finite.
+        ValueError: A factor is negative or not finite, or the noise is empty or not finite.
 
     Example:
         One round of SynFlow is exactly this model: the factors are the sums over paths from the outputs and from the
@@ -96,7 +96,7 @@ def fit_factorised_saliency(scores: Tensor) -> FactorisedSaliency:
         scores: [out, in, *taps], as a pruning method returns them. Taps are read as columns of their own.
 
     Raises:
-        ValueError: fewer than two axes, an empty axis, or a score that is not finite.
+        ValueError: Fewer than two axes, an empty axis, or a score that is not finite.
 
     Example:
         >>> source = torch.Generator().manual_seed(0)
@@ -210,17 +210,17 @@ def predicted_graphons(
       there is one sample.
 
     Args:
-        layers: name to scores [out, in, *taps], which are fitted (`fit_factorised_saliency`), or to the model itself.
-        sparsity: fraction of all these weights that is removed, in [0, 1).
+        layers: Name to scores [out, in, *taps], which are fitted (`fit_factorised_saliency`), or to the model itself.
+        sparsity: Fraction of all these weights that is removed, in [0, 1).
         scope: "global" has one threshold for all layers, "layer" removes the same fraction of each.
-        bins: cells of each axis, as in `estimate_graphon`.
+        bins: Cells of each axis, as in `estimate_graphon`.
         order: "degree" or "none", as in `estimate_graphon`.
 
     Returns:
         Graphons by the same names, float64.
 
     Raises:
-        ValueError: an unknown scope, no layer, a sparsity out of range, or scores that cannot be fitted (the message
+        ValueError: An unknown scope, no layer, a sparsity out of range, or scores that cannot be fitted (the message
             names the layer).
 
     Example:
@@ -249,12 +249,12 @@ def limit_distances(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], b
     mask is sorted, and of the cells.
 
     Args:
-        scores: name to scores, of the one round that led to the masks.
-        masks: name to bool mask of the same shape.
-        bins: cells of each axis.
+        scores: Name to scores, of the one round that led to the masks.
+        masks: Name to bool mask of the same shape.
+        bins: Cells of each axis.
 
     Raises:
-        ValueError: scores that cannot be fitted; the message names the layer.
+        ValueError: Scores that cannot be fitted; the message names the layer.
 
     >>> scores = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
     >>> limit_distances({"fc": scores}, {"fc": scores > 0.8}, bins=4)["fc"] < 0.08  # by chance up to 0.075

@@ -36,10 +36,10 @@ class ScaledSaliency:
 
     Args:
         scales: [out, in, *taps], finite and not negative; zero where the score is zero whatever the noise.
-        noise: sample [k] of ξ, in any order; it may be signed.
+        noise: Sample [k] of ξ, in any order; it may be signed.
 
     Raises:
-        ValueError: a scale is negative or not finite, the noise is empty or not finite.
+        ValueError: A scale is negative or not finite, the noise is empty or not finite.
 
     Example:
         >>> S = ScaledSaliency(torch.tensor([[2.0, 1.0], [1.0, 0.0]]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
@@ -104,16 +104,16 @@ class ScaledSaliency:
         """The limit of the masks: W(u, v) = P(S > τ), averaged over the cells of a grid.
 
         Args:
-            density: fraction kept in this layer; or
-            threshold: what is kept where one threshold serves several layers, see `predicted_graphons`.
-            bins: cells of each axis, or a pair (rows, columns), as in `estimate_graphon`.
+            density: Fraction kept in this layer; or
+            threshold: What is kept where one threshold serves several layers, see `predicted_graphons`.
+            bins: Cells of each axis, or a pair (rows, columns), as in `estimate_graphon`.
             order: "degree" sorts both axes by expected degree, descending; "none" keeps the order of the units.
 
         Returns:
             Values and measures, float64. The taps of a convolution are averaged.
 
         Raises:
-            ValueError: not exactly one of `density` and `threshold`, or one of them is out of range.
+            ValueError: Not exactly one of `density` and `threshold`, or one of them is out of range.
         """
         if (density is None) == (threshold is None):
             raise ValueError(f"give one of density and threshold, got density={density!r}, threshold={threshold!r}")
@@ -189,7 +189,7 @@ def checked(name: str, values: Tensor, dims: int = 1) -> Tensor:
     """Detached float64, finite, not empty, with at least `dims` axes.
 
     Raises:
-        ValueError: it is not.
+        ValueError: It is not.
     """
     values = values.detach()
     values = values.to("cpu" if values.device.type == "mps" else values.device, torch.float64)

@@ -15,7 +15,7 @@ def as_biadjacency(mask: Tensor) -> Tensor:
     """The mask as bool [out, in · taps].
 
     Raises:
-        ValueError: fewer than two axes, an empty axis, or entries that are neither 0 nor 1.
+        ValueError: Fewer than two axes, an empty axis, or entries that are neither 0 nor 1.
     """
     if mask.ndim < 2 or 0 in mask.shape:
         raise ValueError(f"a mask must be [out, in, *taps] with no empty axis, got shape {tuple(mask.shape)}")
@@ -67,8 +67,8 @@ class Counts:
     mask.
 
     Attributes:
-        m: number of rows.
-        n: number of columns.
+        m: Number of rows.
+        n: Number of columns.
         edges: Σ M_ij.
         row_square: Σ d_i², d the row degrees.
         col_square: Σ k_j², k the column degrees.

@@ -41,15 +41,15 @@ class HomogeneityTest:
 
     Attributes:
         statistic: Fisher's −2 Σ log p of the three components.
-        p_value: under the Erdős–Rényi null.
+        p_value: Under the Erdős–Rényi null.
         verdict: "heterogeneous" if the p-value is at most `alpha`, else "homogeneous".
-        alpha: level of the verdict.
-        row_score: standardised excess of the row degrees' variance.
-        col_score: standardised excess of the column degrees' variance.
-        c4_score: standardised signed quadrilateral.
-        row_degree_cv: effect size: coefficient of variation of row degrees beyond that of the null.
-        col_degree_cv: the same for columns.
-        c4_ratio: effect size: t(C4) / t(K2)⁴ over distinct vertices, 1 for the null.
+        alpha: Level of the verdict.
+        row_score: Standardised excess of the row degrees' variance.
+        col_score: Standardised excess of the column degrees' variance.
+        c4_score: Standardised signed quadrilateral.
+        row_degree_cv: Effect size: coefficient of variation of row degrees beyond that of the null.
+        col_degree_cv: The same for columns.
+        c4_ratio: Effect size: t(C4) / t(K2)⁴ over distinct vertices, 1 for the null.
         method: "monte-carlo", "asymptotic", or "degenerate" for a mask that has only one arrangement.
     """
 
@@ -77,18 +77,18 @@ def homogeneity_test(
 
     Args:
         mask: 0/1 mask [out, in]; [out, in, *taps] is read as [out, in · taps].
-        alpha: level of the verdict.
+        alpha: Level of the verdict.
         method: "monte-carlo" draws masks of the null and ranks the statistic among them; its level is exact
             whatever the size and density, and its smallest p-value is 1 / (draws + 1). "asymptotic" uses
             scaled chi-squared laws of the degree statistics and the normal law of the cycle statistic.
             "auto" takes Monte Carlo where fewer than 1000 cycles are expected in the mask or in its complement,
             too few for the normal law, and for small masks with a side below 32 unless the asymptotic p-value is
             below 1e-6.
-        draws: number of Monte-Carlo masks.
-        seed: of those masks; the global random state is not touched.
+        draws: Number of Monte-Carlo masks.
+        seed: Of those masks; the global random state is not touched.
 
     Raises:
-        ValueError: unknown `method`, `alpha` not in (0, 1), `draws` below 1, entries other than 0 and 1.
+        ValueError: Unknown `method`, `alpha` not in (0, 1), `draws` below 1, entries other than 0 and 1.
 
     Example:
         >>> import torch
@@ -186,9 +186,9 @@ def square_moments(groups: int, size: int, edges: int) -> tuple[float, float]:
     edge or none.
 
     Args:
-        groups: number of rows (or columns).
-        size: entries in each of them.
-        edges: number of edges in all, fewer than all entries.
+        groups: Number of rows (or columns).
+        size: Entries in each of them.
+        edges: Number of edges in all, fewer than all entries.
     """
     total = groups * size
     pair = Fraction(size - 1, total - 1)

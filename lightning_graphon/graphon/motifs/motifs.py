@@ -16,10 +16,10 @@ class MotifDensities:
     """Densities t(F) of an edge, the two cherries and the four-cycle of a bipartite graph.
 
     Attributes:
-        edge: t(K2), the density.
-        row_cherry: two edges that meet in a row (output): ∫ (∫ W dv)² du.
-        col_cherry: two edges that meet in a column (input): ∫ (∫ W du)² dv.
-        c4: two rows and two columns with all four edges; the sum of the fourth powers of W's singular values.
+        edge: Density of edges, t(K2).
+        row_cherry: Two edges that meet in a row (output): ∫ (∫ W dv)² du.
+        col_cherry: Two edges that meet in a column (input): ∫ (∫ W du)² dv.
+        c4: Two rows and two columns with all four edges; the sum of the fourth powers of W's singular values.
         counting: "distinct" or "homomorphism", whether the vertices of a motif must differ.
     """
 
@@ -59,7 +59,7 @@ def motif_densities(graph: Tensor | StepGraphon, *, counting: str = "distinct") 
         counting: "distinct" or "homomorphism".
 
     Raises:
-        ValueError: unknown `counting`; a mask with an empty axis or with entries other than 0 and 1.
+        ValueError: Unknown `counting`; a mask with an empty axis or with entries other than 0 and 1.
 
     Example:
         >>> import torch
@@ -81,7 +81,7 @@ def path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> float:
             taps enters with the mean over its taps.
 
     Raises:
-        ValueError: no layer, or masks whose sides do not fit.
+        ValueError: No layer, or masks whose sides do not fit.
 
     Example:
         >>> path_density([StepGraphon([[0.5]]), StepGraphon([[0.2]])])

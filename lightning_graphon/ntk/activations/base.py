@@ -65,8 +65,8 @@ class DualActivation(ABC):
         """One step of the recursion on squared distances.
 
         Args:
-            qx: variances of z.
-            qy: variances of z'.
+            qx: Variances of z.
+            qy: Variances of z'.
             distance: E[(z - z')²] = qx + qy - 2 k.
 
         Returns:
@@ -99,10 +99,10 @@ class HermiteDual(DualActivation):
     for given variances.
 
     Args:
-        function: elementwise torch function.
-        derivative: its derivative; autograd's when None.
-        degree: number of terms, at least 1.
-        name: shown in messages.
+        function: Elementwise torch function.
+        derivative: Its derivative; autograd's when None.
+        degree: Number of terms, at least 1.
+        name: Shown in messages.
 
     Raises:
         ValueError: `degree` is not positive.
@@ -164,8 +164,8 @@ class HermiteDual(DualActivation):
         """Mass of φ and of φ̇ beyond the series, E[φ²] - Σ_k a_k²: the error at correlation 1 without correction.
 
         Args:
-            m: means, any shape, float64.
-            q: variances, broadcastable.
+            m: Means, any shape, float64.
+            q: Variances, broadcastable.
 
         Returns:
             Two tensors of the broadcast shape.

@@ -58,9 +58,9 @@ class Sin(DualActivation):
     """φ(z) = sin(frequency · z + phase); `Sin(phase=π/2)` is the cosine.
 
     Args:
-        frequency: angular frequency.
-        phase: in radians.
-        name: shown in messages.
+        frequency: Angular frequency.
+        phase: In radians.
+        name: Shown in messages.
 
     >>> zero = torch.zeros(1, dtype=torch.float64)
     >>> [v.item() for v in Sin().covariance(zero, zero, zero)]

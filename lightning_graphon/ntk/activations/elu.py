@@ -26,10 +26,10 @@ class ELULike(KinkedDual):
     `KinkedDual`.
 
     Args:
-        positive: slope for z > 0.
+        positive: Slope for z > 0.
         negative: -φ(-∞).
-        rate: of the exponential, positive.
-        name: shown in messages.
+        rate: Of the exponential, positive.
+        name: Shown in messages.
 
     >>> elu = ELULike(1.0, 1.0, 1.0, "elu")
     >>> z = torch.tensor([-1.0, 2.0])

@@ -24,7 +24,7 @@ def safe_sqrt(t: Tensor) -> Tensor:
     are rounding; they give 0.
 
     Args:
-        t: any shape, floating point.
+        t: Any shape, floating point.
 
     Returns:
         Same shape and dtype.
@@ -93,8 +93,8 @@ def owens_t(h: Tensor, k: Tensor) -> Tensor:
     """Owen's T function.
 
     Args:
-        h: any shape, float64.
-        k: broadcastable with `h`; may be infinite.
+        h: Any shape, float64.
+        k: Broadcastable with `h`; may be infinite.
 
     Returns:
         T(h, k), the broadcast shape; absolute error about 1e-15.
@@ -118,9 +118,9 @@ def bivariate_cdf(a: Tensor, b: Tensor, rho: Tensor, one_minus_rho2: Tensor) -> 
     """P(z < a, z' < b) of two standard normals with correlation `rho`.
 
     Args:
-        a: any shape, float64.
-        b: broadcastable.
-        rho: broadcastable, in [-1, 1].
+        a: Any shape, float64.
+        b: Broadcastable.
+        rho: Broadcastable, in [-1, 1].
         one_minus_rho2: 1 - rho², passed separately so that callers can avoid its cancellation.
 
     Returns:
@@ -151,11 +151,11 @@ class NormalPair:
     """Two jointly normal variables z, z' with any means, elementwise; moments of their positive parts.
 
     Args:
-        mx: mean of z, broadcastable with the others, float64.
-        my: mean of z'.
-        qx: variance of z, at least 0.
-        qy: variance of z'.
-        k: covariance.
+        mx: Mean of z, broadcastable with the others, float64.
+        my: Mean of z'.
+        qx: Variance of z, at least 0.
+        qy: Variance of z'.
+        k: Covariance.
     """
 
     def __init__(self, mx: Tensor, my: Tensor, qx: Tensor, qy: Tensor, k: Tensor) -> None:
@@ -194,9 +194,9 @@ def positive_part(m: Tensor, q: Tensor, t: float) -> tuple[Tensor, Tensor]:
     """E[(z - t)₊] and P(z > t) of one normal variable.
 
     Args:
-        m: mean, any shape, float64.
-        q: variance, broadcastable, at least 0.
-        t: threshold.
+        m: Mean, any shape, float64.
+        q: Variance, broadcastable, at least 0.
+        t: Threshold.
 
     Returns:
         Two tensors of the broadcast shape.

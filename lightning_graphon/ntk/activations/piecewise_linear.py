@@ -21,9 +21,9 @@ class PiecewiseLinear(DualActivation):
 
     Args:
         constant: φ's constant term.
-        slope: slope left of every knot.
-        bends: pairs (knot, change of slope).
-        name: shown in messages.
+        slope: Slope left of every knot.
+        bends: Pairs (knot, change of slope).
+        name: Shown in messages.
 
     >>> hardtanh = PiecewiseLinear(-1.0, 0.0, [(-1.0, 1.0), (1.0, -1.0)], name="hardtanh")
     >>> hardtanh.forward(torch.tensor([-3.0, 0.5, 2.0]))
@@ -76,9 +76,9 @@ class ReLULike(PiecewiseLinear):
     """φ(z) = positive · max(z, 0) + negative · min(z, 0): ReLU (0, 1), abs (-1, 1), identity (1, 1), LeakyReLU.
 
     Args:
-        negative: slope for z < 0.
-        positive: slope for z > 0.
-        name: shown in messages.
+        negative: Slope for z < 0.
+        positive: Slope for z > 0.
+        name: Shown in messages.
 
     >>> relu = ReLULike(0.0, 1.0)
     >>> q = torch.ones(1, dtype=torch.float64)

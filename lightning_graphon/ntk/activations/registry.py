@@ -54,14 +54,14 @@ def register_activation(name: str, activation: DualActivation | Callable[[Tensor
     """Give a name to an activation, so that `graphon_ntk(..., activation=name)` finds it.
 
     Args:
-        name: any string that is not taken.
-        activation: a `DualActivation`, or an elementwise torch function (then a Hermite series is used).
+        name: Any string that is not taken.
+        activation: A `DualActivation`, or an elementwise torch function (then a Hermite series is used).
 
     Returns:
         The dual activation under that name.
 
     Raises:
-        ValueError: the name is taken by another activation.
+        ValueError: The name is taken by another activation.
 
     >>> register_activation("sinc", torch.sinc)
     HermiteDual('sinc')
@@ -78,7 +78,7 @@ def unregister_activation(name: str) -> None:
     """Forget a name given by `register_activation`.
 
     Raises:
-        KeyError: there is no such name.
+        KeyError: There is no such name.
     """
     del _REGISTRY[name]
 
@@ -89,14 +89,14 @@ def dual_activation(activation: ActivationLike) -> DualActivation:
     Closed forms are used where they are known, otherwise a Hermite series of the function itself.
 
     Args:
-        activation: e.g. "relu", `torch.tanh`, `nn.GELU()`.
+        activation: E.g. "relu", `torch.tanh`, `nn.GELU()`.
 
     Returns:
         The dual activation.
 
     Raises:
-        ValueError: unknown name, or a module whose activation is not elementwise with one setting.
-        TypeError: not a name, function, module or dual activation.
+        ValueError: Unknown name, or a module whose activation is not elementwise with one setting.
+        TypeError: Not a name, function, module or dual activation.
 
     >>> dual_activation(nn.LeakyReLU(0.2))
     ReLULike('leaky_relu')

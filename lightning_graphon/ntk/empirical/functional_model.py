@@ -17,7 +17,7 @@ def batch_size(x: Inputs) -> int:
     """Number of samples, the first dimension.
 
     Raises:
-        ValueError: not a tensor or a tuple of tensors with the same first dimension, or no sample.
+        ValueError: Not a tensor or a tuple of tensors with the same first dimension, or no sample.
     """
     parts = (x,) if isinstance(x, Tensor) else tuple(x)
     if not parts or any(not isinstance(p, Tensor) or p.ndim == 0 for p in parts):
@@ -44,11 +44,11 @@ class FunctionalModel:
     """A module, its (masked) parameter values, and the weight that each squared gradient entry gets.
 
     Attributes:
-        model: the module; never changed.
-        values: detached parameters by qualified name, masks multiplied in.
-        weights: by name, a tensor of the parameter's shape (mask times preconditioner) or None for ones.
-        factors: by name, the parameterisation's number γ.
-        trainable: names that count: `requires_grad` and floating point.
+        model: The module; never changed.
+        values: Detached parameters by qualified name, masks multiplied in.
+        weights: By name, a tensor of the parameter's shape (mask times preconditioner) or None for ones.
+        factors: By name, the parameterisation's number γ.
+        trainable: Names that count: `requires_grad` and floating point.
     """
 
     model: nn.Module
@@ -61,8 +61,8 @@ class FunctionalModel:
         """Outputs [N, C] (further dimensions flattened) at the given parameter values.
 
         Raises:
-            TypeError: the model does not return a tensor.
-            ValueError: the first dimension of its output is not the number of samples.
+            TypeError: The model does not return a tensor.
+            ValueError: The first dimension of its output is not the number of samples.
         """
         args = (x,) if isinstance(x, Tensor) else x
         out = torch.func.functional_call(self.model, {**self.values, **values}, args)
@@ -95,8 +95,8 @@ def functional_model(
     """Read a module's parameters.
 
     Raises:
-        KeyError: a mask or preconditioner names no parameter.
-        ValueError: its shape is not the parameter's, or no parameter is trainable.
+        KeyError: A mask or preconditioner names no parameter.
+        ValueError: Its shape is not the parameter's, or no parameter is trainable.
     """
     named = dict(model.named_parameters())
     trainable = tuple(n for n, p in named.items() if p.requires_grad and p.is_floating_point())

@@ -41,7 +41,7 @@ def factors(module: nn.Module, samples: int, h: Tensor, delta: Tensor) -> Factor
     Args:
         module: Linear or Conv.
         samples: N; the first dimension of `h` may be N times something, sample-major.
-        h: the layer's input.
+        h: The layer's input.
         delta: [K, *output shape], gradients of K outputs with respect to the layer's output.
 
     Returns:

@@ -56,21 +56,21 @@ def empirical_ntk(
     be called under `torch.no_grad`.
 
     Args:
-        model: any module whose forward maps `x` to a tensor [N, ...]; further dimensions are flattened to C
+        model: Any module whose forward maps `x` to a tensor [N, ...]; further dimensions are flattened to C
             outputs.
-        x: samples [N, ...], or a tuple of tensors that forward takes as arguments.
-        masks: qualified parameter name to a tensor of the weight's shape, non-zero where kept.
+        x: Samples [N, ...], or a tuple of tensors that forward takes as arguments.
+        masks: Qualified parameter name to a tensor of the weight's shape, non-zero where kept.
         parameterization: "standard" is the kernel that SGD on the module's own parameters sees. "ntk"
             multiplies the part of each Linear and Conv weight by `weight_variance` / fan_in and of its bias
             by `bias_variance`.
         reduce: "mean" averages the outputs' own kernels (trace over outputs / C), "per_output" keeps them
             apart, None (or "none") is the full kernel.
-        x2: other samples; the kernel between `x` and `x2` then.
-        preconditioner: parameter name to P of its shape: Σ P ∂f ∂f' (an optimizer's diagonal); ones where not
+        x2: Other samples; the kernel between `x` and `x2` then.
+        preconditioner: Parameter name to P of its shape: Σ P ∂f ∂f' (an optimizer's diagonal); ones where not
             named.
         weight_variance: σ_w² of the "ntk" parameterisation.
         bias_variance: σ_b² of the "ntk" parameterisation.
-        max_memory: bytes for signals and temporary tensors, 1 GiB by default; samples are taken in chunks
+        max_memory: Bytes for signals and temporary tensors, 1 GiB by default; samples are taken in chunks
             that fit. Running out of memory halves the chunk, and a warning says what did fit.
         group: "world" or a process group of torch.distributed: the work is shared out and the kernel
             gathered; model, `x` and masks must be the same on all. Or a `TileShard`.
@@ -79,9 +79,9 @@ def empirical_ntk(
         [N, M] for "mean", [C, N, M] for "per_output", [N, C, M, C] for None; the outputs' dtype and device.
 
     Raises:
-        KeyError: a mask or preconditioner names no parameter.
-        ValueError: shapes or options; or an output depends on other samples of the batch.
-        TypeError: the model does not return a tensor.
+        KeyError: A mask or preconditioner names no parameter.
+        ValueError: Shapes or options; or an output depends on other samples of the batch.
+        TypeError: The model does not return a tensor.
 
     >>> model = nn.Linear(3, 2).double()
     >>> empirical_ntk(model, torch.eye(3, dtype=torch.float64))  # xᵀx' from the weights, 1 from the bias
@@ -102,12 +102,12 @@ def evaluate(
     """The kernel in several modes (`layer_gram`'s) from one pass over the signals, means in place of sums.
 
     Args:
-        fm: the model with its masks.
-        x: samples.
-        x2: other samples; "samples" needs None.
-        modes: which.
-        max_memory: as in `empirical_ntk`.
-        share: this process's part.
+        fm: The model with its masks.
+        x: Samples.
+        x2: Other samples; "samples" needs None.
+        modes: Which.
+        max_memory: As in `empirical_ntk`.
+        share: This process's part.
     """
     n, m = batch_size(x), batch_size(x if x2 is None else x2)
     with eval_semantics(fm.model, _device(x)):
@@ -125,10 +125,10 @@ class LayerShare:
     """One parameter's part of the tangent kernel.
 
     Attributes:
-        name: qualified parameter name.
-        entries: number of entries with a non-zero weight (kept by the mask).
-        trace: its part of the full kernel's trace, Σ over samples, outputs and entries of P (∂f)².
-        share: trace divided by the sum over all parameters; 0 for the zero kernel.
+        name: Qualified parameter name.
+        entries: Number of entries with a non-zero weight (kept by the mask).
+        trace: Its part of the full kernel's trace, Σ over samples, outputs and entries of P (∂f)².
+        share: Trace divided by the sum over all parameters; 0 for the zero kernel.
     """
 
     name: str
@@ -152,18 +152,18 @@ def ntk_layer_shares(
     reduce="mean")`.
 
     Args:
-        model: as in `empirical_ntk`.
-        x: samples [N, ...].
-        masks: as in `empirical_ntk`.
-        preconditioner: as in `empirical_ntk`.
-        max_memory: bytes for signals and temporary tensors.
+        model: As in `empirical_ntk`.
+        x: Samples [N, ...].
+        masks: As in `empirical_ntk`.
+        preconditioner: As in `empirical_ntk`.
+        max_memory: Bytes for signals and temporary tensors.
 
     Returns:
         One `LayerShare` a trainable parameter.
 
     Raises:
-        KeyError: a mask or preconditioner names no parameter.
-        ValueError: as in `empirical_ntk`.
+        KeyError: A mask or preconditioner names no parameter.
+        ValueError: As in `empirical_ntk`.
 
     >>> model = nn.Linear(3, 2, bias=False)
     >>> ntk_layer_shares(model, torch.eye(3))

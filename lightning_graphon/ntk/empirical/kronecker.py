@@ -30,16 +30,16 @@ def kronecker_ntk(
     product has both means of the full kernel, and its trace. For a last layer alone it is exact.
 
     Args:
-        model: as in `empirical_ntk`.
-        x: samples [N, ...].
-        masks: as in `empirical_ntk`.
-        preconditioner: as in `empirical_ntk`.
-        max_memory: as in `empirical_ntk`.
-        group: as in `empirical_ntk`.
+        model: As in `empirical_ntk`.
+        x: Samples [N, ...].
+        masks: As in `empirical_ntk`.
+        preconditioner: As in `empirical_ntk`.
+        max_memory: As in `empirical_ntk`.
+        group: As in `empirical_ntk`.
 
     Raises:
-        KeyError: a mask or preconditioner names no parameter.
-        ValueError: shapes; or an output depends on other samples of the batch.
+        KeyError: A mask or preconditioner names no parameter.
+        ValueError: Shapes; or an output depends on other samples of the batch.
 
     >>> kernel = kronecker_ntk(nn.Linear(3, 2, bias=False).double(), torch.eye(3, dtype=torch.float64))
     >>> kernel.samples.diagonal().tolist(), kernel.outputs.tolist()
@@ -56,17 +56,17 @@ class EmpiricalNTK(KernelOperator):
     `empirical_ntk`: eval mode, masked weights, frozen parameters left out, the module as it was.
 
     Args:
-        model: any module whose forward maps `x` to a tensor [N, ...].
-        x: samples [N, ...], or a tuple of tensors.
-        masks: qualified parameter name to a tensor of its shape, non-zero where kept.
+        model: Any module whose forward maps `x` to a tensor [N, ...].
+        x: Samples [N, ...], or a tuple of tensors.
+        masks: Qualified parameter name to a tensor of its shape, non-zero where kept.
         reduce: None for the kernel over all N·C outputs, sample-major; "mean" for the N by N mean over
             outputs.
-        preconditioner: parameter name to P of its shape.
-        batch: samples a pass; all by default.
+        preconditioner: Parameter name to P of its shape.
+        batch: Samples a pass; all by default.
 
     Raises:
-        KeyError: a mask or preconditioner names no parameter.
-        ValueError: shapes or options.
+        KeyError: A mask or preconditioner names no parameter.
+        ValueError: Shapes or options.
 
     >>> operator = EmpiricalNTK(nn.Linear(3, 2, bias=False).double(), torch.eye(3, dtype=torch.float64))
     >>> operator.shape, round(operator.trace(), 6)

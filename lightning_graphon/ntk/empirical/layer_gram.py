@@ -15,11 +15,11 @@ def layer_gram(left: Factors, right: Factors, weight: Tensor | None, mode: str, 
     """Σ weight · ∂f ∂f' over one weight.
 
     Args:
-        left: sides for N samples.
-        right: for M samples; the same object where the block is symmetric.
+        left: Sides for N samples.
+        right: For M samples; the same object where the block is symmetric.
         weight: [groups, rows, cols] or None for ones.
         mode: "mean", "outputs", "full" or "samples", the last for a symmetric block only.
-        budget: bytes for temporary tensors.
+        budget: Bytes for temporary tensors.
 
     Returns:
         [N, M], [C, N, M], [N, C, M, C] or [C, C].

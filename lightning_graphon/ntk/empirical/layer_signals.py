@@ -43,8 +43,8 @@ class Signals:
 
     Attributes:
         outputs: C.
-        layers: by site, the sides of its weight's gradients.
-        biases: by site, δ summed over positions, [N, C, n_out].
+        layers: By site, the sides of its weight's gradients.
+        biases: By site, δ summed over positions, [N, C, n_out].
     """
 
     samples: int
@@ -139,11 +139,11 @@ class KernelPlan:
     """What is read from signals, what needs the generic path, and what one sample costs.
 
     Attributes:
-        sites: layers whose parameters passed the check.
-        generic: names of the other trainable parameters that the outputs depend on.
-        unused: trainable parameters that the outputs do not depend on.
+        sites: Layers whose parameters passed the check.
+        generic: Names of the other trainable parameters that the outputs depend on.
+        unused: Trainable parameters that the outputs do not depend on.
         outputs: C.
-        floats: numbers that one sample's signals take.
+        floats: Numbers that one sample's signals take.
     """
 
     sites: list[LayerSite]
@@ -157,7 +157,7 @@ def make_plan(fm: FunctionalModel, x: Inputs) -> KernelPlan:
     """Check on three samples which layers' gradients are what was captured.
 
     Raises:
-        ValueError: an output depends on other samples of the batch.
+        ValueError: An output depends on other samples of the batch.
     """
     probe = plain(select(x, torch.arange(3) % batch_size(x)))
     sites = find_layer_sites(fm)

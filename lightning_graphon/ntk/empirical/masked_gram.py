@@ -31,12 +31,12 @@ def row_gram(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, weight: Tensor, budge
     """Σ_ij P_ij (Σ_k G_ni G'_mi) H_nj H'_mj for all pairs n, m.
 
     Args:
-        H: inputs [N, cols].
-        G: signals [N, K, rows].
+        H: Inputs [N, cols].
+        G: Signals [N, K, rows].
         H2: [M, cols]; the same object as H where the result is symmetric.
         G2: [M, K, rows].
         weight: P [rows, cols]; zeros cost nothing.
-        budget: bytes for blocks, off the CPU.
+        budget: Bytes for blocks, off the CPU.
 
     Returns:
         [N, M].

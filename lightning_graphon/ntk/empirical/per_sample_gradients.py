@@ -13,9 +13,9 @@ def gradients(fm: FunctionalModel, x: Inputs, names: Sequence[str], outputs: int
     """Gradients of every output with respect to the named parameters.
 
     Args:
-        fm: the functional model.
+        fm: The functional model.
         x: N samples.
-        names: parameters.
+        names: Parameters.
         outputs: C.
 
     Returns:

@@ -28,16 +28,16 @@ class GeneralisationBound:
     """A bound on the test error, with all that is needed to trust or reject it.
 
     Attributes:
-        value: sum of `per_output`. For class numbers it bounds the error rate of the largest output: where that is
+        value: Sum of `per_output`. For class numbers it bounds the error rate of the largest output: where that is
             wrong, at least one of the one-against-rest classifiers is.
-        per_output: float64 [C], training loss + sqrt(2 · norm / N) each.
-        norm: float64 [C], squared norm yᵀΘ⁻¹y of the interpolating function; of the ridge solution with a ridge.
-        training_loss: float64 [C], mean of min(1, |f - y|) on the training samples; 0 without a ridge.
+        per_output: Float64 [C], training loss + sqrt(2 · norm / N) each.
+        norm: Float64 [C], squared norm yᵀΘ⁻¹y of the interpolating function; of the ridge solution with a ridge.
+        training_loss: Float64 [C], mean of min(1, |f - y|) on the training samples; 0 without a ridge.
         condition_number: (λ_max + ridge) / (λ_min + ridge); inf where the denominator is not positive.
         residual: ‖(Θ + ridge) a - y‖ / ‖y‖ of the linear system, the largest over the outputs.
-        ridge: as given, in units of the kernel as given.
+        ridge: As given, in units of the kernel as given.
         scale: "trace" or "given".
-        reason: why `value` is inf; None where it is finite.
+        reason: Why `value` is inf; None where it is finite.
     """
 
     value: float
@@ -73,9 +73,9 @@ def generalisation_bound(
 
     Args:
         kernel: [N, N] for all outputs, or [C, N, N], one an output; decomposed in float64.
-        targets: class numbers [N] (two classes: one ±1 output; more: one ±1 output against the rest for each,
+        targets: Class numbers [N] (two classes: one ±1 output; more: one ±1 output against the rest for each,
             see `one_vs_rest_targets`), or real targets [N] or [N, C].
-        ridge: added to the diagonal in the solution, in the kernel's units, at least 0.
+        ridge: Added to the diagonal in the solution, in the kernel's units, at least 0.
         scale: "trace" or "given".
 
     Returns:
@@ -84,7 +84,7 @@ def generalisation_bound(
         solution does not solve the system.
 
     Raises:
-        ValueError: shapes; a kernel that is not finite, not symmetric, zero, or not positive semi-definite; a
+        ValueError: Shapes; a kernel that is not finite, not symmetric, zero, or not positive semi-definite; a
             negative ridge.
 
     >>> bound = generalisation_bound(0.5 * torch.eye(8), torch.tensor([0, 1] * 4))
@@ -124,15 +124,15 @@ def kernel_ridge_regression(kernel_train: Tensor, targets: Tensor, kernel_test: 
 
     Args:
         kernel_train: [N, N] for all outputs, or [C, N, N], one an output.
-        targets: class numbers [N], read by `one_vs_rest_targets`; or real targets [N] or [N, C].
+        targets: Class numbers [N], read by `one_vs_rest_targets`; or real targets [N] or [N, C].
         kernel_test: [M, N] or [C, M, N], test points in rows.
-        ridge: added to the diagonal, at least 0; the `alpha` of scikit-learn's KernelRidge.
+        ridge: Added to the diagonal, at least 0; the `alpha` of scikit-learn's KernelRidge.
 
     Returns:
-        float64 [M] for real targets [N], else [M, C]. The class is the largest output, or the sign of a single one.
+        Float64 [M] for real targets [N], else [M, C]. The class is the largest output, or the sign of a single one.
 
     Raises:
-        ValueError: shapes; a kernel that is not finite or not symmetric; or a system that is singular to working
+        ValueError: Shapes; a kernel that is not finite or not symmetric; or a system that is singular to working
             precision (the message has its condition number): nothing is added silently.
 
     >>> K = torch.eye(2)
@@ -166,13 +166,13 @@ def one_vs_rest_targets(labels: Tensor) -> Tensor:
     """±1 targets of class numbers: one column for two classes, +1 for the larger number; else one for each class.
 
     Args:
-        labels: class numbers [N], whole numbers of any values; columns are in ascending order of them.
+        labels: Class numbers [N], whole numbers of any values; columns are in ascending order of them.
 
     Returns:
-        float64 [N, 1] or [N, C], +1 for the class of the column and -1 for the rest.
+        Float64 [N, 1] or [N, C], +1 for the class of the column and -1 for the rest.
 
     Raises:
-        ValueError: labels that are not [N] whole numbers, or of one class only.
+        ValueError: Labels that are not [N] whole numbers, or of one class only.
 
     >>> one_vs_rest_targets(torch.tensor([3, 8, 3]))[:, 0]
     tensor([-1.,  1., -1.], dtype=torch.float64)

@@ -29,10 +29,10 @@ class DesignedGraphons:
     """Outcome of a design.
 
     Attributes:
-        graphons: one a layer, input side first; the best that was met.
-        history: the target at every step, next to the constant graphons first.
-        value: the target of `graphons`, the largest of `history`.
-        interrupted: whether Ctrl-C ended it before its steps were done.
+        graphons: One a layer, input side first; the best that was met.
+        history: The target at every step, next to the constant graphons first.
+        value: The target of `graphons`, the largest of `history`.
+        interrupted: Whether Ctrl-C ended it before its steps were done.
     """
 
     graphons: list[StepGraphon]
@@ -65,13 +65,13 @@ def design_graphons(
     gradient ascent by Adam on the log-odds of the cells, at the exact density throughout (`values_at_density`).
 
     Args:
-        x: samples [N, d], floating point; use float64 and some hundreds of them. The gradient holds about 15
+        x: Samples [N, d], floating point; use float64 and some hundreds of them. The gradient holds about 15
             tensors [positions, N, N] a layer.
-        density: fraction of weights kept, in (0, 1], one number or one a layer; a layer at 1 stays dense.
-        outputs: number C of outputs of the network.
-        hidden: number of positions of every hidden layer.
-        labels: class numbers [N] or targets [N, C]; needed by all named targets but "energy".
-        target: what is maximised. "fit": the share of the labels' square that ridge regression fits,
+        density: Fraction of weights kept, in (0, 1], one number or one a layer; a layer at 1 stays dense.
+        outputs: Number C of outputs of the network.
+        hidden: Number of positions of every hidden layer.
+        labels: Class numbers [N] or targets [N, C]; needed by all named targets but "energy".
+        target: What is maximised. "fit": the share of the labels' square that ridge regression fits,
             1 - ρ tr Yᵀ(Θ + ρ)⁻¹Y / ‖Y‖² for centred one-hot Y. "speed": tr YᵀΘY / ‖Y‖², how fast the squared error
             starts to fall. "alignment": the centred kernel-target alignment. "energy": the share of the five largest
             eigenvalues. The last two do not see the scale of the kernel, and networks drawn from such designs train
@@ -80,22 +80,22 @@ def design_graphons(
         form: "product" has one factor for each row and one for each column of the odds, W / (1 - W) = c f(u) g(v);
             "block" frees every cell. For the exact product c f(u) g(v) the shape of the ReLU kernel depends on the
             first layer's g alone: it is the dense kernel of inputs scaled by sqrt(g) (docs/theory-generalisation.md).
-        free: which layers are designed, 0 the first; the others stay constant graphons. Default: all.
-        activation: of all hidden layers.
-        steps: gradient steps.
+        free: Which layers are designed, 0 the first; the others stay constant graphons. Default: all.
+        activation: Of all hidden layers.
+        steps: Gradient steps.
         lr: Adam's step on the log-odds.
-        seed: of the noise that tells hidden positions apart at the start; the global generator is not touched.
-        progress: show a progress bar with the target. Ctrl-C ends the search and returns the best so far.
+        seed: Of the noise that tells hidden positions apart at the start; the global generator is not touched.
+        progress: Show a progress bar with the target. Ctrl-C ends the search and returns the best so far.
 
     Returns:
         `DesignedGraphons`; its graphons go, by layer, into the option "graphons" of `prune(model, "graphon", ...)`.
 
     Raises:
-        ValueError: an unknown choice, densities or positions that do not fit, no labels where the target needs
+        ValueError: An unknown choice, densities or positions that do not fit, no labels where the target needs
             them, or a target that is not finite.
 
     Warns:
-        UserWarning: stopped by Ctrl-C.
+        UserWarning: Stopped by Ctrl-C.
 
     >>> x, labels = torch.eye(4, dtype=torch.float64), torch.tensor([0, 0, 1, 1])
     >>> design = design_graphons(x, density=0.5, outputs=2, hidden=[2], labels=labels, steps=20)

@@ -16,12 +16,12 @@ def kernel_objective(target: str, labels: Tensor | None, ridge: float) -> Object
     """The target by its name.
 
     Args:
-        target: one of TARGETS.
-        labels: class numbers [N] or targets [N, C]; not needed for "energy".
+        target: One of TARGETS.
+        labels: Class numbers [N] or targets [N, C]; not needed for "energy".
         ridge: ρ of "fit", in the kernel's units.
 
     Raises:
-        ValueError: an unknown target, or no labels.
+        ValueError: An unknown target, or no labels.
     """
     check_choice("target", target, TARGETS)
     if target == "energy":

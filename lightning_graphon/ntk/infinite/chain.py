@@ -33,9 +33,9 @@ class Affine:
     """One Linear layer of a chain.
 
     Attributes:
-        name: the module's qualified name; its weight is `name + ".weight"`.
-        module: the layer.
-        dual: activation after it; None after the last.
+        name: The module's qualified name; its weight is `name + ".weight"`.
+        module: The layer.
+        dual: Activation after it; None after the last.
     """
 
     name: str
@@ -56,14 +56,14 @@ def read_chain(model: nn.Module, x: Tensor) -> list[Affine]:
     the model's outputs.
 
     Args:
-        model: any module.
-        x: samples [N, ...].
+        model: Any module.
+        x: Samples [N, ...].
 
     Returns:
         The layers, input side first.
 
     Raises:
-        ValueError: something else is in the chain; the message names it and points to `empirical_ntk`.
+        ValueError: Something else is in the chain; the message names it and points to `empirical_ntk`.
     """
     with eval_semantics(model, x.device):
         chain = [Affine("", model, None)] if isinstance(model, nn.Linear) else _Reader(model).read()

@@ -57,14 +57,14 @@ def drift_kernel(
     """Kernel of layers with a drift.
 
     Args:
-        x: samples [N, d].
-        layers: built with `mean` and `mean_square`; the last one's rows are the outputs.
-        duals: one a hidden layer.
+        x: Samples [N, d].
+        layers: Built with `mean` and `mean_square`; the last one's rows are the outputs.
+        duals: One a hidden layer.
         reduce: "mean" or None.
-        x2: other samples [M, d].
+        x2: Other samples [M, d].
         kernel: "ntk" or "nngp" (the second moment of the outputs, mean included).
-        max_memory: bytes for temporary tensors of a tile; at least 8 x 8 samples are taken at once.
-        share: this process's part of the tiles, gathered at the end; None for one process alone.
+        max_memory: Bytes for temporary tensors of a tile; at least 8 x 8 samples are taken at once.
+        share: This process's part of the tiles, gathered at the end; None for one process alone.
 
     Returns:
         [N, M], or [C, N, M] with `reduce=None`.

@@ -40,38 +40,38 @@ def graphon_ntk_from_model(
     `requires_grad=False` only propagate.
 
     Args:
-        model: a chain of Linear layers and elementwise activations (Flatten, Identity and Dropout are passed
+        model: A chain of Linear layers and elementwise activations (Flatten, Identity and Dropout are passed
             over).
-        x: samples [N, ...], flattened to the first layer's inputs; computed in float64.
-        masks: qualified weight name to tensor of its shape, non-zero where kept; weights without one are
+        x: Samples [N, ...], flattened to the first layer's inputs; computed in float64.
+        masks: Qualified weight name to tensor of its shape, non-zero where kept; weights without one are
             dense.
-        bins: positions of each hidden layer, at most. Default: 64; 8 for the drift, whose cells need many
+        bins: Positions of each hidden layer, at most. Default: 64; 8 for the drift, whose cells need many
             weights each to tell a mean from noise.
         propagate: "energy" reads E[w²M] from the weights, the default: it describes the network that is
             trained. "density" is the paper: weights independent of the mask. "drift" also reads E[wM] (see
             `graphon_ntk`).
         parameterization: "standard" is comparable with `empirical_ntk`; "ntk" see there.
         reduce: "mean" over the outputs, or None for each output's own kernel.
-        positions: how neurons get their bins: "degree", "energy" or "spectral" (see `layer_graphons`).
+        positions: How neurons get their bins: "degree", "energy" or "spectral" (see `layer_graphons`).
             Default: "spectral" for the drift, else "degree".
         weight_variance: σ_w² (variance of a weight times its fan-in) for "density" and "ntk"; by default
             fan-in times the mean square of each layer's kept weights.
         parameter_term: "kept", or "all" for [P1]'s literal formula.
-        x2: other samples [M, ...].
+        x2: Other samples [M, ...].
         kernel: "ntk" or "nngp".
-        max_memory: bytes for temporary tensors.
-        group: shares the tiles out over processes, as in `graphon_ntk`.
+        max_memory: Bytes for temporary tensors.
+        group: Shares the tiles out over processes, as in `graphon_ntk`.
 
     Returns:
-        float64 [N, N], [N, M] with `x2`, with a leading C for `reduce=None`; on the device of `x`.
+        Float64 [N, N], [N, M] with `x2`, with a leading C for `reduce=None`; on the device of `x`.
 
     Warns:
-        UserWarning: no masks are given, and many weights are exactly zero.
+        UserWarning: No masks are given, and many weights are exactly zero.
 
     Raises:
-        ValueError: the module is not such a chain, the message names the layer and points to `empirical_ntk`;
+        ValueError: The module is not such a chain, the message names the layer and points to `empirical_ntk`;
             or options.
-        KeyError: a mask names no Linear weight of the chain.
+        KeyError: A mask names no Linear weight of the chain.
 
     >>> model = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 2))
     >>> graphon_ntk_from_model(model, torch.eye(3)).shape

@@ -48,13 +48,13 @@ def graphon_ntk(
     """Kernel of the infinitely wide masked network between all pairs of samples.
 
     Args:
-        x: samples [N, d], floating point; the kernel has its dtype and device. Use float64: float32
+        x: Samples [N, d], floating point; the kernel has its dtype and device. Use float64: float32
             eigenvalues below 1e-6 of the largest are noise.
         graphons: L+1 of them for L hidden layers, input side first. Rows are a layer's outputs, columns its
-        inputs: the first one's columns are the d inputs (or one column for all), the last one's rows the C
+        inputs: The first one's columns are the d inputs (or one column for all), the last one's rows the C
             outputs (or one row for all); in between, the rows of one and the columns of the next are the same
             positions: `layer_graphons(masks, order="joint")`, not by degree, which moves every mask for itself.
-        activation: name, torch function, module or `DualActivation`; or one a hidden layer.
+        activation: Name, torch function, module or `DualActivation`; or one a hidden layer.
         weight_variance: σ_w², one number or one a layer; unused where `propagate` reads energies and the
             parameterisation is "standard".
         bias_variance: σ_b², one number or one a layer.
@@ -64,16 +64,16 @@ def graphon_ntk(
             last graphon).
         parameterization: "ntk" (w = σ_w ω/√n, γ = σ_w²/n) or "standard" (torch's own, γ = 1, the kernel of
             SGD).
-        widths: n_0, ..., n_L, the fan-in of every layer (a last n_{L+1} is allowed); n_0 defaults to d.
+        widths: Fan-in of every layer, n_0, ..., n_L (a last n_{L+1} is allowed); n_0 defaults to d.
             Needed wherever they do not cancel: "standard", "energy" and "drift".
         reduce: "mean" over the outputs, or None for each output's own.
-        x2: other samples [M, d]; the kernel between `x` and `x2` then.
+        x2: Other samples [M, d]; the kernel between `x` and `x2` then.
         kernel: "ntk", or "nngp" for the covariance of the outputs.
         parameter_term: "kept": only kept weights move (what a network with masks does). "all" is [P1]'s
             literal formula, where W is missing in front of Σ: for the constant graphon c it gives c^L
             Θ_dense.
-        train_bias: do biases move? Default: when `bias_variance` is positive.
-        max_memory: bytes for temporary tensors. Default: what fits the cache.
+        train_bias: Do biases move? Default: when `bias_variance` is positive.
+        max_memory: Bytes for temporary tensors. Default: what fits the cache.
         group: `TileShard` or process group of torch.distributed: the tiles are shared out and the result
             gathered; the same `x` and `graphons` on all.
 
@@ -83,7 +83,7 @@ def graphon_ntk(
         positions with equal rows are not merged).
 
     Raises:
-        ValueError: shapes, options or missing widths, energies or drifts; the message names the layer.
+        ValueError: Shapes, options or missing widths, energies or drifts; the message names the layer.
 
     >>> from types import SimpleNamespace
     >>> one, x = torch.ones(1, dtype=torch.float64), torch.eye(2, dtype=torch.float64)

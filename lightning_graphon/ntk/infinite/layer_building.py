@@ -17,7 +17,7 @@ def build_layers(
     """Check the chain of graphons and give one `Layer` for each.
 
     Raises:
-        ValueError: the message names the layer.
+        ValueError: The message names the layer.
     """
     _check_chain(graphons, x.shape[1])
     fan_ins = _fan_ins(widths, len(graphons), x.shape[1])

@@ -43,14 +43,14 @@ class Layer:
     Attributes:
         propagate: n_in E μ(v), maps E[hh'] to the pre-activations' covariance [rows, cols].
         parameter: γ n_in W μ(v), maps E[hh'] to the weights' own part of the kernel [rows, cols].
-        bias: variance that the bias adds [rows].
-        bias_parameter: what a trainable bias adds to the kernel, 1 or σ_b² or 0.
+        bias: Variance that the bias adds [rows].
+        bias_parameter: What a trainable bias adds to the kernel, 1 or σ_b² or 0.
         ratio: `parameter / propagate` where it is one number, else None.
-        row_measure: measure of the rows [rows].
+        row_measure: Measure of the rows [rows].
         mean: n_in D μ(v), maps E[h] to the pre-activations' mean [rows, cols], or None when centred.
         mean_square: n_in D² μ(v), or None.
-        bias_mean: mean of the bias [rows], or None.
-        units: number of output units that the rows stand for, or None where nothing depends on it.
+        bias_mean: Mean of the bias [rows], or None.
+        units: Number of output units that the rows stand for, or None where nothing depends on it.
     """
 
     propagate: Tensor

@@ -22,8 +22,8 @@ class Diagonals:
     Attributes:
         samples: [N, d].
         inputs: Σ_j A_pj x_j² of the first layer, [P, N].
-        variances: of the pre-activations, one a layer, [P, N].
-        moments: second moments of what enters each layer, [P, N].
+        variances: Of the pre-activations, one a layer, [P, N].
+        moments: Second moments of what enters each layer, [P, N].
     """
 
     samples: Tensor

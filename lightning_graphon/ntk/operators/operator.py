@@ -35,7 +35,7 @@ class KernelOperator(ABC):
         """Kernel times a vector [n] or a matrix [n, m].
 
         Raises:
-            ValueError: the first dimension is not n.
+            ValueError: The first dimension is not n.
         """
         if other.ndim not in (1, 2) or len(other) != self.size:
             raise ValueError(
@@ -121,16 +121,16 @@ def top_eigenpairs(
     """The k largest eigenvalues and their eigenvectors, by Lanczos (ARPACK's `eigsh`).
 
     Args:
-        kernel: symmetric [n, n], [N, C, N, C], or an operator.
-        k: how many; all of them (exactly) if k >= n - 1.
-        tolerance: relative accuracy of the eigenvalues.
-        seed: of the start vector; torch's global generator is not touched.
+        kernel: Symmetric [n, n], [N, C, N, C], or an operator.
+        k: How many; all of them (exactly) if k >= n - 1.
+        tolerance: Relative accuracy of the eigenvalues.
+        seed: Of the start vector; torch's global generator is not touched.
 
     Returns:
         Eigenvalues [k], float64, descending, and eigenvectors [n, k] as columns, on the CPU.
 
     Raises:
-        ValueError: k < 1.
+        ValueError: `k` is below 1.
 
     >>> values, vectors = top_eigenpairs(torch.diag(torch.arange(50.0, dtype=torch.float64)), 2)
     >>> [round(v, 6) for v in values.tolist()]

@@ -13,10 +13,10 @@ class Eigen:
     """Eigenmodes of a kernel over outputs.
 
     Attributes:
-        values: eigenvalues, ascending, [K, 1] where all outputs share them and [K, C] where each has its own.
+        values: Eigenvalues, ascending, [K, 1] where all outputs share them and [K, C] where each has its own.
         vectors: [N, N], [C, N, N] or [N·C, N·C], columns.
-        form: as in `OutputKernel`.
-        mixtures: of outputs, [C, C], columns; "kronecker" only.
+        form: As in `OutputKernel`.
+        mixtures: Of outputs, [C, C], columns; "kronecker" only.
     """
 
     values: Tensor
@@ -48,7 +48,7 @@ class OutputKernel:
     Attributes:
         kernel: [M, N] ("shared"), [C, M, N] ("per_output"), [M·C, N·C] ("full", sample-major), or an operator
             of the first or the last shape; or [N, N] beside `mixing` ("kronecker").
-        form: which of them.
+        form: Which of them.
         outputs: C.
         mixing: [C, C], how outputs move each other, or None.
     """
@@ -93,12 +93,12 @@ def output_kernel(
 
     Args:
         kernel: [M, N], [C, M, N], [M, C, N, C] or [M·C, N·C], or an operator.
-        like: field [N, C] of the train points, whose dtype and device are taken.
+        like: Field [N, C] of the train points, whose dtype and device are taken.
         rows: M; None for the train points themselves, where the kernel must be symmetric.
-        name: for messages.
+        name: For messages.
 
     Raises:
-        ValueError: the shape fits no reading, entries are not finite, or a square kernel is not symmetric.
+        ValueError: The shape fits no reading, entries are not finite, or a square kernel is not symmetric.
     """
     n, c = like.shape
     m = n if rows is None else rows

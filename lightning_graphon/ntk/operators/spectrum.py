@@ -22,18 +22,18 @@ class SpectralSummary:
     """Numbers that describe a kernel's spectrum; plain floats except the eigenvalues.
 
     Attributes:
-        eigenvalues: float64, descending; all N, or the largest `k` where the kernel was a large operator.
+        eigenvalues: Float64, descending; all N, or the largest `k` where the kernel was a large operator.
         decay_rate: α of λ_k ∝ k^(-α), least squares on log axes over the eigenvalues above rounding; 0 with
             fewer than two.
-        decay_offset: intercept of that fit, log λ at k = 1.
-        effective_rank: trace / λ_max; 0 for the zero kernel.
+        decay_offset: Intercept of that fit, log λ at k = 1.
+        effective_rank: Trace / λ_max; 0 for the zero kernel.
         spectral_gap: λ₁/λ₂; inf where λ₂ <= 0 < λ₁, 1 where there is no second eigenvalue or all are zero.
-        energy_concentration: share of the five largest eigenvalues in the trace; 0 for the zero kernel.
-        trace: sum of all eigenvalues.
+        energy_concentration: Share of the five largest eigenvalues in the trace; 0 for the zero kernel.
+        trace: Sum of all eigenvalues.
         condition_number: λ_max/λ_min; inf where λ_min <= 0; None where λ_min is not known.
-        lambda_max: largest eigenvalue.
-        lambda_min: smallest, negative if it is; None where only the largest were computed.
-        alignment: kernel-target alignment in [-1, 1], or None without labels.
+        lambda_max: Largest eigenvalue.
+        lambda_min: Smallest, negative if it is; None where only the largest were computed.
+        alignment: Kernel-target alignment in [-1, 1], or None without labels.
     """
 
     eigenvalues: Tensor = field(repr=False)
@@ -59,15 +59,15 @@ def spectral_summary(kernel: Tensor | KernelOperator, labels: Tensor | None = No
     Args:
         kernel: [N, N], or [N, C, N, C] (read as N·C by N·C), floating point; or a `KernelOperator`.
             Decomposed in float64.
-        labels: class numbers [N] or targets [N, C], for the alignment ⟨K, YYᵀ⟩/(‖K‖ ‖YYᵀ‖) (Cristianini et
+        labels: Class numbers [N] or targets [N, C], for the alignment ⟨K, YYᵀ⟩/(‖K‖ ‖YYᵀ‖) (Cristianini et
             al. 2001); class numbers become one-hot rows. Needs a kernel over the N samples.
-        k: number of eigenvalues from an operator larger than 2048.
+        k: Number of eigenvalues from an operator larger than 2048.
 
     Returns:
         A `SpectralSummary`; every number is finite except ratios over a zero eigenvalue, which are inf.
 
     Raises:
-        ValueError: the kernel is not square, not finite, or not symmetric; or labels do not fit.
+        ValueError: The kernel is not square, not finite, or not symmetric; or labels do not fit.
 
     Warns:
         UserWarning: λ_min < -1e-6 λ_max: not a kernel to working precision. Nothing is clipped.
@@ -90,8 +90,8 @@ def kernel_target_alignment(kernel: Tensor, labels: Tensor, *, centred: bool = F
 
     Args:
         kernel: [N, N].
-        labels: class numbers [N] (integers) or targets [N, C] (floating point).
-        centred: subtract the mean feature and the mean target first, K → HKH with H = I - 11ᵀ/N (Cortes, Mohri
+        labels: Class numbers [N] (integers) or targets [N, C] (floating point).
+        centred: Subtract the mean feature and the mean target first, K → HKH with H = I - 11ᵀ/N (Cortes, Mohri
             & Rostamizadeh 2012): what is left does not count the constant function, which every kernel of
             positive inputs learns first.
 
@@ -99,7 +99,7 @@ def kernel_target_alignment(kernel: Tensor, labels: Tensor, *, centred: bool = F
         A number in [-1, 1]; at least 0 for positive semi-definite kernels.
 
     Raises:
-        ValueError: not one label a sample.
+        ValueError: Not one label a sample.
 
     >>> round(kernel_target_alignment(torch.eye(2), torch.tensor([0, 1])), 6)
     1.0

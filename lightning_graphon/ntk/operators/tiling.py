@@ -15,9 +15,9 @@ class TileShard:
     """This process's part of a list of independent tiles: number `rank` of `size`, round robin.
 
     Attributes:
-        rank: which part.
-        size: number of parts.
-        group: process group that sums the parts; None stands for one process alone.
+        rank: Which part.
+        size: Number of parts.
+        group: Process group that sums the parts; None stands for one process alone.
     """
 
     rank: int = 0
@@ -29,7 +29,7 @@ class TileShard:
         """None is one process; "world" is all processes; else a process group or a `TileShard` itself.
 
         Raises:
-            RuntimeError: torch.distributed is not initialised.
+            RuntimeError: Torch.distributed is not initialised.
         """
         if group is None or isinstance(group, TileShard):
             return group or cls()
