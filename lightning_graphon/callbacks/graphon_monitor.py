@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import LayerOrder, Propagate
 from lightning_graphon.callbacks._analysis.kernel_spectrum import KERNELS, KernelSpectrum, spectrum_scalars
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned, masks_in_use
 from lightning_graphon.callbacks._analysis.pickling import state_without_module
@@ -27,7 +28,6 @@ from lightning_graphon.graphon import (
     layer_graphons,
     motif_densities,
 )
-from lightning_graphon.graphon.estimation.layers import ORDERS
 from lightning_graphon.ntk import SpectralSummary
 from lightning_graphon.plots.graphon_pixels import graphon_pixels
 from lightning_graphon.plots.graphons import p_value_text
@@ -101,13 +101,13 @@ class GraphonMonitor(Callback):
         self,
         *,
         bins: int = 64,
-        order: str = "degree",
+        order: LayerOrder = "degree",
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
         kernel: str = "auto",
-        propagate: str = "energy",
+        propagate: Propagate = "energy",
         kernel_bins: int | None = None,
         probe_size: int = 128,
         probe_seed: int = 0,
@@ -117,9 +117,9 @@ class GraphonMonitor(Callback):
         verbose: bool = True,
         raise_errors: bool = False,
     ) -> None:
-        check_choice("order", order, ORDERS)
+        check_choice("order", order, get_args(LayerOrder))
         check_choice("kernel", kernel, (*KERNELS, "none"))
-        check_choice("propagate", propagate, ("energy", "density", "drift"))
+        check_choice("propagate", propagate, get_args(Propagate))
         self.kernel_bins = (8 if propagate == "drift" else 9) if kernel_bins is None else kernel_bins
         for name, value in (("bins", bins), ("kernel_bins", self.kernel_bins), ("probe_size", probe_size)):
             if value < 1:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned
 from lightning_graphon.callbacks._analysis.pickling import state_without_module
 from lightning_graphon.callbacks._distributed.agreement import flattens_parameters
@@ -80,7 +81,7 @@ class LossDecayMonitor(Callback):
         self,
         *,
         kernel: str = "empirical",
-        propagate: str = "energy",
+        propagate: Propagate = "energy",
         probe_size: int = 128,
         probe_seed: int = 0,
         every_n_steps: int = 50,

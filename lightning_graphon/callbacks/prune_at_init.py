@@ -4,7 +4,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Rescale, Schedule
 from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._analysis.given_masks import GivenMasks, as_masks, refuse_beside_masks
 from lightning_graphon.callbacks._analysis.identity import check_same, identity
@@ -28,7 +29,7 @@ from lightning_graphon.pruning.config import PruningConfig
 from lightning_graphon.pruning.enforcer import Enforcer
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.prune import compute_masks
-from lightning_graphon.pruning.rescale import RESCALES, rescale_
+from lightning_graphon.pruning.rescale import rescale_
 from lightning_graphon.pruning.sharding import summon_full_params
 
 _NO_ROOM = ", which PruneAtInit gathers to score them: find the masks elsewhere and give PruneAtInit(masks='masks.pt')"
@@ -95,7 +96,7 @@ class PruneAtInit(Callback):
         sparsity: float | None = None,
         *,
         allocation: str | dict[str, float] = "global",
-        schedule: str = "exponential",
+        schedule: Schedule = "exponential",
         steps: int | None = None,
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
@@ -108,7 +109,7 @@ class PruneAtInit(Callback):
         verbose: bool = True,
         masks: GivenMasks | None = None,
         report_limits: bool = False,
-        rescale: str | None = None,
+        rescale: Rescale | None = None,
     ) -> None:
         self.plan: PruningConfig | None = None
         self._given = Masks({})
@@ -123,7 +124,7 @@ class PruneAtInit(Callback):
                 method, own, allocation, schedule, steps, include, exclude, min_density, seed, options
             )
         if rescale is not None:
-            check_choice("rescale", rescale, RESCALES)
+            check_choice("rescale", rescale, get_args(Rescale))
         if isinstance(batches, int) and batches < 1:
             raise ValueError(f"batches must be a number of batches, at least 1, or a list of batches, got {batches!r}")
         self.batches = batches

@@ -3,18 +3,18 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice, check_sparsity, nearest
+from lightning_graphon._shared.choices import Schedule
 from lightning_graphon.pruning.allocation import layer_budgets
 from lightning_graphon.pruning.allocation.n_m import NMPattern, sparsity_of
-from lightning_graphon.pruning.allocation.schedules import SCHEDULES
 from lightning_graphon.pruning.layer_selection import LayerPatterns
 from lightning_graphon.pruning.scoring.registry import Method, get_method
 
-Allocation: TypeAlias = str | Mapping[str, float]
+AllocationLike: TypeAlias = str | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class PruningConfig:
 
     method: str | Callable[..., Mapping[str, Tensor]]
     sparsity: float
-    allocation: Allocation = "global"
-    schedule: str = "exponential"
+    allocation: AllocationLike = "global"
+    schedule: Schedule = "exponential"
     steps: int | None = None
     include: LayerPatterns = None
     exclude: LayerPatterns = None
@@ -42,7 +42,7 @@ class PruningConfig:
         if self.pattern is None:
             layer_budgets.check_allocation(self.allocation)
         sparsity_of(self.allocation, self.sparsity)
-        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("schedule", self.schedule, get_args(Schedule))
         layer_budgets.floor_counts({}, self.min_density, 0)
         steps = self.steps
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.choices import Schedule
 from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.module_state import preserve_module_state, preserve_random_state
 from lightning_graphon.pruning.allocation.keep_counts import KeepCounts
 from lightning_graphon.pruning.allocation.n_m import GroupKeepCounts, sparsity_of
 from lightning_graphon.pruning.allocation.on_cpu import any_beyond
-from lightning_graphon.pruning.config import Allocation, PruningConfig
+from lightning_graphon.pruning.config import AllocationLike, PruningConfig
 from lightning_graphon.pruning.layer_selection import LayerPatterns, select_weights
 from lightning_graphon.pruning.lazy_tensors import LazyTensorMapping, shapes_of
 from lightning_graphon.pruning.masks import Masks
@@ -34,8 +35,8 @@ def prune(
     sparsity: float | None = None,
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
-    allocation: Allocation = "global",
-    schedule: str = "exponential",
+    allocation: AllocationLike = "global",
+    schedule: Schedule = "exponential",
     steps: int | None = None,
     include: LayerPatterns = None,
     exclude: LayerPatterns = None,

@@ -6,19 +6,20 @@ inputs. That sum is restored, not the fan-in: the two are the same for random ma
 (magnitude, SNIP, SynFlow) would exceed the dense network with sqrt(fan-in / kept fan-in) (Evci et al. 2022).
 """
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Rescale
 from lightning_graphon._shared.weight_layout import swap_sides, transposed_groups
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.sharding import full_tensor, local_shard, local_shard_like, reshard
 
-RESCALES = ("unit", "layer")
-
 
 @torch.no_grad()
-def rescale_(model: nn.Module, masks: Masks, by: str = "unit") -> None:
+def rescale_(model: nn.Module, masks: Masks, by: Rescale = "unit") -> None:
     """Zero the pruned weights of `model` and scale those that stay, in place, to the sum of squares before.
 
     A network that is pruned already stays as it is, so calling twice scales once. Units without a kept weight stay
@@ -39,7 +40,7 @@ def rescale_(model: nn.Module, masks: Masks, by: str = "unit") -> None:
     >>> net.weight.data
     tensor([[2., 0., 0., 0.]])
     """
-    check_choice("rescale", by, RESCALES)
+    check_choice("rescale", by, get_args(Rescale))
     reshard(model)
     for name, (weight, mask) in zip(masks, masks.pairs(model), strict=True):
         groups, dense = transposed_groups(model, name), full_tensor(weight.detach())
@@ -47,7 +48,7 @@ def rescale_(model: nn.Module, masks: Masks, by: str = "unit") -> None:
         local_shard(weight).copy_(local_shard_like(swap_sides(rows, groups), weight))
 
 
-def _rescaled(dense: Tensor, mask: Tensor, by: str) -> Tensor:
+def _rescaled(dense: Tensor, mask: Tensor, by: Rescale) -> Tensor:
     """[out, in, *taps]."""
     kept = dense.masked_fill(~mask, 0)
     axes = list(range(dense.ndim))[by == "unit" :]

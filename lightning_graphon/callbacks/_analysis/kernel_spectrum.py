@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.callbacks._module.kernels import empirical_kernel, graphon_kernel
 from lightning_graphon.callbacks._module.network import Network, find_network
 from lightning_graphon.ntk import SpectralSummary, empirical_ntk, spectral_summary
@@ -24,7 +25,7 @@ class KernelSpectrum:
         bins: Positions of a hidden layer, for the Graphon NTK.
     """
 
-    def __init__(self, kernel: str, propagate: str, size: int, seed: int, bins: int) -> None:
+    def __init__(self, kernel: str, propagate: Propagate, size: int, seed: int, bins: int) -> None:
         self.kernel, self.propagate, self.size, self.seed, self.bins = kernel, propagate, size, seed, bins
         self.source = ""
         self._network: Network | None = None

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.choices import Propagate, Reduce
 from lightning_graphon.callbacks._distributed.optimizer_view import OptimizerView
 from lightning_graphon.callbacks._loss.forecast import Clusters
 from lightning_graphon.callbacks._module.kernels import empirical_kernel, graphon_kernel, working_dtype
@@ -27,7 +28,7 @@ class OptimizerKernels:
     def __init__(self, network: Network, optimizer: OptimizerView, masks: Mapping[str, Tensor]) -> None:
         self.network, self.optimizer, self.masks = network, optimizer, masks
 
-    def kernels(self, clusters: Clusters, reduce: str | None) -> Tensor:
+    def kernels(self, clusters: Clusters, reduce: Reduce | None) -> Tensor:
         """[G, ...]: the tangent kernel of each cluster of parameter groups at the current weights, float64.
 
         Args:
@@ -43,7 +44,7 @@ class OptimizerKernels:
         grams = [part.outputs * part.samples.trace() for part in parts]
         return torch.stack([part.samples for part in parts]).double(), torch.stack(grams).double()
 
-    def graphon_kernels(self, clusters: Clusters, propagate: str) -> Tensor:
+    def graphon_kernels(self, clusters: Clusters, propagate: Propagate) -> Tensor:
         """[1, N, N]: the Graphon NTK, float64.
 
         Raises:

@@ -1,9 +1,10 @@
 """What a user of `LossDecayMonitor` chose."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Propagate
 
 # What two runs must have in common for one to go on with the other's prediction.
 _IDENTITY = ("kernel", "propagate", "full_kernel", "probe_size", "probe_seed")
@@ -22,7 +23,7 @@ class Options:
     """
 
     kernel: str
-    propagate: str
+    propagate: Propagate
     probe_size: int
     probe_seed: int
     every_n_steps: int
@@ -35,7 +36,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_choice("kernel", self.kernel, ("empirical", "graphon"))
-        check_choice("propagate", self.propagate, ("energy", "density", "drift"))
+        check_choice("propagate", self.propagate, get_args(Propagate))
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:

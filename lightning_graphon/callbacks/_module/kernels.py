@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.choices import Propagate
 from lightning_graphon._shared.module_state import preserve_module_state, swap_tensors
 from lightning_graphon.callbacks._module.network import Network
 from lightning_graphon.ntk import graphon_ntk_from_model
@@ -37,7 +38,9 @@ def empirical_kernel(
         return own(_inputs(network, lambda x: x))
 
 
-def graphon_kernel(network: Network, masks: Mapping[str, Tensor], propagate: str, bins: int | None = None) -> Tensor:
+def graphon_kernel(
+    network: Network, masks: Mapping[str, Tensor], propagate: Propagate, bins: int | None = None
+) -> Tensor:
     """Graphon NTK of the network on its probe batch, float64; `bins` and its default as in `graphon_ntk_from_model`.
 
     Raises:

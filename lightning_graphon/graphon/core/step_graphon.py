@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.choices import Points
 from lightning_graphon.graphon.core.partition import common, equal_measure, locate, overlap
 from lightning_graphon.graphon.core.sampling import sample_mask
 from lightning_graphon.graphon.core.validation import as_cells, as_flags, as_measure, as_values
@@ -207,7 +208,7 @@ class StepGraphon:
     # ---- masks
 
     def sample(
-        self, shape: Sequence[int], *, seed: int = 0, generator: torch.Generator | None = None, positions: str = "grid"
+        self, shape: Sequence[int], *, seed: int = 0, generator: torch.Generator | None = None, points: Points = "grid"
     ) -> Tensor:
         """Draw a mask M_ij ~ Bernoulli(W(u_i, v_j)), all entries independent.
 
@@ -218,17 +219,17 @@ class StepGraphon:
             shape: `[out, in]`, or `[out, in, *taps]` for a convolution; every tap is its own draw.
             seed: Seed of the draw when no generator is given.
             generator: Source of randomness instead of the seed.
-            positions: "grid" puts output i at u = (i + ½) / out, so blocks keep their sizes;
-                "random" draws positions uniformly, as in the definition of a W-random graph.
+            points: "grid" puts output i at u = (i + ½) / out, so blocks keep their sizes; "random" draws the
+                points uniformly, as in the definition of a W-random graph.
 
         Returns:
             Bool mask of the given shape on the graphon's device.
 
         Raises:
-            ValueError: Fewer than two axes, an empty axis, or unknown `positions`.
+            ValueError: Fewer than two axes, an empty axis, or unknown `points`.
         """
         return sample_mask(
-            self.values, self.row_measure, self.col_measure, shape, seed=seed, generator=generator, positions=positions
+            self.values, self.row_measure, self.col_measure, shape, seed=seed, generator=generator, points=points
         )
 
     # ---- moving, comparing, keeping

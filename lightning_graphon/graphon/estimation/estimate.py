@@ -1,10 +1,12 @@
 """Estimate the graphon of one mask by sorting and averaging."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import LayerOrder, Order, Ties
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.binning import (
     average_ties,
@@ -18,16 +20,13 @@ from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 from lightning_graphon.graphon.estimation.spectral_order import spectral_parts
 from lightning_graphon.graphon.estimation.total_variation import total_variation
 
-ORDERS = ("degree", "spectral", "none")
-TIES = ("average", "index")
-
 
 def estimate_graphon(
     mask: Tensor,
     bins: int | Sequence[int] = 64,
-    order: str = "degree",
+    order: Order = "degree",
     *,
-    ties: str = "average",
+    ties: Ties = "average",
     smoothing: float = 0.0,
     groups: int = 1,
 ) -> StepGraphon:
@@ -81,8 +80,8 @@ def estimate_graphon(
         tensor([[1., 1., 1.],
                 [1., 0., 0.]], dtype=torch.float64)
     """
-    check_choice("order", order, ORDERS)
-    check_choice("ties", ties, TIES)
+    check_choice("order", order, get_args(Order))
+    check_choice("ties", ties, get_args(Ties))
     if not 0 <= smoothing < float("inf"):
         raise ValueError(f"smoothing must be a finite number >= 0, got {smoothing!r}")
     graph = ChannelGraph(mask, groups=groups)
@@ -90,7 +89,7 @@ def estimate_graphon(
     return from_memberships(graph, rows, cols, smoothing=smoothing)
 
 
-def memberships(graph: ChannelGraph, bins: int | Sequence[int], order: str, ties: str) -> tuple[Tensor, Tensor]:
+def memberships(graph: ChannelGraph, bins: int | Sequence[int], order: LayerOrder, ties: Ties) -> tuple[Tensor, Tensor]:
     """Membership of rows [out, row bins] and of columns [in, col bins] for one mask sorted for itself."""
     n_row, n_col = _bins(bins, graph.shape)
     if order == "spectral":

@@ -13,8 +13,6 @@ from lightning_graphon.graphon.estimation.binning import quantised
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 from lightning_graphon.graphon.estimation.singular_vectors import leading_exact, times, times_transposed
 
-POSITIONS = ("degree", "energy", "spectral")
-
 
 def quantile_labels(keys: Tensor, bins: int, within: Tensor | None = None) -> Tensor:
     """Label [n] of each item's quantile by descending key; equal keys share the bin of their middle place.

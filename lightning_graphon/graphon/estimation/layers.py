@@ -3,23 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice, nearest
+from lightning_graphon._shared.choices import LayerOrder, Positions, Ties
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.binning import cell_means, one_hot
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 from lightning_graphon.graphon.estimation.estimate import from_memberships, memberships
 from lightning_graphon.graphon.estimation.joint_positions import (
-    POSITIONS,
     added_up,
     nested_quantile_labels,
     spectral_labels,
 )
-
-ORDERS = ("degree", "spectral", "none", "joint")
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ def layer_graphons(
     *,
     model: nn.Module | None = None,
     bins: int = 64,
-    order: str = "degree",
-    positions: str = "degree",
-    ties: str = "average",
+    order: LayerOrder = "degree",
+    positions: Positions = "degree",
+    ties: Ties = "average",
     drift: bool = True,
 ) -> dict[str, StepGraphon]:
     """Step graphon of every mask of a network, with energy and drift where the model is given.
@@ -93,8 +92,8 @@ def layer_graphons(
         >>> {name: W.shape for name, W in layer_graphons(masks, order="joint", bins=4).items()}
         {'0.weight': (3, 4), '2.weight': (3, 3)}
     """
-    check_choice("order", order, ORDERS)
-    check_choice("positions", positions, POSITIONS)
+    check_choice("order", order, get_args(LayerOrder))
+    check_choice("positions", positions, get_args(Positions))
     if not masks:
         raise ValueError("masks is empty: give at least one mask by the name of its parameter")
     if bins < 1:
@@ -110,7 +109,7 @@ def layer_graphons(
 # ---- each mask for itself
 
 
-def _own(layer: _Layer, bins: int, order: str, ties: str) -> StepGraphon:
+def _own(layer: _Layer, bins: int, order: LayerOrder, ties: Ties) -> StepGraphon:
     return _graphon(layer, *memberships(layer.graph, bins, order, ties))
 
 
@@ -181,7 +180,7 @@ def _guess_groups(mask: Tensor, layers: list[_Layer]) -> int:
     return groups if groups and mask.shape[0] % groups == 0 else 1
 
 
-def _joint(layers: list[_Layer], bins: int, positions: str) -> dict[str, StepGraphon]:
+def _joint(layers: list[_Layer], bins: int, positions: Positions) -> dict[str, StepGraphon]:
     rows: list[Tensor | None] = []
     cols: list[Tensor | None] = [None]
     for before, after in pairwise(layers):
@@ -200,7 +199,7 @@ def _owner(neurons: int, after: ChannelGraph) -> Tensor:
     return index // (after.shape[1] // neurons)
 
 
-def _labels(before: _Layer, after: _Layer, owner: Tensor, bins: int, positions: str) -> Tensor:
+def _labels(before: _Layer, after: _Layer, owner: Tensor, bins: int, positions: Positions) -> Tensor:
     incoming, outgoing = before.graph, after.graph
     if positions != "degree" and before.energy is not None and after.energy is not None:
         incoming, outgoing = before.energy, after.energy

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Relevance
 from lightning_graphon.graphon.core.partition import same
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
@@ -68,10 +70,7 @@ def _back(layer: StepGraphon | Tensor, share: Tensor) -> Tensor:
     return total / graph.shape[0]
 
 
-RELEVANCES = ("mean_difference", "correlation_ratio")
-
-
-def coordinate_relevance(x: Tensor, labels: Tensor, kind: str = "mean_difference") -> Tensor:
+def coordinate_relevance(x: Tensor, labels: Tensor, kind: Relevance = "mean_difference") -> Tensor:
     """How much each input coordinate says of the class, by itself.
 
     Args:
@@ -92,7 +91,7 @@ def coordinate_relevance(x: Tensor, labels: Tensor, kind: str = "mean_difference
     >>> coordinate_relevance(torch.tensor([[0.0, 3.0], [1.0, 3.0]]), torch.tensor([0, 1]))
     tensor([0.5000, 0.0000], dtype=torch.float64)
     """
-    check_choice("kind", kind, RELEVANCES)
+    check_choice("kind", kind, get_args(Relevance))
     if labels.shape != x.shape[:1] or labels.is_floating_point():
         raise ValueError(f"labels must be class numbers [{len(x)}], got {tuple(labels.shape)} of {labels.dtype}")
     centred = x.detach().flatten(1).to(torch.float64)

@@ -7,17 +7,18 @@ graphon W(u, v) = P(a(u) b(v) ξ > τ).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice, check_sparsity
+from lightning_graphon._shared.choices import LimitAllocation, Order
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.distances.distances import l2_distance
 from lightning_graphon.graphon.estimation.estimate import estimate_graphon
 from lightning_graphon.graphon.limits.scaled_saliency import ScaledSaliency, checked, common_threshold, quantiles
 
-SCOPES = ("global", "layer")
 _ROUNDS = 50
 _GROUPS = 4
 _SAMPLE = 1 << 16
@@ -192,9 +193,9 @@ def predicted_graphons(
     layers: Mapping[str, Tensor | ScaledSaliency],
     sparsity: float,
     *,
-    scope: str = "global",
+    allocation: LimitAllocation = "global",
     bins: int | Sequence[int] = 64,
-    order: str = "degree",
+    order: Order = "degree",
 ) -> dict[str, StepGraphon]:
     """The graphons to which the masks of a pruning method tend, from the scores of one network.
 
@@ -212,7 +213,7 @@ def predicted_graphons(
     Args:
         layers: Name to scores [out, in, *taps], which are fitted (`fit_factorised_saliency`), or to the model itself.
         sparsity: Fraction of all these weights that is removed, in [0, 1).
-        scope: "global" has one threshold for all layers, "layer" removes the same fraction of each.
+        allocation: "global" has one threshold for all layers, "uniform" removes the same fraction of each.
         bins: Cells of each axis, as in `estimate_graphon`.
         order: "degree" or "none", as in `estimate_graphon`.
 
@@ -220,8 +221,8 @@ def predicted_graphons(
         Graphons by the same names, float64.
 
     Raises:
-        ValueError: An unknown scope, no layer, a sparsity out of range, or scores that cannot be fitted (the message
-            names the layer).
+        ValueError: An unknown allocation, no layer, a sparsity out of range, or scores that cannot be fitted (the
+            message names the layer).
 
     Example:
         >>> source = torch.Generator().manual_seed(0)
@@ -230,12 +231,12 @@ def predicted_graphons(
         >>> round(sum(W[n].density * w.numel() for n, w in weights.items()))  # of 9,200 weights
         920
     """
-    check_choice("scope", scope, SCOPES)
+    check_choice("allocation", allocation, get_args(LimitAllocation))
     density = 1 - check_sparsity(sparsity)
     if not layers:
         raise ValueError("layers is empty: give the scores of at least one layer by name")
     models = {name: _model(name, layer) for name, layer in layers.items()}
-    if scope == "layer":
+    if allocation == "uniform":
         return {name: model.graphon(density=density, bins=bins, order=order) for name, model in models.items()}
     threshold = common_threshold(list(models.values()), density)
     return {name: model.graphon(threshold=threshold, bins=bins, order=order) for name, model in models.items()}

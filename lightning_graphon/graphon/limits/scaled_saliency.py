@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.choices import Order
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.estimate import estimate_graphon
 
@@ -99,7 +100,7 @@ class ScaledSaliency:
         density: float | None = None,
         threshold: float | Threshold | None = None,
         bins: int | Sequence[int] = 64,
-        order: str = "degree",
+        order: Order = "degree",
     ) -> StepGraphon:
         """The limit of the masks: W(u, v) = P(S > τ), averaged over the cells of a grid.
 

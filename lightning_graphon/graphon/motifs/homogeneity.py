@@ -18,6 +18,7 @@ gives a one-sided p-value (too uneven), and Fisher's sum of their logarithms is 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import torch
@@ -25,10 +26,10 @@ from scipy import stats
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import NullDistribution
 from lightning_graphon.graphon.motifs.counts import Counts, as_biadjacency
 from lightning_graphon.graphon.motifs.motifs import from_counts
 
-METHODS = ("auto", "monte-carlo", "asymptotic")
 _SMALL = 20_000  # entries of a mask; masks drawn from its null are counted together
 _SHORT = 32  # a side for which the chi-squared laws of degrees are a percent or two off
 _CLEAR = 1e-6  # an asymptotic p-value that no such error makes one of chance
@@ -67,7 +68,7 @@ class HomogeneityTest:
 
 
 def homogeneity_test(
-    mask: Tensor, *, alpha: float = 0.01, method: str = "auto", draws: int = 199, seed: int = 0
+    mask: Tensor, *, alpha: float = 0.01, method: NullDistribution = "auto", draws: int = 199, seed: int = 0
 ) -> HomogeneityTest:
     """Sort a mask into homogeneous (constant graphon) or heterogeneous, the taxonomy of [P2].
 
@@ -98,7 +99,7 @@ def homogeneity_test(
         >>> homogeneity_test(StepGraphon([[0.5, 0.1]]).sample((64, 64))).verdict
         'heterogeneous'
     """
-    check_choice("method", method, METHODS)
+    check_choice("method", method, get_args(NullDistribution))
     if not 0 < alpha < 1 or draws < 1:
         raise ValueError(f"alpha must lie in (0, 1) and draws be at least 1, got {alpha!r} and {draws!r}")
     mask = as_biadjacency(mask)

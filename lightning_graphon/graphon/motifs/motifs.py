@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Counting
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 from lightning_graphon.graphon.motifs.counts import Counts, as_biadjacency
@@ -45,7 +48,7 @@ class MotifDensities:
         return _cv(self.col_cherry, self.edge)
 
 
-def motif_densities(graph: Tensor | StepGraphon, *, counting: str = "distinct") -> MotifDensities:
+def motif_densities(graph: Tensor | StepGraphon, *, counting: Counting = "distinct") -> MotifDensities:
     """t(edge), t(cherry) of both sides and t(C4).
 
     For a mask the counts are exact integers. `counting="distinct"` takes motifs with different vertices over
@@ -66,8 +69,7 @@ def motif_densities(graph: Tensor | StepGraphon, *, counting: str = "distinct") 
         >>> motif_densities(torch.tensor([[1, 1], [1, 0]], dtype=torch.bool)).row_cherry
         0.5
     """
-    if counting not in ("distinct", "homomorphism"):
-        raise ValueError(f"counting must be 'distinct' or 'homomorphism', got {counting!r}")
+    check_choice("counting", counting, get_args(Counting))
     if isinstance(graph, StepGraphon):
         return _of_graphon(graph, counting)
     return from_counts(Counts.from_mask(as_biadjacency(graph)), counting)

@@ -8,6 +8,7 @@ import torch.nn.attention
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.choices import Parameterization
 from lightning_graphon._shared.unmasked_zeros import trainable_weights, warn_of_unmasked_zeros
 
 Inputs = Tensor | tuple[Tensor, ...]
@@ -27,16 +28,21 @@ def batch_size(x: Inputs) -> int:
     return len(parts[0])
 
 
-def select(x: Inputs, part: slice | Tensor) -> Inputs:
+def select_samples(x: Inputs, part: slice | Tensor) -> Inputs:
     """Samples `part` of the inputs."""
     return x[part] if isinstance(x, Tensor) else tuple(p[part] for p in x)
 
 
-def plain(x: Inputs) -> Inputs:
+def detach_inputs(x: Inputs) -> Inputs:
     """Inputs without gradients, and usable by autograd even if they were made under inference_mode."""
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x.detach()
     return tuple(p.clone() if p.is_inference() else p.detach() for p in x)
+
+
+def input_device(x: Inputs) -> torch.device:
+    """Device of the samples."""
+    return x.device if isinstance(x, Tensor) else x[0].device
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class FunctionalModel:
 
 def functional_model(
     model: nn.Module, masks: Mapping[str, Tensor] | None, preconditioner: Mapping[str, Tensor] | None,
-    parameterization: str, weight_variance: float, bias_variance: float,
+    parameterization: Parameterization, weight_variance: float, bias_variance: float,
 ) -> FunctionalModel:  # fmt: skip
     """Read a module's parameters.
 

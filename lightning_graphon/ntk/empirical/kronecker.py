@@ -2,15 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.evaluation import eval_semantics
-from lightning_graphon.ntk.empirical.functional_model import Inputs, batch_size, functional_model, plain, select
-from lightning_graphon.ntk.empirical.kernel import evaluate, ntk_layer_shares
+from lightning_graphon.ntk.empirical.functional_model import (
+    Inputs,
+    batch_size,
+    detach_inputs,
+    functional_model,
+    select_samples,
+)
+from lightning_graphon.ntk.empirical.kernel import empirical_kernels
+from lightning_graphon.ntk.empirical.layer_shares import ntk_layer_shares
 from lightning_graphon.ntk.operators.operator import KernelOperator, KroneckerKernel
 from lightning_graphon.ntk.operators.tiling import TileShard
 
@@ -46,7 +53,8 @@ def kronecker_ntk(
     ([1.0, 1.0, 1.0], [[1.0, 0.0], [0.0, 1.0]])
     """
     fm = functional_model(model, masks, preconditioner, "standard", 1.0, 1.0)
-    return KroneckerKernel(*evaluate(fm, x, None, ("mean", "samples"), max_memory, TileShard.from_group(group)))
+    shard = TileShard.from_group(group)
+    return KroneckerKernel(*empirical_kernels(fm, x, None, ("mean", "samples"), max_memory, shard))
 
 
 class EmpiricalNTK(KernelOperator):
@@ -79,21 +87,21 @@ class EmpiricalNTK(KernelOperator):
         x: Inputs,
         *,
         masks: Mapping[str, Tensor] | None = None,
-        reduce: str | None = None,
+        reduce: Literal["mean"] | None = None,
         preconditioner: Mapping[str, Tensor] | None = None,
         batch: int | None = None,
     ) -> None:
-        check_choice("reduce", "none" if reduce is None else reduce, ("none", "mean"))
+        check_choice("reduce", "mean" if reduce is None else reduce, ("mean",))
         self._mean = reduce == "mean"
         self._given = (model, x, masks, preconditioner)
         self._fm = functional_model(model, masks, preconditioner, "standard", 1.0, 1.0)
         self._values = {n: self._fm.values[n] for n in self._fm.trainable}
-        self._x, self._n = plain(x), batch_size(x)
+        self._x, self._n = detach_inputs(x), batch_size(x)
         self._batch = batch or self._n
         first = x if isinstance(x, Tensor) else x[0]
         self.device = first.device
         with eval_semantics(model, self.device), torch.no_grad():
-            out = self._fm({}, select(self._x, slice(0, 1)))
+            out = self._fm({}, select_samples(self._x, slice(0, 1)))
         self.outputs, self.dtype = out.shape[1], out.dtype
         self.size = self._n if self._mean else self._n * self.outputs
 
@@ -131,7 +139,7 @@ class EmpiricalNTK(KernelOperator):
         return torch.cat(rows).detach()
 
     def _outputs(self, part: slice, values: dict[str, Tensor]) -> Tensor:
-        return self._fm(values, select(self._x, part))
+        return self._fm(values, select_samples(self._x, part))
 
     def _parts(self) -> list[slice]:
         return [slice(i, min(i + self._batch, self._n)) for i in range(0, self._n, self._batch)]

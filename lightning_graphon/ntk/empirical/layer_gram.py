@@ -1,8 +1,10 @@
 """A layer's part of the tangent kernel from the two sides of its gradients, never from a stored Jacobian.
 
-Modes: "mean" sums over outputs to [N, M], "outputs" gives [C, N, M], "full" gives [N, C, M, C], "samples" sums the
-self-terms of samples to [C, C]. The caller divides.
+Modes: "mean" sums over outputs to [N, M], "per_output" gives [C, N, M], "full" gives [N, C, M, C], "samples" sums the
+kernels of each sample with itself to [C, C]. The caller divides.
 """
+
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,19 +12,18 @@ from torch import Tensor
 from lightning_graphon.ntk.empirical.gradient_factors import Factors
 from lightning_graphon.ntk.empirical.masked_gram import row_gram
 
+Mode: TypeAlias = Literal["mean", "per_output", "full", "samples"]
 
-def layer_gram(left: Factors, right: Factors, weight: Tensor | None, mode: str, budget: int) -> Tensor:
-    """Σ weight · ∂f ∂f' over one weight.
+
+def layer_gram(left: Factors, right: Factors, weight: Tensor | None, mode: Mode, budget: int) -> Tensor:
+    """Σ weight · ∂f ∂f' over one weight, in a mode.
 
     Args:
-        left: Sides for N samples.
-        right: For M samples; the same object where the block is symmetric.
+        left: Factors for N samples.
+        right: Factors for M samples; the same object where the block is symmetric ("samples" needs that).
         weight: [groups, rows, cols] or None for ones.
-        mode: "mean", "outputs", "full" or "samples", the last for a symmetric block only.
+        mode: Which sums; see the module.
         budget: Bytes for temporary tensors.
-
-    Returns:
-        [N, M], [C, N, M], [N, C, M, C] or [C, C].
     """
     simple = left.units.shape[2] == 1 and left.units.shape[3] == 1 and left.inputs.shape[1] == 1
     if simple:
@@ -34,11 +35,11 @@ def layer_gram(left: Factors, right: Factors, weight: Tensor | None, mode: str, 
     return _packed(left, right, weight, mode, budget)
 
 
-def contract(left: Tensor, right: Tensor, mode: str) -> Tensor:
+def contract(left: Tensor, right: Tensor, mode: Mode) -> Tensor:
     """Gram of gradients [N, C, p] and [M, C, p] in a mode."""
     if mode == "mean":
         return left.flatten(1) @ right.flatten(1).T
-    if mode == "outputs":
+    if mode == "per_output":
         return left.transpose(0, 1) @ right.permute(1, 2, 0)
     if mode == "samples":
         return (left @ right.mT).sum(0)
@@ -56,7 +57,7 @@ def squared_norm(sides: Factors, weight: Tensor | None, budget: int) -> float:
     return sum(float((a * b).sum()) for a, b in _jacobian_blocks(sides, sides, weight, budget))
 
 
-def _one_position(left: Factors, right: Factors, weight: Tensor | None, mode: str, budget: int) -> Tensor:
+def _one_position(left: Factors, right: Factors, weight: Tensor | None, mode: Mode, budget: int) -> Tensor:
     """One position, one group: H [N, cols], G [N, C, rows]."""
     H, G = left.inputs[:, 0, 0, 0], left.units[:, :, 0, 0]
     if mode == "samples":
@@ -72,7 +73,7 @@ def _one_position(left: Factors, right: Factors, weight: Tensor | None, mode: st
     return torch.stack(blocks, dim=2)
 
 
-def _against_one(H: Tensor, G: Tensor, h: Tensor, g: Tensor, weight: Tensor, mode: str) -> Tensor:
+def _against_one(H: Tensor, G: Tensor, h: Tensor, g: Tensor, weight: Tensor, mode: Mode) -> Tensor:
     """Kernel of all samples against one: S_ni = Σ_j P_ij H_nj h_j is shared by all pairs of outputs."""
     shared = G * ((H * h) @ weight.T)[:, None]
     return shared @ g.T if mode == "full" else torch.einsum("nkr,kr->kn", shared, g)
@@ -123,7 +124,7 @@ def _own_position_gram(sides: Factors, budget: int) -> Tensor:
     return total
 
 
-def _packed(left: Factors, right: Factors, weight: Tensor | None, mode: str, budget: int) -> Tensor:
+def _packed(left: Factors, right: Factors, weight: Tensor | None, mode: Mode, budget: int) -> Tensor:
     total: Tensor | None = None
     for a, b in _jacobian_blocks(left, right, weight, budget):
         part = contract(a, b, mode)

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from lightning_graphon.ntk.empirical.functional_model import FunctionalModel, Inputs, batch_size, plain, select
+from lightning_graphon.ntk.empirical.functional_model import (
+    FunctionalModel,
+    Inputs,
+    batch_size,
+    detach_inputs,
+    select_samples,
+)
 from lightning_graphon.ntk.empirical.gradient_factors import Factors, concatenate, factors
 
 _KINDS = (
@@ -69,7 +75,7 @@ def find_layer_sites(fm: FunctionalModel) -> list[LayerSite]:
     return sites
 
 
-def capture(fm: FunctionalModel, x: Inputs, sites: list[LayerSite]) -> Signals:
+def capture_signals(fm: FunctionalModel, x: Inputs, sites: list[LayerSite]) -> Signals:
     """One forward pass, one backward pass an output."""
     samples = batch_size(x)
     leaves = {n: fm.values[n].detach().requires_grad_() for s in sites for n in (s.weight, s.bias) if n}
@@ -159,7 +165,7 @@ def make_plan(fm: FunctionalModel, x: Inputs) -> KernelPlan:
     Raises:
         ValueError: An output depends on other samples of the batch.
     """
-    probe = plain(select(x, torch.arange(3) % batch_size(x)))
+    probe = detach_inputs(select_samples(x, torch.arange(3) % batch_size(x)))
     sites = find_layer_sites(fm)
     leaves = fm.leaves()
     out, calls = _record(lambda: fm(leaves, probe), sites)
@@ -210,7 +216,7 @@ def _equal(mine: Tensor, truth: Tensor | None) -> bool:
 
 def _check_alone(fm: FunctionalModel, probe: Inputs, out: Tensor) -> None:
     with torch.no_grad():
-        alone = fm({}, select(probe, slice(0, 2)))[0]
+        alone = fm({}, select_samples(probe, slice(0, 2)))[0]
     out = out.detach()
     gap, scale = float((alone - out[0]).abs().max()), float(out.abs().max())
     if gap > 100 * torch.finfo(out.dtype).eps ** 0.5 * max(scale, 1e-30):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon._shared.memory import is_out_of_memory
-from lightning_graphon.ntk.empirical.functional_model import FunctionalModel, Inputs, batch_size, select
+from lightning_graphon.ntk.empirical.functional_model import FunctionalModel, Inputs, batch_size, select_samples
 
 
 def gradients(fm: FunctionalModel, x: Inputs, names: Sequence[str], outputs: int) -> Tensor:
@@ -41,7 +41,7 @@ def entry_weights(fm: FunctionalModel, names: Sequence[str]) -> Tensor | None:
     return torch.cat([w.reshape(-1) for w in filled])
 
 
-def groups(fm: FunctionalModel, names: Sequence[str], floats: int) -> list[list[str]]:
+def split_by_size(fm: FunctionalModel, names: Sequence[str], floats: int) -> list[list[str]]:
     """Split names so that each group has at most `floats` entries, or is one parameter."""
     out: list[list[str]] = []
     size = 0
@@ -72,7 +72,7 @@ def _agrees(mine: Tensor, fm: FunctionalModel, x: Inputs, names: Sequence[str]) 
     With as many samples as outputs, torch 2.14 batches the backward pass of PReLU without an error and wrongly.
     """
     leaves = {n: fm.values[n].detach().requires_grad_() for n in names}
-    out = fm(leaves, select(x, slice(0, 1)))[0]
+    out = fm(leaves, select_samples(x, slice(0, 1)))[0]
     direction = torch.randn(len(out), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(out)
     truth = _flat_gradient(out @ direction, leaves)
     close = 10 * torch.finfo(truth.dtype).eps ** 0.5  # a wrong gradient is off by its own size
@@ -83,7 +83,7 @@ def _one_by_one(fm: FunctionalModel, x: Inputs, names: Sequence[str], outputs: i
     rows = []
     for i in range(batch_size(x)):
         leaves = {n: fm.values[n].detach().requires_grad_() for n in names}
-        out = fm(leaves, select(x, slice(i, i + 1)))[0]
+        out = fm(leaves, select_samples(x, slice(i, i + 1)))[0]
         rows += [_flat_gradient(out[k], leaves) for k in range(outputs)]
     return torch.stack(rows).reshape(batch_size(x), outputs, -1)
 

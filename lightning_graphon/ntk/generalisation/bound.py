@@ -11,11 +11,13 @@ less than the error rate. Pham et al. (arXiv:2602.06675) put the Graphon NTK in 
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import BoundScale
 from lightning_graphon.ntk.operators.spectrum import _as_matrix
 
 _SHARE = 1e-20  # of ‖y‖² in null directions: the square of eigenvectors' own rounding
@@ -57,7 +59,7 @@ class GeneralisationBound:
 
 
 def generalisation_bound(
-    kernel: Tensor, targets: Tensor, *, ridge: float = 0.0, scale: str = "trace"
+    kernel: Tensor, targets: Tensor, *, ridge: float = 0.0, scale: BoundScale = "trace"
 ) -> GeneralisationBound:
     """Bound sqrt(2 yᵀ Θ⁻¹ y / N) on the population loss of the network that a kernel describes.
 
@@ -91,7 +93,7 @@ def generalisation_bound(
     >>> round(bound.value, 12), bound.vacuous  # sqrt(2 · 16 / 8): orthogonal samples promise nothing
     (2.0, True)
     """
-    check_choice("scale", scale, ("trace", "given"))
+    check_choice("scale", scale, get_args(BoundScale))
     _check_ridge(ridge)
     kernels, y = _kernels(kernel, targets)
     values, vectors = torch.linalg.eigh(kernels)

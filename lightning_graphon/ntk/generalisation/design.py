@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import DesignForm, DesignTarget
 from lightning_graphon._shared.random import generator
 from lightning_graphon.graphon import StepGraphon, constant, values_at_density
 from lightning_graphon.ntk.activations.registry import ActivationLike
 from lightning_graphon.ntk.generalisation.design_targets import Objective, kernel_objective
 from lightning_graphon.ntk.infinite.graphon_ntk import graphon_ntk
-
-FORMS = ("block", "product")
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def design_graphons(
     outputs: int,
     hidden: Sequence[int] = (16, 16),
     labels: Tensor | None = None,
-    target: str | Objective = "fit",
+    target: DesignTarget | Objective = "fit",
     ridge: float = 0.01,
-    form: str = "product",
+    form: DesignForm = "product",
     free: Sequence[int] | None = None,
     activation: ActivationLike = "relu",
     steps: int = 200,
@@ -102,7 +102,7 @@ def design_graphons(
     >>> [round(g.density, 12) for g in design.graphons], design.value > design.history[0]
     ([0.5, 0.5], True)
     """
-    check_choice("form", form, FORMS)
+    check_choice("form", form, get_args(DesignForm))
     sides = [x.shape[1], *hidden, outputs]
     densities = _densities(density, len(sides) - 1)
     _check_sides(sides, steps)
@@ -160,7 +160,7 @@ def _detached(graphons: Sequence[StepGraphon]) -> list[StepGraphon]:
     return [StepGraphon(g.values.detach(), g.row_measure, g.col_measure) for g in graphons]
 
 
-def _start(sides: Sequence[int], form: str, free: set[int], seed: int, like: Tensor) -> list[list[Tensor]]:
+def _start(sides: Sequence[int], form: DesignForm, free: set[int], seed: int, like: Tensor) -> list[list[Tensor]]:
     """Log-odds of every layer as summands that broadcast to [rows, cols]: noise around the constant graphon, or 0."""
     source = generator(seed, "designed graphons")
 
@@ -182,7 +182,7 @@ def _layers(free: Sequence[int] | None, count: int) -> set[int]:
 
 
 def _objective(
-    target: str | Objective, labels: Tensor | None, ridge: float, constants: Callable[[], Tensor]
+    target: DesignTarget | Objective, labels: Tensor | None, ridge: float, constants: Callable[[], Tensor]
 ) -> Objective:
     """The target as a function of the kernel; `ridge` is a share of the constant graphons' mean diagonal."""
     if callable(target):

@@ -1,29 +1,30 @@
 """What a kernel can be designed for, as functions of the kernel that autograd follows; larger is better."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import DesignTarget
 from lightning_graphon.ntk.operators.spectrum import alignment, energy_share
 
-TARGETS = ("fit", "speed", "alignment", "energy")
 Objective = Callable[[Tensor], Tensor]
 
 
-def kernel_objective(target: str, labels: Tensor | None, ridge: float) -> Objective:
+def kernel_objective(target: DesignTarget, labels: Tensor | None, ridge: float) -> Objective:
     """The target by its name.
 
     Args:
-        target: One of TARGETS.
+        target: "fit", "speed", "alignment" or "energy".
         labels: Class numbers [N] or targets [N, C]; not needed for "energy".
         ridge: ρ of "fit", in the kernel's units.
 
     Raises:
         ValueError: An unknown target, or no labels.
     """
-    check_choice("target", target, TARGETS)
+    check_choice("target", target, get_args(DesignTarget))
     if target == "energy":
         return energy_share
     if labels is None:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.choices import Get, Reduce
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.infinite.layers import Layer
 from lightning_graphon.ntk.infinite.recursion import LIVE, tile_edge
@@ -51,23 +52,11 @@ class _Signals:
 
 def drift_kernel(
     x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation], *,
-    reduce: str | None, x2: Tensor | None = None, kernel: str = "ntk", max_memory: int | None = None,
-    share: TileShard | None = None,
+    reduce: Reduce | None, x2: Tensor | None, get: Get, max_memory: int | None, shard: TileShard,
 ) -> Tensor:  # fmt: skip
-    """Kernel of layers with a drift.
+    """`graphon_ntk` of layers that have `mean` and `mean_square`; the last one's rows are the C outputs.
 
-    Args:
-        x: Samples [N, d].
-        layers: Built with `mean` and `mean_square`; the last one's rows are the outputs.
-        duals: One a hidden layer.
-        reduce: "mean" or None.
-        x2: Other samples [M, d].
-        kernel: "ntk" or "nngp" (the second moment of the outputs, mean included).
-        max_memory: Bytes for temporary tensors of a tile; at least 8 x 8 samples are taken at once.
-        share: This process's part of the tiles, gathered at the end; None for one process alone.
-
-    Returns:
-        [N, M], or [C, N, M] with `reduce=None`.
+    With `get="nngp"` it is the second moment of the outputs, mean included.
     """
     counts = [_counts(layer) for layer in layers]
     back = [
@@ -77,15 +66,14 @@ def drift_kernel(
     left = _signals(x, layers, duals, back)
     right = left if x2 is None else _signals(x2, layers, duals, back)
     y = x if x2 is None else x2
-    share = share or TileShard()
-    edge = share.edge(_edge(x, layers, max_memory), max(len(x), len(y)))
+    edge = shard.edge(_edge(x, layers, max_memory), max(len(x), len(y)))
     out = x.new_zeros(len(layers[-1].propagate), len(x), len(y))
-    for rows, cols in share.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
-        block = _tile(x[rows], y[cols], _slice(left, rows), _slice(right, cols), layers, duals, back, counts, kernel)
+    for rows, cols in shard.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
+        block = _tile(x[rows], y[cols], _slice(left, rows), _slice(right, cols), layers, duals, back, counts, get)
         out[:, rows, cols] = block
         if x2 is None and rows != cols:
             out[:, cols, rows] = block.mT
-    out = share.collect(out)
+    out = shard.collect(out)
     weights = layers[-1].row_measure / layers[-1].row_measure.sum()
     return torch.einsum("c,cij->ij", weights, out) if reduce == "mean" else out
 
@@ -158,7 +146,7 @@ def _slice(signals: _Signals, part: slice) -> _Signals:
 def _tile(
     x: Tensor, y: Tensor, sx: _Signals, sy: _Signals, layers: Sequence[Layer], duals:
     Sequence[DualActivation],
-    back: Sequence[_Back], counts: Sequence[Tensor], kernel: str,
+    back: Sequence[_Back], counts: Sequence[Tensor], get: Get,
 ) -> Tensor:  # fmt: skip
     """Kernels [C, a, b] of one pair of sample tiles."""
     moments, slopes = [x.T[:, :, None] * y.T[:, None, :]], []
@@ -166,7 +154,7 @@ def _tile(
         covariance = _covariance(layer, moments[-1], sx.active[number], sy.active[number])
         mx, my = sx.mean[number][:, :, None], sy.mean[number][:, None, :]
         if number == len(duals):
-            if kernel == "nngp":
+            if get == "nngp":
                 return covariance + mx * my
             break
         qx, qy = sx.variance[number][:, :, None], sy.variance[number][:, None, :]

@@ -6,12 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.checks import check_choice, nearest
+from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.choices import Get, Parameterization, ParameterTerm, Positions, Propagate, Reduce
 from lightning_graphon._shared.unmasked_zeros import warn_of_unmasked_zeros
 from lightning_graphon.graphon import layer_graphons
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.infinite.chain import Affine, read_chain
-from lightning_graphon.ntk.infinite.graphon_ntk import layers_kernel
+from lightning_graphon.ntk.infinite.graphon_ntk import check_options, layers_kernel
 from lightning_graphon.ntk.infinite.layer_building import build_layers
 from lightning_graphon.ntk.infinite.layers import Layer
 
@@ -22,14 +23,14 @@ def graphon_ntk_from_model(
     masks: Mapping[str, Tensor] | None = None,
     *,
     bins: int | None = None,
-    propagate: str = "energy",
-    parameterization: str = "standard",
-    reduce: str | None = "mean",
-    positions: str | None = None,
+    propagate: Propagate = "energy",
+    parameterization: Parameterization = "standard",
+    reduce: Reduce | None = "mean",
+    positions: Positions | None = None,
     weight_variance: float | None = None,
-    parameter_term: str = "kept",
+    parameter_term: ParameterTerm = "kept",
     x2: Tensor | None = None,
-    kernel: str = "ntk",
+    get: Get = "ntk",
     max_memory: int | None = None,
     group: object | None = None,
 ) -> Tensor:
@@ -51,14 +52,14 @@ def graphon_ntk_from_model(
             trained. "density" is the paper: weights independent of the mask. "drift" also reads E[wM] (see
             `graphon_ntk`).
         parameterization: "standard" is comparable with `empirical_ntk`; "ntk" see there.
-        reduce: "mean" over the outputs, or None for each output's own kernel.
+        reduce: "mean" over the outputs; None and "per_output" give each output's own kernel.
         positions: How neurons get their bins: "degree", "energy" or "spectral" (see `layer_graphons`).
             Default: "spectral" for the drift, else "degree".
         weight_variance: σ_w² (variance of a weight times its fan-in) for "density" and "ntk"; by default
             fan-in times the mean square of each layer's kept weights.
         parameter_term: "kept", or "all" for [P1]'s literal formula.
         x2: Other samples [M, ...].
-        kernel: "ntk" or "nngp".
+        get: "ntk", or "nngp" for the covariance of the outputs.
         max_memory: Bytes for temporary tensors.
         group: Shares the tiles out over processes, as in `graphon_ntk`.
 
@@ -77,19 +78,16 @@ def graphon_ntk_from_model(
     >>> graphon_ntk_from_model(model, torch.eye(3)).shape
     torch.Size([3, 3])
     """
-    check_choice("propagate", propagate, ("density", "energy", "drift"))
-    check_choice("parameterization", parameterization, ("ntk", "standard"))
-    check_choice("kernel", kernel, ("ntk", "nngp"))
-    check_choice("parameter_term", parameter_term, ("kept", "all"))
+    check_options(propagate, parameterization, get, parameter_term, reduce)
     chain = read_chain(model, x)
     warn_of_unmasked_zeros({layer.weight_name: layer.module.weight.detach() for layer in chain}, masks)
     full = _all_masks(chain, masks)
     flat = x.detach().flatten(1).to(torch.float64)
     other = None if x2 is None else x2.detach().flatten(1).to(torch.float64)
-    where = positions or ("spectral" if propagate == "drift" else "degree")
+    rule: Positions = positions or ("spectral" if propagate == "drift" else "degree")
     count = bins if bins is not None else (8 if propagate == "drift" else 64)
     drift, read = propagate == "drift", propagate == "density" or parameterization == "ntk"
-    graphons = layer_graphons(full, model=model, bins=count, order="joint", positions=where, drift=drift)
+    graphons = layer_graphons(full, model=model, bins=count, order="joint", positions=rule, drift=drift)
     variances = [weight_variance or (_variance(a, full[a.weight_name]) if read else 1.0) for a in chain]
     layers = build_layers(
         list(graphons.values()), flat, propagate=propagate, parameterization=parameterization,
@@ -98,9 +96,7 @@ def graphon_ntk_from_model(
     )  # fmt: skip
     layers = [_with_parameters(la, a, parameterization, propagate) for la, a in zip(layers, chain, strict=True)]
     duals: Sequence[DualActivation] = [a.dual for a in chain if a.dual is not None]
-    return layers_kernel(
-        flat, layers, duals, reduce=reduce, x2=other, kernel=kernel, max_memory=max_memory, group=group
-    )
+    return layers_kernel(flat, layers, duals, reduce=reduce, x2=other, get=get, max_memory=max_memory, group=group)
 
 
 def _all_masks(chain: list[Affine], masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -124,7 +120,7 @@ def _variance(layer: Affine, mask: Tensor) -> float:
     return layer.module.in_features * float(kept.square().mean()) if len(kept) else 0.0
 
 
-def _with_parameters(built: Layer, layer: Affine, parameterization: str, propagate: str) -> Layer:
+def _with_parameters(built: Layer, layer: Affine, parameterization: Parameterization, propagate: Propagate) -> Layer:
     """Biases as they are, and nothing from parameters that are frozen."""
     weight, bias = layer.module.weight, layer.module.bias
     changes: dict[str, object] = {}

@@ -13,11 +13,13 @@ own.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Get, Parameterization, ParameterTerm, Propagate, Reduce
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.activations.registry import ActivationLike, dual_activation
 from lightning_graphon.ntk.infinite.drift import drift_kernel
@@ -34,13 +36,13 @@ def graphon_ntk(
     activation: ActivationLike | Sequence[ActivationLike] = "relu",
     weight_variance: float | Sequence[float] = 2.0,
     bias_variance: float | Sequence[float] = 0.0,
-    propagate: str = "density",
-    parameterization: str = "ntk",
+    propagate: Propagate = "density",
+    parameterization: Parameterization = "ntk",
     widths: Sequence[int] | None = None,
-    reduce: str | None = "mean",
+    reduce: Reduce | None = "mean",
     x2: Tensor | None = None,
-    kernel: str = "ntk",
-    parameter_term: str = "kept",
+    get: Get = "ntk",
+    parameter_term: ParameterTerm = "kept",
     train_bias: bool | None = None,
     max_memory: int | None = None,
     group: object | None = None,
@@ -66,9 +68,10 @@ def graphon_ntk(
             SGD).
         widths: Fan-in of every layer, n_0, ..., n_L (a last n_{L+1} is allowed); n_0 defaults to d.
             Needed wherever they do not cancel: "standard", "energy" and "drift".
-        reduce: "mean" over the outputs, or None for each output's own.
+        reduce: "mean" over the outputs. None and "per_output" are the same here: each output's own kernel, as outputs
+            do not mix in the limit.
         x2: Other samples [M, d]; the kernel between `x` and `x2` then.
-        kernel: "ntk", or "nngp" for the covariance of the outputs.
+        get: "ntk", or "nngp" for the covariance of the outputs.
         parameter_term: "kept": only kept weights move (what a network with masks does). "all" is [P1]'s
             literal formula, where W is missing in front of Σ: for the constant graphon c it gives c^L
             Θ_dense.
@@ -93,10 +96,7 @@ def graphon_ntk(
     tensor([[0.2500, 0.2500],
             [0.2500, 0.2500]], dtype=torch.float64)
     """
-    check_choice("propagate", propagate, ("density", "energy", "drift"))
-    check_choice("parameterization", parameterization, ("ntk", "standard"))
-    check_choice("kernel", kernel, ("ntk", "nngp"))
-    check_choice("parameter_term", parameter_term, ("kept", "all"))
+    check_options(propagate, parameterization, get, parameter_term, reduce)
     _check_samples(x, x2)
     in_order = list(graphons.values()) if isinstance(graphons, Mapping) else graphons
     layers = build_layers(
@@ -105,33 +105,37 @@ def graphon_ntk(
         parameter_term=parameter_term, train_bias=train_bias,
     )  # fmt: skip
     duals = resolve_activations(activation, len(layers) - 1)
-    return layers_kernel(x, layers, duals, reduce=reduce, x2=x2, kernel=kernel, max_memory=max_memory, group=group)
+    return layers_kernel(x, layers, duals, reduce=reduce, x2=x2, get=get, max_memory=max_memory, group=group)
+
+
+def check_options(
+    propagate: Propagate,
+    parameterization: Parameterization,
+    get: Get,
+    parameter_term: ParameterTerm,
+    reduce: Reduce | None,
+) -> None:
+    """Check the options that `graphon_ntk` and `graphon_ntk_from_model` share."""
+    check_choice("propagate", propagate, get_args(Propagate))
+    check_choice("parameterization", parameterization, get_args(Parameterization))
+    check_choice("get", get, get_args(Get))
+    check_choice("parameter_term", parameter_term, get_args(ParameterTerm))
+    check_choice("reduce", "per_output" if reduce is None else reduce, get_args(Reduce))
 
 
 def layers_kernel(
     x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation], *,
-    reduce: str | None, x2: Tensor | None = None, kernel: str = "ntk", max_memory: int | None = None, group:
-    object | None = None,
+    reduce: Reduce | None, x2: Tensor | None, get: Get, max_memory: int | None, group: object | None,
 ) -> Tensor:  # fmt: skip
     """`graphon_ntk` of layers that are already built."""
-    if reduce not in ("mean", None):
-        raise ValueError(f"reduce must be 'mean' or None (each output's own kernel), got {reduce!r}")
+    shard = TileShard.from_group(group)
     if layers[-1].mean is not None:
-        return drift_kernel(
-            x,
-            layers,
-            duals,
-            reduce=reduce,
-            x2=x2,
-            kernel=kernel,
-            max_memory=max_memory,
-            share=TileShard.from_group(group),
-        )
+        return drift_kernel(x, layers, duals, reduce=reduce, x2=x2, get=get, max_memory=max_memory, shard=shard)
     if reduce == "mean":
         layers = [*layers[:-1], layers[-1].averaged()]
     # Merged positions share one row: the gradient of each would be lost in that of the first.
     layers = layers if _tracked(layers) else merge_positions(layers)
-    result = _centred_kernel(x, x2, layers, duals, kernel, max_memory, TileShard.from_group(group))
+    result = _centred_kernel(x, x2, layers, duals, get, max_memory, shard)
     return result[0] if reduce == "mean" else result
 
 
@@ -142,28 +146,28 @@ def _tracked(layers: Sequence[Layer]) -> bool:
 
 def _centred_kernel(
     x: Tensor, x2: Tensor | None, layers: Sequence[Layer], duals: Sequence[DualActivation],
-    kernel: str, max_memory: int | None, share: TileShard,
+    get: Get, max_memory: int | None, shard: TileShard,
 ) -> Tensor:  # fmt: skip
     y = x if x2 is None else x2
     dx = diagonals(x, layers, duals)
     dy = dx if x2 is None else diagonals(y, layers, duals)
     if _tracked(layers) or (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)):
         everything = slice(None)
-        whole = tile_kernel(weighted_rows(x, layers[0]), dx, dy, everything, everything, layers, duals, kernel)
+        whole = tile_kernel(weighted_rows(x, layers[0]), dx, dy, everything, everything, layers, duals, get)
         return whole if x2 is not None else 0.5 * (whole + whole.mT)
     positions = max(len(layer.propagate) for layer in layers)
-    edge = share.edge(tile_edge(positions, x.element_size(), x.device.type, max_memory), max(len(x), len(y)))
+    edge = shard.edge(tile_edge(positions, x.element_size(), x.device.type, max_memory), max(len(x), len(y)))
     out = x.new_zeros(len(layers[-1].propagate), len(x), len(y))
     weighted, held = x.new_empty(0), None
-    for rows, cols in share.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
+    for rows, cols in shard.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
         if rows != held:
             weighted, held = weighted_rows(x[rows], layers[0]), rows
-        block = tile_kernel(weighted, dx, dy, rows, cols, layers, duals, kernel)
+        block = tile_kernel(weighted, dx, dy, rows, cols, layers, duals, get)
         diagonal = x2 is None and rows == cols
         out[:, rows, cols] = 0.5 * (block + block.mT) if diagonal else block
         if x2 is None and not diagonal:
             out[:, cols, rows] = block.mT
-    return share.collect(out)
+    return shard.collect(out)
 
 
 def resolve_activations(activation: ActivationLike | Sequence[ActivationLike], hidden: int) -> list[DualActivation]:

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.choices import Parameterization, ParameterTerm, Propagate
 from lightning_graphon.ntk.infinite.layers import Graphon, Layer, expand_inputs
 
 
 def build_layers(
-    graphons: Sequence[Graphon], x: Tensor, *, propagate: str, parameterization: str, widths: Sequence[int] |
-    None,
+    graphons: Sequence[Graphon], x: Tensor, *, propagate: Propagate, parameterization: Parameterization,
+    widths: Sequence[int] | None,
     weight_variance: float | Sequence[float], bias_variance: float | Sequence[float],
-    parameter_term: str, train_bias: bool | None,
+    parameter_term: ParameterTerm, train_bias: bool | None,
 ) -> list[Layer]:  # fmt: skip
     """Check the chain of graphons and give one `Layer` for each.
 
@@ -33,8 +34,8 @@ def build_layers(
 
 
 def _layer(
-    index: int, g: Graphon, x: Tensor, propagate: str, parameterization: str, variance: float, bias: float,
-    fan_in: int | None, parameter_term: str, train_bias: bool | None,
+    index: int, g: Graphon, x: Tensor, propagate: Propagate, parameterization: Parameterization, variance: float,
+    bias: float, fan_in: int | None, parameter_term: ParameterTerm, train_bias: bool | None,
 ) -> Layer:  # fmt: skip
     values, rows, cols = (_like(t, x) for t in (g.values, g.row_measure, g.col_measure))
     density = values * cols

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.choices import Get
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.infinite.layers import Layer
 
@@ -69,7 +70,7 @@ def weighted_rows(x: Tensor, layer: Layer) -> Tensor:
 
 def tile_kernel(
     weighted: Tensor, dx: Diagonals, dy: Diagonals, rows: slice, cols: slice,
-    layers: Sequence[Layer], duals: Sequence[DualActivation], kernel: str,
+    layers: Sequence[Layer], duals: Sequence[DualActivation], get: Get,
 ) -> Tensor:  # fmt: skip
     """Kernel between the samples `rows` of `dx` and `cols` of `dy`, `weighted` as `weighted_rows` gives it.
 
@@ -81,14 +82,14 @@ def tile_kernel(
     tangent = _first_parameter(dx.samples[rows], dy.samples[cols], qx, qy, distance, layers[0])
     for number, (layer, dual) in enumerate(zip(layers[1:], duals, strict=True), start=1):
         distance, slope = dual.pair(qx, qy, distance)
-        if kernel == "ntk":
+        if get == "ntk":
             flowing = _apply(layer.propagate, slope * tangent)
             moment = None if layer.ratio is not None else _moment(dx, dy, rows, cols, number, distance)
         distance = _apply(layer.propagate, distance)
         qx, qy = (d.variances[number][:, s].unsqueeze(a) for d, s, a in ((dx, rows, 2), (dy, cols, 1)))
-        if kernel == "ntk":
+        if get == "ntk":
             tangent = _own(layer, moment, qx, qy, distance).add_(flowing)
-    return tangent if kernel == "ntk" else 0.5 * (qx + qy - distance)
+    return tangent if get == "ntk" else 0.5 * (qx + qy - distance)
 
 
 def _apply(matrix: Tensor, field: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.choices import Schedule
 from lightning_graphon.pruning.allocation import layer_budgets
 from lightning_graphon.pruning.allocation.schedules import kept_after
 from lightning_graphon.pruning.allocation.top_k import keep_largest
@@ -48,7 +49,7 @@ class KeepCounts:
             densities = dict.fromkeys(sizes, density)
         return cls(sizes, densities, kept, floors)
 
-    def select(self, scores: Mapping[str, Tensor], step: int, rounds: int, schedule: str) -> dict[str, Tensor]:
+    def select(self, scores: Mapping[str, Tensor], step: int, rounds: int, schedule: Schedule) -> dict[str, Tensor]:
         """The masks after round `step` of `rounds`."""
         now = {
             name: kept_after(size, self.densities[name], self.kept[name], step, rounds, schedule)

@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
 
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice, check_sparsity
+from lightning_graphon._shared.choices import Allocation
 from lightning_graphon.pruning.allocation.on_cpu import count
 from lightning_graphon.pruning.allocation.top_k import keep_largest
 from lightning_graphon.pruning.layer_selection import match_layers
 from lightning_graphon.pruning.lazy_tensors import LazyTensorMapping, shapes_of
-
-ALLOCATIONS = ("global", "uniform", "er", "erk")
 
 
 def er_density(shape: Sequence[int]) -> float:
@@ -156,7 +156,7 @@ def check_allocation(allocation: object) -> None:
             if not isinstance(key, (str, type)):
                 raise TypeError(f"allocation maps layer names or patterns to sparsities, got the key {key!r}")
         return
-    names = (*ALLOCATIONS, "2:4")
+    names = (*get_args(Allocation), "2:4")
     if not isinstance(allocation, str):
         raise TypeError(f"allocation must be one of {names} or a dict pattern -> sparsity, got {allocation!r}")
     check_choice("allocation", allocation, names)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_sparsity
+from lightning_graphon._shared.choices import Schedule
 from lightning_graphon._shared.weight_layout import swap_sides, transposed_groups
 from lightning_graphon.pruning.allocation.layer_budgets import floor_counts
 from lightning_graphon.pruning.allocation.schedules import kept_after
@@ -101,7 +102,7 @@ class GroupKeepCounts:
         _report_dense({name: n for name, n in inputs.items() if name not in layers}, pattern, bool(layers))
         return cls(pattern, layers)
 
-    def select(self, scores: Mapping[str, Tensor], step: int, rounds: int, schedule: str) -> dict[str, Tensor]:
+    def select(self, scores: Mapping[str, Tensor], step: int, rounds: int, schedule: Schedule) -> dict[str, Tensor]:
         """The masks after round `step`."""
         keep, group = self.pattern.keep, self.pattern.group
         now = kept_after(group, self.pattern.density, keep, step, rounds, schedule)

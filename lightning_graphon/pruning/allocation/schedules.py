@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Schedule
 
 
 def exponential(density: float, step: int, steps: int) -> float:
@@ -16,10 +17,10 @@ def linear(density: float, step: int, steps: int) -> float:
     return 1 - (1 - density) * step / steps
 
 
-SCHEDULES: dict[str, Callable[[float, int, int], float]] = {"exponential": exponential, "linear": linear}
+SCHEDULES: dict[Schedule, Callable[[float, int, int], float]] = {"exponential": exponential, "linear": linear}
 
 
-def kept_after(total: int, density: float, kept: int, step: int, steps: int, schedule: str = "exponential") -> int:
+def kept_after(total: int, density: float, kept: int, step: int, steps: int, schedule: Schedule = "exponential") -> int:
     """Number of weights kept after round `step` of `steps`; exactly `kept` after the last one.
 
     Args:

@@ -207,7 +207,7 @@ def test_sampling_convolutions_and_random_positions():
     assert mask.shape == (4, 3, 2, 2)
     assert mask[:2].all()
     assert not mask[2:].any()
-    rows = StepGraphon([[1.0], [0.0]]).sample((2001, 1), positions="random").double().flatten()
+    rows = StepGraphon([[1.0], [0.0]]).sample((2001, 1), points="random").double().flatten()
     assert rows.mean().item() == pytest.approx(0.5, abs=0.056)  # 5 standard errors of fair positions
     assert rows.diff().abs().sum() > 500  # a grid would have one jump
 

@@ -95,7 +95,7 @@ def test_convolution_masks_are_read_with_their_taps_as_columns():
 def test_weights_are_refused():
     with pytest.raises(ValueError, match="entries 0 or 1"):
         motif_densities(torch.rand(3, 3))
-    with pytest.raises(ValueError, match="counting must be"):
+    with pytest.raises(ValueError, match="unknown counting"):
         motif_densities(torch.ones(3, 3), counting="both")
 
 

@@ -41,7 +41,7 @@ def random_chain(sizes=(64, 5, 7, 3), widths=(64, 100, 120, 3), drift=False):
 def test_dense_equals_neural_tangents(act, hidden, bias, which):
     truth, w, b = fixture(act, hidden, bias, which)
     mine = graphon_ntk(
-        digits(), [ONE] * (hidden + 1), activation=act, weight_variance=w**2, bias_variance=b**2, kernel=which
+        digits(), [ONE] * (hidden + 1), activation=act, weight_variance=w**2, bias_variance=b**2, get=which
     )
     assert relative(mine, truth) < 1e-13  # two float64 evaluations of one formula
 
