@@ -51,7 +51,7 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "power_law",
     "product",
     "values_at_density",
-    # which inputs a mask listens to
+    # which inputs a mask reads
     "coordinate_relevance",
     "input_path_density",
     "rank_correlation",
@@ -60,7 +60,7 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "ScaledSaliency",
     "fit_factorised_saliency",
     "predicted_graphons",
-    # what a first layer can listen to
+    # what a first layer can express
     "CoveredOrder",
     "active_inputs",
     "covered_order",

@@ -12,8 +12,8 @@ from lightning_graphon._shared.choices import Points
 from lightning_graphon._shared.random import generator as seeded
 from lightning_graphon.graphon.core.partition import locate
 
+# Entries drawn at a time. Other values gave the same masks for a seed on a CPU, but need not on another device.
 _CHUNK = 1 << 20
-"""Entries drawn at a time. Other values gave the same masks for a seed on a CPU, but need not on another device."""
 
 
 def sample_mask(
@@ -40,6 +40,7 @@ def sample_mask(
     step = max(1, _CHUNK // math.prod(shape[1:]))
     for start in range(0, shape[0], step):
         p = probabilities[rows[start : start + step]][:, cols]
+        # Every tap of a convolution is a draw of its own, with the probability of its pair of channels.
         p = p.reshape(p.shape + (1,) * (len(shape) - 2))
         noise = torch.rand((len(p), *shape[1:]), generator=source, dtype=torch.float64, device=device)
         mask[start : start + step] = noise < p

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_graphon.graphon.core.partition import common
+from lightning_graphon.graphon.core.partition import refine
 from lightning_graphon.graphon.core.step_graphon import StepGraphon, common_refinement
 from lightning_graphon.graphon.distances.cut_norm import cut_norm
 
@@ -149,7 +149,7 @@ def _relabelling_lower(a: StepGraphon, b: StepGraphon) -> float:
 
 
 def _l1(f: Tensor, f_measure: Tensor, g: Tensor, g_measure: Tensor) -> float:
-    measure, i, j = common(f_measure, g_measure)
+    measure, i, j = refine(f_measure, g_measure)
     return float((f.detach()[i] - g.detach()[j]).abs() @ measure)
 
 
@@ -178,6 +178,6 @@ def _monotone(p: Tensor, q: Tensor, f: Tensor, g: Tensor, by_degree: bool) -> Te
     p, q, f, g = (t.detach().cpu() for t in (p, q, f, g))
     i = f.argsort(descending=True, stable=True) if by_degree else torch.arange(len(p))
     j = g.argsort(descending=True, stable=True) if by_degree else torch.arange(len(q))
-    measure, left, right = common(p[i], q[j])
+    measure, left, right = refine(p[i], q[j])
     plan = torch.zeros(len(p), len(q), dtype=torch.float64)
     return plan.index_put_((i[left], j[right]), measure, accumulate=True)

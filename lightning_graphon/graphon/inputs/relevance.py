@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.choices import Relevance
-from lightning_graphon.graphon.core.partition import same
+from lightning_graphon.graphon.core.partition import same_partition
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 
@@ -50,7 +50,7 @@ def _check_chain(layers: Sequence[StepGraphon | Tensor]) -> None:
     for index, (before, after) in enumerate(pairwise(layers)):
         fits = before.shape[0] == after.shape[1]
         if fits and isinstance(before, StepGraphon) and isinstance(after, StepGraphon):
-            fits = same(before.row_measure, after.col_measure)
+            fits = same_partition(before.row_measure, after.col_measure)
         if not fits:
             raise ValueError(
                 f"the outputs of layer {index} ({before.shape[0]}) are not the inputs of layer {index + 1} "

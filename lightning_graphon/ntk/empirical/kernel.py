@@ -84,6 +84,7 @@ def empirical_ntk(
         ValueError: Shapes or options; or an output depends on other samples of the batch.
         TypeError: The model does not return a tensor.
 
+    >>> import torch
     >>> model = nn.Linear(3, 2).double()
     >>> empirical_ntk(model, torch.eye(3, dtype=torch.float64))  # xᵀx' from the weights, 1 from the bias
     tensor([[2., 1., 1.],

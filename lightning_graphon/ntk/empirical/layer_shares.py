@@ -66,6 +66,7 @@ def ntk_layer_shares(
         KeyError: A mask or preconditioner names no parameter.
         ValueError: As in `empirical_ntk`.
 
+    >>> import torch
     >>> model = nn.Linear(3, 2, bias=False)
     >>> ntk_layer_shares(model, torch.eye(3))
     [LayerShare(name='weight', entries=6, trace=6.0, share=1.0)]
