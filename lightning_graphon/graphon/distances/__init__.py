@@ -1,4 +1,4 @@
-"""How far two graphons are apart."""
+"""Distances between graphons."""
 
 from lightning_graphon.graphon.distances.cut_norm import CutNorm, cut_norm
 from lightning_graphon.graphon.distances.distances import (
