@@ -84,7 +84,7 @@ class _Split:
 
 
 def _split_all(points: Tensor, directions: Tensor, dispersion: float, bins: int) -> Tensor:
-    """Labels [n] of rows with the coordinates `points` [n, r] along `directions` [m, r], the widest part split first."""
+    """Labels [n] of rows at `points` [n, r] along `directions` [m, r]; the widest part is split first."""
     min_size = max(1, len(points) // (4 * bins))
     parts = [torch.arange(len(points), device=points.device)]
     split = partial(_split, points, directions, dispersion, min_size)
