@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from lightning_graphon.graphon import block, constant, estimate_graphon, layer_graphons, product
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 from lightning_graphon.graphon.estimation.singular_vectors import exact_singular_vectors, leading_singular_vectors
-from lightning_graphon.graphon.estimation.spectral_order import _nearer, _Noise, spectral_parts
+from lightning_graphon.graphon.estimation.spectral_order import _lloyd, _Noise, spectral_parts
 
 
 def draw(probabilities, seed=0):
@@ -255,5 +255,5 @@ def test_the_widest_part_is_cut_first():
 def test_moving_to_the_nearer_mean_leaves_no_part_too_small():
     places = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.0]])
     first = torch.arange(8) < 4
-    assert torch.equal(_nearer(places, first, smallest=2), first)
-    assert int(_nearer(places, first, smallest=1).sum()) == 7
+    assert torch.equal(_lloyd(places, first, smallest=2), first)
+    assert int(_lloyd(places, first, smallest=1).sum()) == 7
