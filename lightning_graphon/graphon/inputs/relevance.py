@@ -1,4 +1,4 @@
-"""Which coordinates of the input a network listens to, and whether they are those that tell the classes apart."""
+"""Which coordinates of the input a network reads, and which of them tell the classes apart."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,9 +15,9 @@ from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 
 
 def input_path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> Tensor:
-    """TileShard of the possible paths from each input coordinate to the outputs that are there.
+    """Share of all possible paths from each input coordinate to the outputs that a network has.
 
-    The adjoint operators one after the other, W₁* ⋯ W_{L+1}* 1; its mean over the inputs is `path_density`.
+    This is W₁* ⋯ W_{L+1}* 1 with the adjoint operators; its mean over the inputs is `path_density`.
 
     Args:
         layers: StepGraphons (consecutive ones on one partition of the neurons, as `layer_graphons` with
@@ -39,7 +39,7 @@ def input_path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> Tens
     _check_chain(chain)
     share = torch.ones(chain[-1].shape[0], dtype=torch.float64, device=chain[-1].device)
     for layer in reversed(chain):
-        share = _back(layer, share)
+        share = _mean_over_outputs(layer, share)
     return share
 
 
@@ -59,7 +59,7 @@ def _check_chain(layers: Sequence[StepGraphon | Tensor]) -> None:
             )
 
 
-def _back(layer: StepGraphon | Tensor, share: Tensor) -> Tensor:
+def _mean_over_outputs(layer: StepGraphon | Tensor, share: Tensor) -> Tensor:
     """Mean over the outputs of a layer of `share` along its edges."""
     if isinstance(layer, StepGraphon):
         return layer.to(dtype=torch.float64).apply_adjoint(share)
@@ -71,7 +71,7 @@ def _back(layer: StepGraphon | Tensor, share: Tensor) -> Tensor:
 
 
 def coordinate_relevance(x: Tensor, labels: Tensor, kind: Relevance = "mean_difference") -> Tensor:
-    """How much each input coordinate says of the class, by itself.
+    """How much each input coordinate alone tells about the class.
 
     Args:
         x: Samples [N, ...], flattened to [N, d].
@@ -79,8 +79,8 @@ def coordinate_relevance(x: Tensor, labels: Tensor, kind: Relevance = "mean_diff
         kind: "mean_difference" is the standard deviation of the class means, weighted by class: for two equally
             frequent classes half of the absolute difference of their means, in the units of the input.
             "correlation_ratio" is Fisher's η², the share of the coordinate's variance that lies between the
-            classes, in [0, 1]; 0 for a constant coordinate. The kernel of a network feels the scale of an
-            input, so the first is the one to compare with path densities.
+            classes, in [0, 1]; 0 for a constant coordinate. A network's kernel depends on the scale of an input, so
+            compare path densities with the first.
 
     Returns:
         Float64 [d], not negative, finite.

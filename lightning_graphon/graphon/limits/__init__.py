@@ -1,4 +1,4 @@
-"""Graphons that scores predict before any mask is drawn."""
+"""Graphons predicted from scores, before any mask is made."""
 
 from lightning_graphon.graphon.limits.factorised_saliency import (
     FactorisedSaliency,

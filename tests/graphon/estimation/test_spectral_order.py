@@ -255,5 +255,5 @@ def test_the_widest_part_is_cut_first():
 def test_moving_to_the_nearer_mean_leaves_no_part_too_small():
     places = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.0]])
     first = torch.arange(8) < 4
-    assert torch.equal(_lloyd(places, first, smallest=2), first)
-    assert int(_lloyd(places, first, smallest=1).sum()) == 7
+    assert torch.equal(_lloyd(places, first, min_size=2), first)
+    assert int(_lloyd(places, first, min_size=1).sum()) == 7
