@@ -1,4 +1,4 @@
-"""A module as a pure function of its parameters, in eval semantics, leaving no trace on the module."""
+"""A module as a pure function of its parameters; the module itself is not changed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ def batch_size(x: Inputs) -> int:
     """Number of samples, the first dimension.
 
     Raises:
-        ValueError: Not a tensor or a tuple of tensors with the same first dimension, or no sample.
+        ValueError: Not a tensor or a tuple of tensors with the same first dimension, or no samples.
     """
     parts = (x,) if isinstance(x, Tensor) else tuple(x)
     if not parts or any(not isinstance(p, Tensor) or p.ndim == 0 for p in parts):
@@ -29,12 +29,12 @@ def batch_size(x: Inputs) -> int:
 
 
 def select_samples(x: Inputs, part: slice | Tensor) -> Inputs:
-    """Samples `part` of the inputs."""
+    """Some samples of the inputs."""
     return x[part] if isinstance(x, Tensor) else tuple(p[part] for p in x)
 
 
 def detach_inputs(x: Inputs) -> Inputs:
-    """Inputs without gradients, and usable by autograd even if they were made under inference_mode."""
+    """Inputs without gradients; inference tensors, which autograd refuses, are copied."""
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x.detach()
     return tuple(p.clone() if p.is_inference() else p.detach() for p in x)
@@ -47,14 +47,14 @@ def input_device(x: Inputs) -> torch.device:
 
 @dataclass(frozen=True)
 class FunctionalModel:
-    """A module, its (masked) parameter values, and the weight that each squared gradient entry gets.
+    """A module, its masked parameter values, and the weights of squared gradients in the kernel.
 
     Attributes:
-        model: The module; never changed.
-        values: Detached parameters by qualified name, masks multiplied in.
-        weights: By name, a tensor of the parameter's shape (mask times preconditioner) or None for ones.
-        factors: By name, the parameterisation's number γ.
-        trainable: Names that count: `requires_grad` and floating point.
+        model: The module.
+        values: Detached parameters by qualified name, multiplied by their masks.
+        weights: Mask times preconditioner of each parameter, of its shape, or None for ones.
+        factors: The parameterisation's factor γ of each parameter.
+        trainable: Names of parameters that contribute: `requires_grad` and floating point.
     """
 
     model: nn.Module
@@ -83,11 +83,11 @@ class FunctionalModel:
         return out.reshape(len(out), -1)
 
     def leaves(self) -> dict[str, Tensor]:
-        """Fresh leaves of the trainable values, for autograd."""
+        """The trainable values as new leaves for autograd."""
         return {name: self.values[name].detach().requires_grad_() for name in self.trainable}
 
     def weight(self, name: str) -> Tensor | None:
-        """Weight of the squared gradients of one parameter, γ included; None for ones."""
+        """Weights of the squared gradients of one parameter, γ included; None for ones."""
         given, factor = self.weights[name], self.factors[name]
         if given is None:
             return None if factor == 1.0 else torch.full_like(self.values[name], factor)
@@ -122,7 +122,7 @@ def functional_model(
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
-    """Every name of every parameter, tied ones included, to the one that `named_parameters` lists."""
+    """Every name of a parameter, of tied ones too, to the one that `named_parameters` lists."""
     first = {id(p): name for name, p in model.named_parameters()}
     return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
 

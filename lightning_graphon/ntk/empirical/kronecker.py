@@ -1,8 +1,8 @@
-"""The finite-width kernel without its full matrix: products by a VJP and a JVP, or a Kronecker product for it."""
+"""The finite-width kernel without its full matrix: products by a VJP and a JVP, or a Kronecker approximation."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,22 +31,16 @@ def kronecker_ntk(
     max_memory: int | None = None,
     group: object | None = None,
 ) -> KroneckerKernel:
-    """Tangent kernel of a module as a Kronecker product, hardly dearer than its mean over outputs.
+    """Tangent kernel of a module as a Kronecker product, for little more than the cost of its mean over outputs.
 
-    K is that mean, B the mean over samples of the kernel of each sample with itself, between all pairs of outputs: the
-    product has both means of the full kernel, and its trace. For a last layer alone it is exact.
+    K is that mean; B is the mean over samples of the kernel of each sample with itself, between all pairs of outputs.
+    The product has both means of the full kernel, and its trace. It is exact where only the last layer is trained.
 
     Args:
-        model: As in `empirical_ntk`.
-        x: Samples [N, ...].
-        masks: As in `empirical_ntk`.
-        preconditioner: As in `empirical_ntk`.
-        max_memory: As in `empirical_ntk`.
-        group: As in `empirical_ntk`.
+        model, x, masks, preconditioner, max_memory, group: As in `empirical_ntk`.
 
     Raises:
-        KeyError: A mask or preconditioner names no parameter.
-        ValueError: Shapes; or an output depends on other samples of the batch.
+        KeyError, ValueError: As in `empirical_ntk`.
 
     >>> kernel = kronecker_ntk(nn.Linear(3, 2, bias=False).double(), torch.eye(3, dtype=torch.float64))
     >>> kernel.samples.diagonal().tolist(), kernel.outputs.tolist()
@@ -60,21 +54,15 @@ def kronecker_ntk(
 class EmpiricalNTK(KernelOperator):
     """Tangent kernel of a module as a linear operator: v ↦ J P Jᵀ v, never a matrix.
 
-    One product costs about two passes through the network (C times that for `reduce="mean"`). Semantics as in
-    `empirical_ntk`: eval mode, masked weights, frozen parameters left out, the module as it was.
+    One product costs about two passes through the network, C times that for `reduce="mean"`.
 
     Args:
-        model: Any module whose forward maps `x` to a tensor [N, ...].
-        x: Samples [N, ...], or a tuple of tensors.
-        masks: Qualified parameter name to a tensor of its shape, non-zero where kept.
-        reduce: None for the kernel over all N·C outputs, sample-major; "mean" for the N by N mean over
-            outputs.
-        preconditioner: Parameter name to P of its shape.
-        batch: Samples a pass; all by default.
+        model, x, masks, preconditioner: As in `empirical_ntk`.
+        reduce: None for the kernel over all N·C outputs, sample-major; "mean" for the N by N mean over outputs.
+        batch: Samples per pass; all by default.
 
     Raises:
-        KeyError: A mask or preconditioner names no parameter.
-        ValueError: Shapes or options.
+        KeyError, ValueError: As in `empirical_ntk`.
 
     >>> operator = EmpiricalNTK(nn.Linear(3, 2, bias=False).double(), torch.eye(3, dtype=torch.float64))
     >>> operator.shape, round(operator.trace(), 6)
@@ -111,6 +99,7 @@ class EmpiricalNTK(KernelOperator):
             if not self._mean:
                 return self._product(vector.reshape(self._n, self.outputs)).reshape(-1)
             total = torch.zeros_like(vector)
+            # The mean of the outputs' own kernels: a vector of one output, back to the same output.
             for k in range(self.outputs):
                 field = vector.new_zeros(self._n, self.outputs)
                 field[:, k] = vector
@@ -118,7 +107,7 @@ class EmpiricalNTK(KernelOperator):
             return total / self.outputs
 
     def trace(self) -> float:
-        """Trace, exactly, from activations and signals."""
+        """Exact trace, from activations and signals."""
         model, x, masks, preconditioner = self._given
         shares = ntk_layer_shares(model, x, masks=masks, preconditioner=preconditioner)
         total = sum(s.trace for s in shares)
@@ -128,14 +117,14 @@ class EmpiricalNTK(KernelOperator):
         """J P Jᵀ applied to [N, C]."""
         tangent = {n: torch.zeros_like(v) for n, v in self._values.items()}
         for part in self._parts():
-            pair: Any = torch.func.vjp(partial(self._outputs, part), self._values)
-            for name, g in pair[1](field[part])[0].items():
+            _, vjp = cast(Any, torch.func.vjp(partial(self._outputs, part), self._values))
+            for name, g in vjp(field[part])[0].items():
                 tangent[name] += g
         for name in tangent:
             weight = self._fm.weight(name)
             if weight is not None:
                 tangent[name] = tangent[name] * weight
-        rows = [_pushed(partial(self._outputs, part), self._values, tangent) for part in self._parts()]
+        rows = [_jvp(partial(self._outputs, part), self._values, tangent) for part in self._parts()]
         return torch.cat(rows).detach()
 
     def _outputs(self, part: slice, values: dict[str, Tensor]) -> Tensor:
@@ -145,13 +134,12 @@ class EmpiricalNTK(KernelOperator):
         return [slice(i, min(i + self._batch, self._n)) for i in range(0, self._n, self._batch)]
 
 
-def _pushed(
-    function: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], tangent: dict[str, Tensor]
-) -> Tensor:
+def _jvp(function: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], tangent: dict[str, Tensor]) -> Tensor:
     """J · tangent."""
     try:
-        pushed: Tensor = torch.func.jvp(function, (at,), (tangent,))[1]
-    except NotImplementedError:  # an operation without forward mode, as in weight_norm: Jᵀ u is linear in u
-        pull: Any = torch.func.vjp(function, at)
-        pushed = torch.func.vjp(lambda u: pull[1](u)[0], torch.zeros_like(pull[0]))[1](tangent)[0]
-    return pushed
+        product: Tensor = torch.func.jvp(function, (at,), (tangent,))[1]
+    except NotImplementedError:
+        # Operations without forward mode, as in weight_norm: Jᵀ u is linear in u, so its own VJP is J.
+        outputs, vjp = cast(Any, torch.func.vjp(function, at))
+        product = torch.func.vjp(lambda u: vjp(u)[0], torch.zeros_like(outputs))[1](tangent)[0]
+    return product

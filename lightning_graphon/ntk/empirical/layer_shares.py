@@ -27,9 +27,9 @@ class LayerShare:
 
     Attributes:
         name: Qualified parameter name.
-        entries: Number of entries with a non-zero weight (kept by the mask).
-        trace: Its part of the full kernel's trace, Σ over samples, outputs and entries of P (∂f)².
-        share: Trace divided by the sum over all parameters; 0 for the zero kernel.
+        entries: Number of entries that the mask keeps.
+        trace: Part of the full kernel's trace, Σ over samples, outputs and entries of P (∂f)².
+        share: The trace relative to that of all parameters; 0 for the zero kernel.
     """
 
     name: str
@@ -46,25 +46,16 @@ def ntk_layer_shares(
     preconditioner: Mapping[str, Tensor] | None = None,
     max_memory: int | None = None,
 ) -> list[LayerShare]:
-    """How much of the tangent kernel's trace each trainable parameter gives, in the module's order.
+    """Share of each trainable parameter in the tangent kernel's trace, in the module's order.
 
-    Costs one backward pass an output; no kernel is formed for Linear and Conv layers. A parameter with share
-    0 is not trained by these samples. The traces sum to C times the trace of `empirical_ntk(...,
-    reduce="mean")`.
+    Costs one backward pass per output; no kernel is formed for Linear and Conv layers. A parameter with share 0 is not
+    trained by these samples. The traces sum to C times the trace of `empirical_ntk(..., reduce="mean")`.
 
     Args:
-        model: As in `empirical_ntk`.
-        x: Samples [N, ...].
-        masks: As in `empirical_ntk`.
-        preconditioner: As in `empirical_ntk`.
-        max_memory: Bytes for signals and temporary tensors.
-
-    Returns:
-        One `LayerShare` a trainable parameter.
+        model, x, masks, preconditioner, max_memory: As in `empirical_ntk`.
 
     Raises:
-        KeyError: A mask or preconditioner names no parameter.
-        ValueError: As in `empirical_ntk`.
+        KeyError, ValueError: As in `empirical_ntk`.
 
     >>> import torch
     >>> model = nn.Linear(3, 2, bias=False)
@@ -86,9 +77,9 @@ def ntk_layer_shares(
 
 def _add_traces(traces: dict[str, float], fm: FunctionalModel, plan: KernelPlan, x: Inputs, budget: int) -> None:
     signals = capture_signals(fm, x, plan.sites)
-    for site, sides, bias in zip(plan.sites, signals.layers, signals.biases, strict=True):
-        if site.weight and sides is not None:
-            traces[site.weight] += squared_norm(sides, weight_matrix(fm, site.module, site.weight), budget)
+    for site, factors, bias in zip(plan.sites, signals.layers, signals.biases, strict=True):
+        if site.weight and factors is not None:
+            traces[site.weight] += squared_norm(factors, weight_matrix(fm, site.module, site.weight), budget)
         if site.bias and bias is not None:
             traces[site.bias] += float(scaled(bias, fm.weight(site.bias)).mul(bias).sum())
     for name in plan.generic:

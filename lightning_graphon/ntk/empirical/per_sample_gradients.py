@@ -14,21 +14,21 @@ def gradients(fm: FunctionalModel, x: Inputs, names: Sequence[str], outputs: int
 
     Args:
         fm: The functional model.
-        x: N samples.
-        names: Parameters.
-        outputs: C.
+        x: Samples, N of them.
+        names: Names of the parameters.
+        outputs: Number C of outputs.
 
     Returns:
-        [N, C, p], p the parameters' entries one after the other.
+        Gradients [N, C, p], p the parameters' entries one after the other.
     """
     try:
-        found = _vectorised(fm, x, names)
-        if _agrees(found[0], fm, x, names):
-            return found
+        vectorised = _vectorised(fm, x, names)
+        if _matches_autograd(vectorised[0], fm, x, names):
+            return vectorised
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         if is_out_of_memory(error):
             raise
-    # torch.func cannot batch every module (data-dependent branches, custom autograd functions, PReLU); a loop can.
+    # torch.func cannot batch every module: data-dependent branches, custom autograd functions, PReLU.
     return _one_by_one(fm, x, names, outputs)
 
 
@@ -42,7 +42,7 @@ def entry_weights(fm: FunctionalModel, names: Sequence[str]) -> Tensor | None:
 
 
 def split_by_size(fm: FunctionalModel, names: Sequence[str], floats: int) -> list[list[str]]:
-    """Split names so that each group has at most `floats` entries, or is one parameter."""
+    """Split names into groups of at most `floats` entries, or of one parameter."""
     out: list[list[str]] = []
     size = 0
     for name in names:
@@ -66,17 +66,15 @@ def _vectorised(fm: FunctionalModel, x: Inputs, names: Sequence[str]) -> Tensor:
     return torch.cat([jacobian[n].flatten(2) for n in names], dim=2).detach()
 
 
-def _agrees(mine: Tensor, fm: FunctionalModel, x: Inputs, names: Sequence[str]) -> bool:
-    """Whether autograd finds the same gradient [C, p] of the first sample, along one direction of the outputs.
-
-    With as many samples as outputs, torch 2.14 batches the backward pass of PReLU without an error and wrongly.
-    """
+def _matches_autograd(gradient: Tensor, fm: FunctionalModel, x: Inputs, names: Sequence[str]) -> bool:
+    """Whether autograd finds the same gradient [C, p] of the first sample, along one direction of the outputs."""
+    # With as many samples as outputs torch 2.14 batches the backward pass of PReLU wrongly, without an error.
     leaves = {n: fm.values[n].detach().requires_grad_() for n in names}
     out = fm(leaves, select_samples(x, slice(0, 1)))[0]
     direction = torch.randn(len(out), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(out)
-    truth = _flat_gradient(out @ direction, leaves)
-    close = 10 * torch.finfo(truth.dtype).eps ** 0.5  # a wrong gradient is off by its own size
-    return float((direction @ mine - truth).norm()) <= close * float(truth.norm())
+    true = _flat_gradient(out @ direction, leaves)
+    tolerance = 10 * torch.finfo(true.dtype).eps ** 0.5  # a wrong gradient is off by its own size
+    return float((direction @ gradient - true).norm()) <= tolerance * float(true.norm())
 
 
 def _one_by_one(fm: FunctionalModel, x: Inputs, names: Sequence[str], outputs: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.choices import BoundScale
-from lightning_graphon.ntk.operators.spectrum import _as_matrix
+from lightning_graphon.ntk.operators.spectrum import symmetric_matrix
 
 _SHARE = 1e-20  # of ‖y‖² in null directions: the square of eigenvectors' own rounding
 _RESIDUAL = 1e-3  # of ‖y‖: a solution of the linear system that is worse is none
@@ -201,7 +201,7 @@ def _kernels(kernel: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Kernels [1 or C, N, N] and targets [N, C], float64."""
     if kernel.ndim not in (2, 3):
         raise ValueError(f"a kernel must be [N, N], or [C, N, N] for one an output, got {tuple(kernel.shape)}")
-    kernels = torch.stack([_as_matrix(k) for k in (kernel[None] if kernel.ndim == 2 else kernel)])
+    kernels = torch.stack([symmetric_matrix(k) for k in (kernel[None] if kernel.ndim == 2 else kernel)])
     if targets.is_floating_point():
         y = targets.detach().to(kernels).reshape(len(targets), -1)
         if not bool(y.isfinite().all()):

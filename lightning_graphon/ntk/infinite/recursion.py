@@ -46,7 +46,7 @@ def diagonals(x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation
 
 
 def _warn_unresolved(dual: DualActivation, variances: Tensor, number: int) -> None:
-    if variances.numel() and not dual.resolves(largest := variances.detach().max()):
+    if variances.numel() and not dual.is_accurate(largest := variances.detach().max()):
         warnings.warn(
             f"the pre-activations of hidden layer {number} have variances up to {float(largest):.3g}, too large for "
             f"the quadrature of {dual.name!r}: the kernel of similar samples is inaccurate. Scale the inputs or "
@@ -81,7 +81,7 @@ def tile_kernel(
     distance = _first_distance(weighted, dx, dy, rows, cols, layers[0].propagate)
     tangent = _first_parameter(dx.samples[rows], dy.samples[cols], qx, qy, distance, layers[0])
     for number, (layer, dual) in enumerate(zip(layers[1:], duals, strict=True), start=1):
-        distance, slope = dual.pair(qx, qy, distance)
+        distance, slope = dual.squared_distance(qx, qy, distance)
         if get == "ntk":
             flowing = _apply(layer.propagate, slope * tangent)
             moment = None if layer.ratio is not None else _moment(dx, dy, rows, cols, number, distance)

@@ -355,7 +355,7 @@ def test_row_gram_in_blocks_of_other_devices(monkeypatch):
     for budget in (1, 1 << 20, 1 << 28):
         units, edge = rowgram._blocking(300, 20, 8, budget)
         assert 8 * units * (20 * 300 + 2 * edge**2) <= budget or units == 1
-        monkeypatch.setattr(rowgram, "_ON_CPU", (units, edge))
+        monkeypatch.setattr(rowgram, "_CPU_BLOCK", (units, edge))
         torch.testing.assert_close(row_gram(H, G, H, G, P), expected, rtol=1e-12, atol=1e-12)
     assert (units, edge) == (32, 512)
 
