@@ -34,7 +34,7 @@ class MotifDensities:
 
     @property
     def c4_ratio(self) -> float:
-        """t(C4) / t(K2)⁴: at least 1 for a graphon, 1 only for the constant one; 1 for an empty mask."""
+        """The ratio t(C4) / t(K2)⁴, at least 1 for a graphon, 1 only for the constant one; 1 for an empty mask."""
         return self.c4 / self.edge**4 if self.edge > 0 else 1.0
 
     @property

@@ -37,7 +37,12 @@ def kronecker_ntk(
     The product has both means of the full kernel, and its trace. It is exact where only the last layer is trained.
 
     Args:
-        model, x, masks, preconditioner, max_memory, group: As in `empirical_ntk`.
+        model: As in `empirical_ntk`.
+        x: As in `empirical_ntk`.
+        masks: As in `empirical_ntk`.
+        preconditioner: As in `empirical_ntk`.
+        max_memory: As in `empirical_ntk`.
+        group: As in `empirical_ntk`.
 
     Raises:
         KeyError, ValueError: As in `empirical_ntk`.
@@ -57,7 +62,10 @@ class EmpiricalNTK(KernelOperator):
     One product costs about two passes through the network, C times that for `reduce="mean"`.
 
     Args:
-        model, x, masks, preconditioner: As in `empirical_ntk`.
+        model: As in `empirical_ntk`.
+        x: As in `empirical_ntk`.
+        masks: As in `empirical_ntk`.
+        preconditioner: As in `empirical_ntk`.
         reduce: None for the kernel over all N·C outputs, sample-major; "mean" for the N by N mean over outputs.
         batch: Samples per pass; all by default.
 

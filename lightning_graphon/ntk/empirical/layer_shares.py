@@ -52,7 +52,11 @@ def ntk_layer_shares(
     trained by these samples. The traces sum to C times the trace of `empirical_ntk(..., reduce="mean")`.
 
     Args:
-        model, x, masks, preconditioner, max_memory: As in `empirical_ntk`.
+        model: As in `empirical_ntk`.
+        x: As in `empirical_ntk`.
+        masks: As in `empirical_ntk`.
+        preconditioner: As in `empirical_ntk`.
+        max_memory: As in `empirical_ntk`.
 
     Raises:
         KeyError, ValueError: As in `empirical_ntk`.

@@ -123,7 +123,7 @@ def alignment(kernel: Tensor, labels: Tensor, *, centred: bool = False) -> Tenso
 
 
 def energy_share(kernel: Tensor, count: int = 5) -> Tensor:
-    """Share of the `count` largest eigenvalues of a symmetric [N, N] in its trace, as a tensor that autograd follows."""
+    """Share of the `count` largest eigenvalues of a symmetric [N, N] in its trace, as a differentiable tensor."""
     K = kernel.to(torch.float64)
     return torch.linalg.eigvalsh(K)[-count:].sum() / K.trace()
 
