@@ -1,4 +1,4 @@
-"""The Graphon NTK of a module: read its chain, estimate joint graphons from its masks and weights, evaluate."""
+"""The Graphon NTK of a module: joint graphons of its masks and weights, and their kernel."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,44 +34,40 @@ def graphon_ntk_from_model(
     max_memory: int | None = None,
     group: object | None = None,
 ) -> Tensor:
-    """Infinite-width kernel of the masked network that the module is one draw of.
+    """Infinite-width kernel of the masked network of which the module is one draw.
 
-    Every hidden layer gets `bins` positions that both of its masks share; inputs and outputs keep their
-    identity. Biases enter with the mean of their squares and are trained; parameters with
-    `requires_grad=False` only propagate.
+    Every hidden layer gets positions that both of its masks share; inputs and outputs keep their identity. Biases
+    enter with the mean of their squares and are trained; parameters with `requires_grad=False` add no parameter term.
 
     Args:
-        model: A chain of Linear layers and elementwise activations (Flatten, Identity and Dropout are passed
-            over).
+        model: A chain of Linear layers and elementwise activations; Flatten, Identity and Dropout are ignored.
         x: Samples [N, ...], flattened to the first layer's inputs; computed in float64.
-        masks: Qualified weight name to tensor of its shape, non-zero where kept; weights without one are
-            dense.
-        bins: Positions of each hidden layer, at most. Default: 64; 8 for the drift, whose cells need many
-            weights each to tell a mean from noise.
-        propagate: "energy" reads E[w²M] from the weights, the default: it describes the network that is
-            trained. "density" is the paper: weights independent of the mask. "drift" also reads E[wM] (see
-            `graphon_ntk`).
-        parameterization: "standard" is comparable with `empirical_ntk`; "ntk" see there.
+        masks: Qualified weight name to tensor of its shape, non-zero where kept; weights without one are dense.
+        bins: Largest number of positions of each hidden layer. Default: 64; 8 for the drift, whose cells need many
+            weights to tell a mean from noise.
+        propagate: "energy" reads E[w²M] from the weights, the default: it describes the network that is trained.
+            "density" is [P1]: weights independent of the mask. "drift" also reads E[wM] (see `graphon_ntk`).
+        parameterization: "standard" or "ntk", as in `empirical_ntk`.
         reduce: "mean" over the outputs; None and "per_output" give each output's own kernel.
-        positions: How neurons get their bins: "degree", "energy" or "spectral" (see `layer_graphons`).
-            Default: "spectral" for the drift, else "degree".
-        weight_variance: σ_w² (variance of a weight times its fan-in) for "density" and "ntk"; by default
-            fan-in times the mean square of each layer's kept weights.
+        positions: "degree", "energy" or "spectral", as in `layer_graphons`. Default: "spectral" for the drift, else
+            "degree".
+        weight_variance: σ_w² (variance of a weight times its fan-in) for "density" and "ntk"; by default fan-in times
+            the mean square of each layer's kept weights.
         parameter_term: "kept", or "all" for [P1]'s literal formula.
         x2: Other samples [M, ...].
         get: "ntk", or "nngp" for the covariance of the outputs.
         max_memory: Bytes for temporary tensors.
-        group: Shares the tiles out over processes, as in `graphon_ntk`.
+        group: As in `graphon_ntk`.
 
     Returns:
-        Float64 [N, N], [N, M] with `x2`, with a leading C for `reduce=None`; on the device of `x`.
+        [N, N], [N, M] with `x2`, with a leading C for `reduce=None`; float64, on the device of `x`.
 
     Warns:
         UserWarning: No masks are given, and many weights are exactly zero.
 
     Raises:
-        ValueError: The module is not such a chain, the message names the layer and points to `empirical_ntk`;
-            or options.
+        ValueError: The module is not such a chain (the message names the layer and suggests `empirical_ntk`), or
+            options.
         KeyError: A mask names no Linear weight of the chain.
 
     >>> model = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 2))
@@ -86,15 +82,15 @@ def graphon_ntk_from_model(
     other = None if x2 is None else x2.detach().flatten(1).to(torch.float64)
     rule: Positions = positions or ("spectral" if propagate == "drift" else "degree")
     count = bins if bins is not None else (8 if propagate == "drift" else 64)
-    drift, read = propagate == "drift", propagate == "density" or parameterization == "ntk"
+    drift, needs_variance = propagate == "drift", propagate == "density" or parameterization == "ntk"
     graphons = layer_graphons(full, model=model, bins=count, order="joint", positions=rule, drift=drift)
-    variances = [weight_variance or (_variance(a, full[a.weight_name]) if read else 1.0) for a in chain]
+    variances = [weight_variance or (_variance(a, full[a.weight_name]) if needs_variance else 1.0) for a in chain]
     layers = build_layers(
         list(graphons.values()), flat, propagate=propagate, parameterization=parameterization,
         widths=[*(a.module.in_features for a in chain), chain[-1].module.out_features],
         weight_variance=variances, bias_variance=0.0, parameter_term=parameter_term, train_bias=False,
     )  # fmt: skip
-    layers = [_with_parameters(la, a, parameterization, propagate) for la, a in zip(layers, chain, strict=True)]
+    layers = [_with_own_parameters(la, a, parameterization, propagate) for la, a in zip(layers, chain, strict=True)]
     duals: Sequence[DualActivation] = [a.dual for a in chain if a.dual is not None]
     return layers_kernel(flat, layers, duals, reduce=reduce, x2=other, get=get, max_memory=max_memory, group=group)
 
@@ -120,21 +116,24 @@ def _variance(layer: Affine, mask: Tensor) -> float:
     return layer.module.in_features * float(kept.square().mean()) if len(kept) else 0.0
 
 
-def _with_parameters(built: Layer, layer: Affine, parameterization: Parameterization, propagate: Propagate) -> Layer:
-    """Biases as they are, and nothing from parameters that are frozen."""
+def _with_own_parameters(
+    built: Layer, layer: Affine, parameterization: Parameterization, propagate: Propagate
+) -> Layer:
+    """The layer with the module's own biases, and without parameter terms of frozen parameters."""
     weight, bias = layer.module.weight, layer.module.bias
     changes: dict[str, object] = {}
     if not weight.requires_grad:
-        changes |= {"parameter": torch.zeros_like(built.parameter), "ratio": 0.0}
+        changes |= {"parameter_map": torch.zeros_like(built.parameter_map), "ratio": 0.0}
     if bias is not None:
-        b = bias.detach().to(built.bias)
-        own = len(b) == len(built.bias) and layer.dual is None  # outputs keep their identity
-        mean = b if own else b.mean().expand_as(built.bias)
-        square = b.square() if own else b.square().mean().expand_as(built.bias)
+        b = bias.detach().to(built.bias_variance)
+        own = len(b) == len(built.bias_variance) and layer.dual is None  # outputs keep their identity
+        mean = b if own else b.mean().expand_as(built.bias_variance)
+        square = b.square() if own else b.square().mean().expand_as(built.bias_variance)
+        # Without drift pre-activations are centred by definition, so a bias enters with its second moment.
         drift = propagate == "drift"
-        changes |= {"bias": (square - mean.square()).clamp_min(0) if drift else square}
+        changes |= {"bias_variance": (square - mean.square()).clamp_min(0) if drift else square}
         if drift:
             changes |= {"bias_mean": mean}
         gamma = 1.0 if parameterization == "standard" else float(b.square().mean())
-        changes |= {"bias_parameter": gamma if bias.requires_grad else 0.0}
+        changes |= {"bias_term": gamma if bias.requires_grad else 0.0}
     return replace(built, **changes)  # type: ignore[arg-type]

@@ -1,15 +1,13 @@
 r"""The Graphon NTK: the tangent kernel of an infinitely wide network whose masks follow step graphons.
 
-Pham et al., *The Graphon Limit Hypothesis* (NeurIPS 2025, arXiv:2510.17515), section 5, with every factor and
-three ways to propagate. With n_l units in layer l, densities W, energies E = E[w²M], positions u (outputs), v
-(inputs):
+[P1] is Pham et al., *The Graphon Limit Hypothesis* (NeurIPS 2025, arXiv:2510.17515), section 5. With n_l units in
+layer l, densities W, energies E = E[w²M], positions u (outputs), v (inputs):
 
 .. math::
     \tildeΣ^{(l)}(u) = n_{l-1}\int E^{(l)}(u,v) Σ^{(l-1)}(v)\,dv + σ_b^2, \qquad
     T^{(l)}(u) = γ_l n_{l-1}\int W^{(l)} Σ^{(l-1)}\,dv + γ_b + n_{l-1}\int E^{(l)} \dotΣ^{(l-1)} T^{(l-1)}\,dv
 
-and Θ = T of the last layer. γ_l = σ_w²/n_{l-1}, γ_b = σ_b² in the NTK parameterisation; both 1 in torch's
-own.
+and Θ = T of the last layer. γ_l = σ_w²/n_{l-1}, γ_b = σ_b² in the NTK parameterisation; both 1 in torch's own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,18 +50,17 @@ def graphon_ntk(
     Args:
         x: Samples [N, d], floating point; the kernel has its dtype and device. Use float64: float32
             eigenvalues below 1e-6 of the largest are noise.
-        graphons: L+1 of them for L hidden layers, input side first. Rows are a layer's outputs, columns its
-        inputs: The first one's columns are the d inputs (or one column for all), the last one's rows the C
-            outputs (or one row for all); in between, the rows of one and the columns of the next are the same
-            positions: `layer_graphons(masks, order="joint")`, not by degree, which moves every mask for itself.
-        activation: Name, torch function, module or `DualActivation`; or one a hidden layer.
-        weight_variance: σ_w², one number or one a layer; unused where `propagate` reads energies and the
+        graphons: L+1 of them for L hidden layers, input side first. Rows are a layer's outputs, columns its inputs: the
+            first one's columns are the d inputs (or one column for all), the last one's rows the C outputs (or one row
+            for all). In between, the rows of one and the columns of the next are the same positions, as
+            `layer_graphons(masks, order="joint")` makes them.
+        activation: Name, torch function, module or `DualActivation`; or one per hidden layer.
+        weight_variance: σ_w², one number or one per layer; unused where `propagate` reads energies and the
             parameterisation is "standard".
-        bias_variance: σ_b², one number or one a layer.
-        propagate: "density" is the paper: weights independent of the mask, E = σ_w² W / n_{l-1}. "energy"
-            uses the graphons' `energy`. "drift" uses `energy` and `drift`: the kept weights have a mean, so
-            pre-activations and back-propagated signals are not centred (needs the real outputs as rows of the
-            last graphon).
+        bias_variance: σ_b², one number or one per layer.
+        propagate: "density" is [P1]: weights independent of the mask, E = σ_w² W / n_{l-1}. "energy" uses the graphons'
+            `energy`. "drift" uses `energy` and `drift`: the kept weights have a mean, so pre-activations and
+            back-propagated signals are not centred (the rows of the last graphon must be the outputs).
         parameterization: "ntk" (w = σ_w ω/√n, γ = σ_w²/n) or "standard" (torch's own, γ = 1, the kernel of
             SGD).
         widths: Fan-in of every layer, n_0, ..., n_L (a last n_{L+1} is allowed); n_0 defaults to d.
@@ -72,18 +69,16 @@ def graphon_ntk(
             do not mix in the limit.
         x2: Other samples [M, d]; the kernel between `x` and `x2` then.
         get: "ntk", or "nngp" for the covariance of the outputs.
-        parameter_term: "kept": only kept weights move (what a network with masks does). "all" is [P1]'s
-            literal formula, where W is missing in front of Σ: for the constant graphon c it gives c^L
-            Θ_dense.
-        train_bias: Do biases move? Default: when `bias_variance` is positive.
+        parameter_term: "kept": only kept weights are trained, as in a network with masks. "all" is [P1]'s literal
+            formula without W in front of Σ: for the constant graphon c it gives c^L Θ_dense.
+        train_bias: Whether biases are trained. Default: when `bias_variance` is positive.
         max_memory: Bytes for temporary tensors. Default: what fits the cache.
-        group: `TileShard` or process group of torch.distributed: the tiles are shared out and the result
-            gathered; the same `x` and `graphons` on all.
+        group: `TileShard` or process group of torch.distributed among which the tiles are divided, with the same `x`
+            and `graphons` on all; the kernel is gathered.
 
     Returns:
-        [N, N], [N, M] with `x2`; with `reduce=None` a leading dimension C. Differentiable in `x` and in the
-        values and energies of the graphons (in one piece then: `max_memory` and `group` have no effect, and
-        positions with equal rows are not merged).
+        [N, N], [N, M] with `x2`; with `reduce=None` a leading dimension C. Differentiable in `x` and in the values and
+        energies of the graphons; then it is computed in one piece, and `max_memory` and `group` have no effect.
 
     Raises:
         ValueError: Shapes, options or missing widths, energies or drifts; the message names the layer.
@@ -129,19 +124,20 @@ def layers_kernel(
 ) -> Tensor:  # fmt: skip
     """`graphon_ntk` of layers that are already built."""
     shard = TileShard.from_group(group)
-    if layers[-1].mean is not None:
+    if layers[-1].mean_map is not None:
         return drift_kernel(x, layers, duals, reduce=reduce, x2=x2, get=get, max_memory=max_memory, shard=shard)
     if reduce == "mean":
         layers = [*layers[:-1], layers[-1].averaged()]
     # Merged positions share one row: the gradient of each would be lost in that of the first.
-    layers = layers if _tracked(layers) else merge_positions(layers)
+    layers = layers if _graphons_require_grad(layers) else merge_positions(layers)
     result = _centred_kernel(x, x2, layers, duals, get, max_memory, shard)
     return result[0] if reduce == "mean" else result
 
 
-def _tracked(layers: Sequence[Layer]) -> bool:
-    """Whether autograd follows the graphons."""
-    return torch.is_grad_enabled() and any(la.propagate.requires_grad or la.parameter.requires_grad for la in layers)
+def _graphons_require_grad(layers: Sequence[Layer]) -> bool:
+    return torch.is_grad_enabled() and any(
+        la.covariance_map.requires_grad or la.parameter_map.requires_grad for la in layers
+    )
 
 
 def _centred_kernel(
@@ -151,17 +147,17 @@ def _centred_kernel(
     y = x if x2 is None else x2
     dx = diagonals(x, layers, duals)
     dy = dx if x2 is None else diagonals(y, layers, duals)
-    if _tracked(layers) or (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)):
+    if _graphons_require_grad(layers) or (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)):
         everything = slice(None)
         whole = tile_kernel(weighted_rows(x, layers[0]), dx, dy, everything, everything, layers, duals, get)
         return whole if x2 is not None else 0.5 * (whole + whole.mT)
-    positions = max(len(layer.propagate) for layer in layers)
+    positions = max(len(layer.covariance_map) for layer in layers)
     edge = shard.edge(tile_edge(positions, x.element_size(), x.device.type, max_memory), max(len(x), len(y)))
-    out = x.new_zeros(len(layers[-1].propagate), len(x), len(y))
-    weighted, held = x.new_empty(0), None
+    out = x.new_zeros(len(layers[-1].covariance_map), len(x), len(y))
+    weighted, weighted_for = x.new_empty(0), None  # tiles of the same rows share their left factor
     for rows, cols in shard.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
-        if rows != held:
-            weighted, held = weighted_rows(x[rows], layers[0]), rows
+        if rows != weighted_for:
+            weighted, weighted_for = weighted_rows(x[rows], layers[0]), rows
         block = tile_kernel(weighted, dx, dy, rows, cols, layers, duals, get)
         diagonal = x2 is None and rows == cols
         out[:, rows, cols] = 0.5 * (block + block.mT) if diagonal else block
@@ -174,7 +170,7 @@ def resolve_activations(activation: ActivationLike | Sequence[ActivationLike], h
     """One dual activation for each of `hidden` layers."""
     if isinstance(activation, (list, tuple)):
         if len(activation) != hidden:
-            raise ValueError(f"{len(activation)} activations for {hidden} hidden layers; give one, or one a layer")
+            raise ValueError(f"{len(activation)} activations for {hidden} hidden layers; give one, or one per layer")
         return [dual_activation(a) for a in activation]
     return [dual_activation(activation)] * hidden  # type: ignore[arg-type]
 

@@ -136,7 +136,7 @@ def test_equal_positions_cost_one():
         chain, digits(4), propagate="density", parameterization="ntk", widths=None, weight_variance=2.0,
         bias_variance=0.0, parameter_term="kept", train_bias=None,
     )  # fmt: skip
-    assert [len(layer.propagate) for layer in merge_positions(layers)[:-1]] == [1, 1]
+    assert [len(layer.covariance_map) for layer in merge_positions(layers)[:-1]] == [1, 1]
 
 
 def nasty(x):
