@@ -186,7 +186,7 @@ def sequences():
 def test_sequences_are_read_as_if_they_were_traced(name, monkeypatch):
     model, x = sequences()[name], digits(4).float()
     chains = [chain.read_chain(model, x)]
-    monkeypatch.setattr(chain, "_sequence", lambda model: None)
+    monkeypatch.setattr(chain, "_sequential_graph", lambda model: None)
     chains.append(chain.read_chain(model, x))
     first, second = ([(a.weight_name, a.module, a.dual and a.dual.name) for a in found] for found in chains)
     assert first == second
