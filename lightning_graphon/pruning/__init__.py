@@ -1,4 +1,4 @@
-"""Which weights die: saliency, budgets, schedules, masks, and keeping them. Needs torch and scipy only."""
+"""Pruning: scores, budgets, schedules, masks, and keeping pruned weights at zero. Needs torch and scipy only."""
 
 from lightning_graphon.pruning.enforcer import Enforcer
 from lightning_graphon.pruning.layer_selection import select_weights

@@ -23,7 +23,7 @@ class PruningConfig:
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument has a value that is not allowed; the message names it and the nearest match.
+        ValueError: An argument has a value that is not allowed; the message suggests the nearest match.
     """
 
     method: str | Callable[..., Mapping[str, Tensor]]
@@ -60,13 +60,14 @@ class PruningConfig:
 
     @property
     def rounds(self) -> int:
-        """Number of rounds; those of an N:M pattern, unless given, are no more than a group has weights to lose."""
-        usual, pattern = self.resolved.steps, self.pattern
-        return self.steps or (usual if pattern is None else min(usual, pattern.group - pattern.keep))
+        """Number of rounds."""
+        default, pattern = self.resolved.steps, self.pattern
+        # More rounds than a group loses weights would leave some of them without any.
+        return self.steps or (default if pattern is None else min(default, pattern.group - pattern.keep))
 
     @property
     def pattern(self) -> NMPattern | None:
-        """N:M, where the allocation says so."""
+        """The N:M pattern, where the allocation is one."""
         return NMPattern.read(self.allocation)
 
     def __str__(self) -> str:
@@ -74,6 +75,7 @@ class PruningConfig:
         return f"{self.resolved.name}, sparsity {self.sparsity}{f' ({self.allocation})' if self.pattern else by_layer}"
 
 
+# Options of a method are the keyword-only parameters of its scoring function.
 def _check_options(method: Method, options: Mapping[str, Any]) -> None:
     allowed = [
         p.name for p in inspect.signature(method.score).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY

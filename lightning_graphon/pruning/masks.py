@@ -1,4 +1,4 @@
-"""`Masks`: which weights of a network are kept, beside the network and not in it."""
+"""`Masks`: which weights of a network are kept, stored outside the network."""
 
 from collections.abc import Iterator, Mapping
 from os import PathLike
@@ -80,10 +80,9 @@ class Masks(Mapping[str, Tensor]):
         return 1 - self.kept / self.total if self.total else 0.0
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a layer: layer, shape, total, kept, sparsity, dead_out, dead_in.
+        """One row per layer: layer, shape, total, kept, sparsity, dead_out, dead_in.
 
-        `dead_out` counts the output units (first axis) without a kept weight, `dead_in` the inputs
-        (second axis) that no kept weight reads.
+        `dead_out` counts output units (first axis) without a kept weight, `dead_in` inputs (second axis) without one.
         """
         return [_row(name, mask) for name, mask in self.items()]
 
@@ -125,7 +124,7 @@ class Masks(Mapping[str, Tensor]):
         return Masks({name: mask.to(device) for name, mask in self.items()})
 
     def shuffled(self, seed: int = 0) -> "Masks":
-        """Each layer's mask in a random order: the same counts, no structure (a sanity ablation)."""
+        """Each layer's mask in a random order: the same counts without structure, a sanity check."""
         source = generator(seed, "shuffled masks")
         return Masks(
             {
@@ -135,14 +134,14 @@ class Masks(Mapping[str, Tensor]):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks packed to one bit a weight; plain tensors, lists and numbers only."""
+        """The masks packed to one bit per weight, as plain tensors, lists and numbers."""
         return {"format": _FORMAT, "masks": pack_all(self)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace these masks by those of `state_dict()`.
 
         Raises:
-            ValueError: `state` is not what `state_dict` makes.
+            ValueError: `state` does not come from `state_dict`.
         """
         if not isinstance(state, Mapping) or state.get("format") != _FORMAT or "masks" not in state:
             raise ValueError(f"not a state of Masks (format {_FORMAT}): got {type(state).__name__} without it")
@@ -157,18 +156,18 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "Masks":
-        """Read masks written by `save`, under `weights_only=True`.
+        """Read masks written by `save`, with `weights_only=True`.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It holds something else than masks; the message names it.
+            ValueError: It does not hold masks; the message names it.
         """
         masks = cls({})
         try:
             masks.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except OSError:
             raise
-        except Exception as error:  # torch's reader fails in many ways on files of other programs
+        except Exception as error:  # torch raises many kinds of errors for files of other programs
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"{str(path)!r} is no file of masks, such as masks.save(path) writes: {reason}") from error
         return masks
@@ -177,7 +176,7 @@ class Masks(Mapping[str, Tensor]):
     def from_zeros(cls, model: nn.Module, include: LayerPatterns = None, exclude: LayerPatterns = None) -> "Masks":
         """Masks of a network that is already sparse: a weight is kept where it is not zero.
 
-        `include` and `exclude` as in `prune`. Where weights are cut over processes, every process must call it.
+        `include` and `exclude` as in `prune`. If weights are sharded, every process must call it.
         """
         return cls({name: full_tensor(w.detach() != 0) for name, w in select_weights(model, include, exclude).items()})
 

@@ -1,4 +1,4 @@
-"""How many weights stay after each round: for all layers together, or for each."""
+"""How many weights are kept after each round, of all layers together or of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,14 @@ from lightning_graphon.pruning.allocation.top_k import keep_largest
 
 @dataclass(frozen=True)
 class KeepCounts:
-    """Densities and numbers to keep in the end: of all layers together (""), or of each."""
+    """Numbers of weights to keep in the end, of all layers together (under the name "") or of each.
+
+    Attributes:
+        sizes: Numbers of weights.
+        densities: Fractions to keep.
+        kept: Numbers to keep.
+        floors: Least numbers to keep in single layers.
+    """
 
     sizes: Mapping[str, int]
     densities: Mapping[str, float]
@@ -30,10 +37,10 @@ class KeepCounts:
         sparsity: float,
         min_density: float | None,
     ) -> "KeepCounts":
-        """The numbers that the arguments of `prune` mean for weights of these shapes."""
+        """Numbers from the arguments of `prune`, for weights of these shapes."""
         sizes = {name: shape.numel() for name, shape in shapes.items()}
         total = sum(sizes.values())
-        # Ten digits, so that 1 - 0.9 is 0.1.
+        # To ten digits, so that 1 - 0.9 is 0.1.
         density, keep = round(1 - sparsity, 10), layer_budgets.keep_count(total, sparsity)
         if isinstance(allocation, Mapping):
             kept = layer_budgets.given_layer_budgets(model, shapes, allocation, sparsity)
@@ -45,6 +52,7 @@ class KeepCounts:
             return cls({"": total}, {"": density}, {"": keep}, floors)
         kept = layer_budgets.layer_budgets(shapes, keep, allocation, floors)
         densities = {name: count / sizes[name] for name, count in kept.items()}
+        # The asked density, not the one rounded to whole weights: early rounds of an iterative method depend on it.
         if allocation == "uniform" and not floors:
             densities = dict.fromkeys(sizes, density)
         return cls(sizes, densities, kept, floors)

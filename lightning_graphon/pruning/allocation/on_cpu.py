@@ -69,7 +69,7 @@ def descending(values: Tensor) -> Tensor:
 
 
 def largest(values: Tensor, keep: int) -> Tensor:
-    """Mask [n] of the `keep` largest values of a vector; among equal ones the earlier stay.
+    """Mask [n] of the `keep` largest values of a vector; among equal ones the earlier are kept.
 
     >>> largest(torch.tensor([1.0, 3.0, 3.0, 3.0]), 2)
     tensor([False,  True,  True, False])

@@ -1,4 +1,4 @@
-"""How the number of kept weights falls over the rounds of an iterative method."""
+"""How the number of kept weights decreases over the rounds of an iterative method."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ def exponential(density: float, step: int, steps: int) -> float:
 
 def linear(density: float, step: int, steps: int) -> float:
     """Density after round `step` of `steps`: the same number of weights removed in every round."""
-    # Multiplied before it is divided, as in the reference: the last digit decides where the number is whole.
+    # Multiply before dividing, as the reference does: the last digit matters where the result is a whole number.
     return 1 - (1 - density) * step / steps
 
 
@@ -27,7 +27,7 @@ def kept_after(total: int, density: float, kept: int, step: int, steps: int, sch
         total: Number of weights.
         density: Fraction to keep in the end.
         kept: Number to keep in the end, total · density rounded.
-        step: Rounds done, 1 <= step <= steps.
+        step: Number of rounds done, 1 <= step <= steps.
         steps: Number of rounds; 1 is one-shot.
         schedule: "exponential" or "linear".
 

@@ -1,4 +1,4 @@
-"""What a saliency method may ask of a network: its loss on a batch, and its outputs on an input of ones."""
+"""Quantities of a network that methods score by: its loss on a batch, and its outputs on an input of ones."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -12,10 +12,10 @@ LossFn = Callable[[Any, Any], Tensor]
 
 
 class Objective(Protocol):
-    """The two questions; `prune` answers them from (inputs, targets), the callback from a training_step."""
+    """Loss and flow of a network; `prune` computes them from (inputs, targets), the callback from a training_step."""
 
     def loss(self, batch: Any, temperature: float = 1.0) -> Tensor:
-        """Scalar loss of one batch, the network's outputs divided by `temperature` first."""
+        """Scalar loss of one batch, with the network's outputs divided by `temperature`."""
 
     def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
         """All outputs [K] for one input of ones times `scale`, shaped like those of `batch`."""
@@ -92,17 +92,17 @@ def ones_like_sample(inputs: Any, model: nn.Module, scale: float = 1.0) -> Any:
             return x
         if not is_float(x):
             return x[:1]
-        sample = x[:1] if len(x) else x.new_empty(1, *x.shape[1:])  # an empty batch has a shape, too
+        sample = x[:1] if len(x) else x.new_empty(1, *x.shape[1:])  # an empty batch has a shape as well
         return torch.full_like(sample, scale, dtype=dtype)
 
     return tree_map(one, inputs)
 
 
 def guess_inputs(model: nn.Module) -> Any:
-    """Inputs of the right shape without data: `example_input_array`, else from a first Linear layer.
+    """Inputs of the right shape without data: `example_input_array`, or for a first Linear layer.
 
     Raises:
-        ValueError: The shape cannot be known.
+        ValueError: The shape is unknown.
     """
     example = getattr(model, "example_input_array", None)
     if example is not None:
