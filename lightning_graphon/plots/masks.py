@@ -11,17 +11,17 @@ from lightning_graphon.plots.figure import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PIXELS = 256  # a mask is drawn at most this large; each pixel is then the density of its cell
+_PIXELS = 256  # per side at most; each pixel is the density of its cell
 
 
 def sort_by_degree(mask: Tensor) -> Tensor:
-    """A mask as [outputs, inputs], both by degree, the best connected first; stable.
+    """A mask as [outputs, inputs], both in descending order of degree; ties keep their order.
 
     Args:
-        mask: Bool [out, in, ...]; the taps of a convolution are averaged.
+        mask: Mask [out, in, ...]; the taps of a convolution are averaged.
 
     Returns:
-        Float32 [out, in] in [0, 1].
+        Densities [out, in] in [0, 1], float32.
 
     >>> sort_by_degree(torch.tensor([[False, False], [False, True]])).tolist()
     [[1.0, 0.0], [0.0, 0.0]]

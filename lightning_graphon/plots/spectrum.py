@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def plot_spectrum(spectrum: "SpectralSummary", title: str = "") -> "Figure":
-    """Eigenvalues of a kernel with the power-law fit, and the share of the trace in the largest of them.
+    """Eigenvalues of a kernel with the power-law fit, and their cumulative share of the trace.
 
     Args:
         spectrum: What `spectral_summary` returned.
-        title: Title of the figure; it should say which kernel this is.
+        title: Title of the figure, which should name the kernel.
     """
-    # Margins by hand: the automatic layout would take most of the drawing time.
+    # Fixed margins: the automatic layout would take most of the drawing time.
     figure, axes = new_figure(1, 2, cell=(4.2, 3.2), layout=None)
     figure.subplots_adjust(left=0.09, right=0.98, bottom=0.16, top=0.84, wspace=0.25)
     left, right = axes[0]
