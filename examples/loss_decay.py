@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_graphon.callbacks import LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks import KernelPrediction, LossDecayMonitor, PruneAtInit
 from lightning_graphon.pruning import LayerCollapseWarning, Masks
 
 METHODS = ("random", "snip", "synflow")
@@ -84,15 +84,24 @@ def fit(cell: Cell, optimizer: str, args: argparse.Namespace) -> tuple[dict[str,
     pruned = cell.method != "dense"
     prune = PruneAtInit(cell.method, cell.sparsity, seed=10_000 + cell.seed, verbose=False) if pruned else None
     monitor = LossDecayMonitor(
-        probe_size=args.probe, every_n_steps=10, refresh_every_n_steps=50, figure=False, verbose=False,
+        probe_size=args.probe,
+        every_n_steps=10,
+        figure=False,
+        verbose=False,
         raise_errors=True,
-    )  # fmt: skip
+        kernel=KernelPrediction(refresh_every_n_steps=50),
+    )
     order = torch.Generator().manual_seed(cell.seed)
     loader = DataLoader(TensorDataset(inputs, labels), args.batch, shuffle=True, drop_last=True, generator=order)
     trainer = pl.Trainer(
-        max_steps=args.steps, callbacks=[c for c in (prune, monitor) if c], logger=False, accelerator="cpu",
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-    )  # fmt: skip
+        max_steps=args.steps,
+        callbacks=[c for c in (prune, monitor) if c],
+        logger=False,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
     trainer.fit(module, loader)
     masks = Masks({name.removeprefix("net."): mask for name, mask in prune.masks.items()}) if prune else None
     return observed(monitor), initial, masks
@@ -110,7 +119,7 @@ def observed(monitor: LossDecayMonitor) -> dict[str, Any]:
     found = {
         "predicted_fall": float(np.log(curves["observed"][0] / curves["predicted"][-1])),
         "refreshed_error": float(np.nanmean(np.abs(curves["refreshed"] / curves["observed"] - 1))),
-        "void_from": monitor.void_from,
+        "invalid_from": monitor.invalid_from,
     }
     found |= {key: agreement[key] for key in ("relative_error", "relative_error_last", "rate_ratio")}
     return found | {"curves": {k: [None if np.isnan(x) else x for x in v.tolist()] for k, v in curves.items()}}
@@ -191,7 +200,7 @@ def numbers(result: Mapping[str, Any], optimizer: str) -> dict[str, float]:
 
 def write_networks(results: Results, path: Path) -> None:
     """One row for each network and optimizer: what the kernel said and what was observed."""
-    columns = ("relative_error", "relative_error_last", "rate_ratio", "refreshed_error", "void_from")
+    columns = ("relative_error", "relative_error_last", "rate_ratio", "refreshed_error", "invalid_from")
     rows = []
     for (cell, result), optimizer in product(results.items(), OPTIMIZERS):
         row: dict[str, Any] = {**cell._asdict(), "optimizer": optimizer}
@@ -238,7 +247,7 @@ def _row(chosen: list[dict[str, Any]], steps: int) -> Iterator[str]:
     yield from (f"{np.mean([c['curves']['observed'][end] for c in chosen]):.3f}" for end in (0, -1))
     yield f"{np.mean([c['curves']['predicted'][-1] for c in chosen]):.3f}"
     yield from (f"{np.mean([c[key] for c in chosen]):.1%}" for key in ("relative_error", "refreshed_error"))
-    yield f"{np.mean([steps if c['void_from'] is None else c['void_from'] for c in chosen]):.0f}"
+    yield f"{np.mean([steps if c['invalid_from'] is None else c['invalid_from'] for c in chosen]):.0f}"
 
 
 def correlations_table(found: Correlations) -> Table:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks import GraphonMonitor, KernelPrediction, LossDecayMonitor, PruneAtInit
 from lightning_graphon.plots import plot_graphon_grid, plot_loss_decays, plot_masks
 from lightning_graphon.pruning import Masks
 
@@ -96,7 +96,7 @@ def train(method: str, args: argparse.Namespace) -> Result:
     for old in (args.out / method).glob("events.out.tfevents.*"):
         old.unlink()  # of an earlier demo: TensorBoard would draw both into one curve
     monitor = GraphonMonitor(verbose=False)
-    decay = LossDecayMonitor(every_n_steps=10, refresh_every_n_steps=30, verbose=False)
+    decay = LossDecayMonitor(every_n_steps=10, verbose=False, kernel=KernelPrediction(refresh_every_n_steps=30))
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         callbacks=[c for c in (prune, monitor, decay) if c],
@@ -123,7 +123,7 @@ def report(results: dict[str, Result]) -> Table:
         table.add_column(column, justify="right")
     for method, (masks, _, accuracy, decay) in results.items():
         sparsities = " ".join(f"{100 * row['sparsity']:.1f}" for row in masks.table()) if masks else "none"
-        until = "the end" if decay.void_from is None else f"step {decay.void_from}"
+        until = "the end" if decay.invalid_from is None else f"step {decay.invalid_from}"
         table.add_row(method, sparsities, f"{accuracy:.1%}", *loss_at(decay, 50), until)
     return table
 
@@ -148,7 +148,7 @@ def draw(results: dict[str, Result], args: argparse.Namespace) -> None:
     )
     plot_graphon_grid(graphons, tests, title).savefig(args.out / "graphons.png", dpi=150)
     curves = {method: read_curves(args.out / method) for method in results}
-    void = {method: result.decay.void_from for method, result in results.items()}
+    void = {method: result.decay.invalid_from for method, result in results.items()}
     title = f"Loss of 128 training samples, predicted and observed ({args.data}, {args.sparsity:.0%} pruned)"
     plot_loss_decays(curves, void, title).savefig(args.out / "loss_decay.png", dpi=150)
 

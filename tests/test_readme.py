@@ -23,7 +23,7 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
     for code in blocks(page):
         exec(compile(code, page, "exec"), names)  # noqa: S102  (our own text)
         if isinstance(names.get("prune"), PruneAtInit):
-            assert abs(names["prune"].masks.sparsity - names["prune"].plan.sparsity) < 1e-9
+            assert abs(names["prune"].masks.sparsity - names["prune"].config.sparsity) < 1e-9
     assert names["masks"].sparsity == pytest.approx(0.9, abs=0.01)
 
 

@@ -91,7 +91,7 @@ def test_a_file_that_runs_code_when_unpickled_is_refused_and_runs_nothing(plain,
         path.write_bytes(pickle.dumps({"format": 1, "masks": Bomb(trace)}))
     else:
         torch.save({"format": 1, "masks": Bomb(trace)}, path)
-    for read in (Masks.load, lambda p: PruneAtInit(masks=p)):
+    for read in (Masks.load, lambda p: PruneAtInit.from_masks(p)):
         with pytest.raises(ValueError, match="no file of masks"):
             read(path)
     assert not trace.exists()

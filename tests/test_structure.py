@@ -20,7 +20,8 @@ STOREYS = [
     {"graphon"},
     {"pruning", "ntk"},
     {"dynamics", "compact"},
-    {"metrics", "plots"},
+    {"plots"},
+    {"metrics"},
     {"report", "presets"},
     {"callbacks", "cli"},
 ]
@@ -32,6 +33,15 @@ def name_of(path):
 
 
 @cache
+def exported(package):
+    """What a package's `__init__` offers; a function may have the name of its file."""
+    init = ROOT.joinpath(*package.split("."), "__init__.py")
+    text = init.read_text(encoding="utf-8") if init.exists() else ""
+    listed = text.partition("__all__ = [")[2].partition("]")[0]
+    return set(re.findall(r'"(\w+)"', listed))
+
+
+@cache
 def imports():
     """Module -> modules of the package that it imports, by `from a import b` the module b where it is one."""
     known = {name_of(path) for path in FILES}
@@ -40,7 +50,10 @@ def imports():
         targets = set()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                targets |= {f"{node.module}.{alias.name}" for alias in node.names} & known or {node.module}
+                modules = {
+                    f"{node.module}.{alias.name}" for alias in node.names if alias.name not in exported(node.module)
+                }
+                targets |= modules & known or {node.module}
             elif isinstance(node, ast.Import):
                 targets |= {alias.name for alias in node.names}
         found[name_of(path)] = {target for target in targets if target.split(".")[0] == "lightning_graphon"}

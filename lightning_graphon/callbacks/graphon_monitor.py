@@ -1,25 +1,23 @@
 """`GraphonMonitor`: the graphon of every layer, in pictures and numbers, while any network trains."""
 
-import logging
-from collections.abc import Callable
-from typing import Any, TypeAlias, get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._shared.checks import check_choice
-from lightning_graphon._shared.choices import LayerOrder, Propagate
-from lightning_graphon.callbacks._analysis.kernel_spectrum import KERNELS, KernelSpectrum, spectrum_scalars
+from lightning_graphon._shared.choices import LayerOrder
+from lightning_graphon.callbacks._analysis.kernel_spectrum import KernelSpectrum, SpectrumOptions, spectrum_scalars
+from lightning_graphon.callbacks._analysis.mask_snapshot import MaskSnapshot
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned, masks_in_use
-from lightning_graphon.callbacks._analysis.pickling import state_without_module
-from lightning_graphon.callbacks._distributed.memory import InsufficientMemoryError, check_memory_on_all_ranks
+from lightning_graphon.callbacks._analysis.monitor import Monitor
+from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
 from lightning_graphon.callbacks._logging.images import send_picture
 from lightning_graphon.callbacks._logging.scalars import layer_table, log_scalars
-from lightning_graphon.callbacks._module.network import UnreadableStepError
 from lightning_graphon.graphon import (
     HomogeneityTest,
     StepGraphon,
@@ -29,22 +27,14 @@ from lightning_graphon.graphon import (
     motif_densities,
 )
 from lightning_graphon.ntk import SpectralSummary
-from lightning_graphon.plots.graphon_pixels import graphon_pixels
-from lightning_graphon.plots.graphons import p_value_text
-from lightning_graphon.plots.spectrum_pixels import spectrum_pixels
-from lightning_graphon.pruning.allocation.on_cpu import equal
-from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.read_masks import check_readable
-from lightning_graphon.pruning.sharding import summon_full_params
-
-log = logging.getLogger(__name__)
-Work: TypeAlias = Callable[[pl.Trainer, pl.LightningModule], None]
+from lightning_graphon.plots import graphon_pixels, p_value_text, spectrum_pixels
+from lightning_graphon.pruning import Masks, check_readable, summon_full_params
 
 # Counting four-cycles multiplies a mask with itself: a few seconds for a layer of this many weights.
 _LARGEST_FOR_CYCLES = 1 << 24
 
 
-class GraphonMonitor(Callback):
+class GraphonMonitor(Monitor):
     """Estimates the graphon of every layer when training starts, and again whenever masks have changed.
 
     Works with `PruneAtInit`, Lightning's `ModelPruning`, `torch.nn.utils.prune`, weights that are simply zero, and
@@ -58,7 +48,7 @@ class GraphonMonitor(Callback):
     null) and `/moved` (L2 distance of the graphon from the last look). The figure `graphons` goes to TensorBoard and
     W&B; with other loggers or none, PNG and NPZ files go to the log directory.
 
-    At the start and the end of training, and every `spectrum_every_n_epochs` epochs, the spectrum of the tangent kernel
+    At the start and the end of training, and every `spectrum.every_n_epochs` epochs, the spectrum of the tangent kernel
     on a fixed probe batch of training data is logged: `ntk/decay_rate`, `ntk/effective_rank`, `ntk/spectral_gap`,
     `ntk/energy_top5`, `ntk/lambda_max`, `ntk/lambda_min`, `ntk/trace`, `ntk/condition_number`, `ntk/alignment` (with
     class labels) and the figure `ntk_spectrum`. It is the Graphon NTK where the network is a chain of Linear layers,
@@ -75,19 +65,16 @@ class GraphonMonitor(Callback):
         exclude: Which layers not.
         every_n_epochs: Look at the start of every n-th epoch; 0: never.
         every_n_steps: Look after every n-th optimizer step; None: never.
-        kernel: "auto", "graphon", "empirical", or "none".
-        propagate: "energy" (from the weights), "density" (arXiv:2510.17515) or "drift", for the Graphon NTK.
-        kernel_bins: Positions of a hidden layer for the Graphon NTK, at most. None: 9 (3 x 3 quantiles of degrees), or
-            8 for "drift", whose cells need many weights. Against 64 that changes the kernel by 2 % (3.4 % at most: all
-            methods, 4x256 on digits before and after training, 4x1024 on MNIST), its distance from the network's own
-            kernel by less than 0.02, and takes a third of the time.
-        probe_size: Samples in the probe batch.
-        probe_seed: Seed of the probe batch.
-        spectrum_every_n_epochs: Look at the spectrum at the start of every n-th epoch too; 0: never.
-        figure: Draw the figures.
+        spectrum: Which kernel's spectrum, on which samples, and when; see `SpectrumOptions`. None: no spectrum.
         alpha: Level of the homogeneity verdict.
+        figure: Draw the figures.
         verbose: Print a table at the first look.
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
+
+    Attributes:
+        graphons: Layer -> its graphon at the last look.
+        tests: Layer -> its homogeneity test at the last look.
+        spectrum: The kernel's spectrum at the last look; None before the first.
 
     Raises:
         ValueError: An argument has a value that is not allowed; (on fit) a pattern of `include` or `exclude` matches no
@@ -96,6 +83,8 @@ class GraphonMonitor(Callback):
     >>> GraphonMonitor(bins=32).graphons
     {}
     """
+
+    transient = ("_seen", "_kernel")
 
     def __init__(
         self,
@@ -106,24 +95,16 @@ class GraphonMonitor(Callback):
         exclude: str | list[str] | None = None,
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
-        kernel: str = "auto",
-        propagate: Propagate = "energy",
-        kernel_bins: int | None = None,
-        probe_size: int = 128,
-        probe_seed: int = 0,
-        spectrum_every_n_epochs: int = 0,
-        figure: bool = True,
+        spectrum: SpectrumOptions | None = SpectrumOptions(),  # noqa: B008 - frozen
         alpha: float = 0.01,
+        figure: bool = True,
         verbose: bool = True,
         raise_errors: bool = False,
     ) -> None:
+        super().__init__(figure=figure, verbose=verbose, raise_errors=raise_errors)
         check_choice("order", order, get_args(LayerOrder))
-        check_choice("kernel", kernel, (*KERNELS, "none"))
-        check_choice("propagate", propagate, get_args(Propagate))
-        self.kernel_bins = (8 if propagate == "drift" else 9) if kernel_bins is None else kernel_bins
-        for name, value in (("bins", bins), ("kernel_bins", self.kernel_bins), ("probe_size", probe_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value!r}")
+        if bins < 1:
+            raise ValueError(f"bins must be at least 1, got {bins!r}")
         if every_n_epochs < 0 or (every_n_steps is not None and every_n_steps < 1):
             raise ValueError(
                 f"every_n_epochs must be >= 0 and every_n_steps >= 1 or None, got {every_n_epochs!r}, {every_n_steps!r}"
@@ -131,16 +112,12 @@ class GraphonMonitor(Callback):
         self.bins, self.order, self.alpha = bins, order, alpha
         self.include, self.exclude = include, exclude
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
-        self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
-        self.spectrum_every_n_epochs = spectrum_every_n_epochs
-        self.kernel, self.propagate = kernel, propagate
-        self.probe_size, self.probe_seed = probe_size, probe_seed
+        self.spectrum_options = spectrum
         self.spectrum: SpectralSummary | None = None
-        self._spectra: KernelSpectrum | None = None
         self.graphons: dict[str, StepGraphon] = {}
         self.tests: dict[str, HomogeneityTest] = {}
+        self._kernel: KernelSpectrum | None = None
         self._seen: dict[str, MaskSnapshot] = {}
-        self._told: set[str] = set()
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -150,17 +127,17 @@ class GraphonMonitor(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ensure_pruned(trainer, pl_module)
         self._seen, self._told = {}, set()
-        self._spectra = KernelSpectrum(self.kernel, self.propagate, self.probe_size, self.probe_seed, self.kernel_bins)
+        self._kernel = None if self.spectrum_options is None else KernelSpectrum(self.spectrum_options)
         self._look(trainer, pl_module)
-        self._guarded("spectrum", self._log_spectrum, trainer, pl_module)
+        self._look_at_spectrum(trainer, pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.every_n_epochs and trainer.current_epoch % self.every_n_epochs == 0:
+        epoch, options = trainer.current_epoch, self.spectrum_options
+        if self.every_n_epochs and epoch % self.every_n_epochs == 0:
             self._look(trainer, pl_module)
-        every = self.spectrum_every_n_epochs
-        if every and trainer.current_epoch and trainer.current_epoch % every == 0:
-            self._guarded("spectrum", self._log_spectrum, trainer, pl_module)
+        if epoch and options is not None and options.every_n_epochs and epoch % options.every_n_epochs == 0:
+            self._look_at_spectrum(trainer, pl_module)
 
     @override
     def on_train_batch_end(
@@ -172,38 +149,24 @@ class GraphonMonitor(Callback):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._look(trainer, pl_module)
-        self._guarded("spectrum", self._log_spectrum, trainer, pl_module)
-        self._spectra = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return state_without_module(self, "_seen", "_spectra")
+        self._look_at_spectrum(trainer, pl_module)
+        self._kernel = None
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._guarded("graphons", self._estimate, trainer, pl_module)
-
-    def _guarded(self, shown: str, work: Work, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Training is not lost because of an analysis."""
         try:
-            work(trainer, pl_module)
-        except (UnreadableStepError, InsufficientMemoryError) as error:
-            if self.raise_errors:
-                raise
-            if trainer.is_global_zero and self._is_news(f"no {shown}: {error}"):
-                log.warning("GraphonMonitor shows no %s at step %d: %s", shown, trainer.global_step, error)
+            self._estimate(trainer, pl_module)
         except Exception as error:
-            if self.raise_errors:
-                raise
-            if self._is_news(str(error)):
-                log.exception("GraphonMonitor failed at step %d; training goes on without it", trainer.global_step)
+            self.report_failure(trainer, error, "graphons")
 
-    def _is_news(self, failure: str) -> bool:
-        """Whether it was not told yet: once a fit, not at every look."""
-        told, self._told = self._told, self._told | {failure}
-        return failure not in told
+    def _look_at_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        try:
+            self._evaluate_spectrum(trainer, pl_module)
+        except Exception as error:
+            self.report_failure(trainer, error, "spectrum")
 
     @torch.no_grad()
     def _estimate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        masks = self._read(trainer, pl_module)
+        masks = masks_in_use(trainer, pl_module, self.include, self.exclude)
         changed = [name for name, mask in masks.items() if name not in self._seen or not self._seen[name].is_now(mask)]
         if not changed:
             return
@@ -215,31 +178,28 @@ class GraphonMonitor(Callback):
         if trainer.is_global_zero:
             self._publish(trainer, masks, changed, moved, first)
 
-    def _log_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._spectra is None or self.kernel == "none":
+    def _evaluate_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        kernel = self._kernel
+        if kernel is None:
             return
-        masks = self._read(trainer, pl_module)
+        masks = masks_in_use(trainer, pl_module, self.include, self.exclude)
         check_memory_on_all_ranks(trainer.strategy, pl_module)
         with summon_full_params(pl_module):  # on every process; then the first one needs nobody
             if trainer.is_global_zero:
-                self.spectrum = self._spectra.evaluate(trainer, pl_module, masks)
-        if trainer.is_global_zero and self.spectrum is not None:
-            self._publish_spectrum(trainer, self.spectrum, self._spectra.source)
-
-    def _publish_spectrum(self, trainer: pl.Trainer, spectrum: SpectralSummary, source: str) -> None:
+                self.spectrum = kernel.evaluate(trainer, pl_module, masks)
+        if not trainer.is_global_zero or self.spectrum is None:
+            return
+        spectrum, step = self.spectrum, trainer.global_step
         log_scalars(trainer, spectrum_scalars(spectrum))
         if self.verbose:
-            Console().print(f"ntk/... at step {trainer.global_step}: {source}")
-        if self.figure and not getattr(trainer, "fast_dev_run", False):
-            title = f"{source} on {self.probe_size} training samples at step {trainer.global_step}"
+            Console().print(f"ntk/... at step {step}: {kernel.source}")
+        if self.draws(trainer):
+            title = f"{kernel.source} on {kernel.options.probe_size} training samples at step {step}"
             values = {"eigenvalues": spectrum.eigenvalues.cpu().numpy()}
             send_picture(trainer, "ntk_spectrum", lambda scale: spectrum_pixels(spectrum, title, scale=scale), values)
 
-    def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
-        return masks_in_use(trainer, pl_module, self.include, self.exclude)
-
     def _publish(
-        self, trainer: pl.Trainer, masks: Masks, changed: list[str], moved: dict[str, float], first: bool
+        self, trainer: pl.Trainer, masks: Masks, changed: list[str], moved: Mapping[str, float], first: bool
     ) -> None:
         scalars: dict[str, float] = {}
         for name in changed:
@@ -248,7 +208,7 @@ class GraphonMonitor(Callback):
         log_scalars(trainer, scalars)
         if first and self.verbose:
             _print_table(self.graphons, self.tests, scalars)
-        if self.figure and not getattr(trainer, "fast_dev_run", False):
+        if self.draws(trainer):
             title = f"Layer graphons at step {trainer.global_step}"
             graphons, tests = self.graphons, self.tests
             arrays = {name: graphon.values.cpu().numpy() for name, graphon in graphons.items()}
@@ -269,21 +229,8 @@ class GraphonMonitor(Callback):
         }
 
 
-class MaskSnapshot:
-    """A mask as it was at the last look."""
-
-    def __init__(self, mask: Tensor) -> None:
-        self._mask, self._content = mask, mask.clone()
-        self._writes = None if mask.is_inference() else mask._version  # tensors of inference mode do not count writes
-
-    def is_now(self, mask: Tensor) -> bool:
-        """Whether it is still the same; one that nobody wrote to, as those of PruneAtInit, is not read again."""
-        unwritten = mask is self._mask and self._writes is not None and self._writes == mask._version
-        return unwritten or equal(mask, self._content)
-
-
 def _print_table(
-    graphons: dict[str, StepGraphon], tests: dict[str, HomogeneityTest], scalars: dict[str, float]
+    graphons: Mapping[str, StepGraphon], tests: Mapping[str, HomogeneityTest], scalars: Mapping[str, float]
 ) -> None:
     table = layer_table("Layer graphons", ["layer", "density", "degree\nCV", "C4\nratio", "p-value", "verdict"])
     for name in graphons:

@@ -1,8 +1,9 @@
 """`PruneAtInit`: prune any LightningModule on fit start and train it sparse."""
 
+import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, get_args
 
@@ -16,23 +17,27 @@ from typing_extensions import override
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.choices import Rescale, Schedule
 from lightning_graphon._shared.module_state import preserve_module_state
-from lightning_graphon.callbacks._analysis.given_masks import GivenMasks, as_masks, refuse_beside_masks
-from lightning_graphon.callbacks._analysis.identity import check_same, identity
-from lightning_graphon.callbacks._analysis.pickling import state_without_module
 from lightning_graphon.callbacks._distributed import agreement
-from lightning_graphon.callbacks._distributed.memory import check_memory_on_all_ranks
+from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
 from lightning_graphon.callbacks._logging.scalars import limit_scalars, log_scalars, print_masks, sparsity_scalars
 from lightning_graphon.callbacks._module.batches import scoring_batches
+from lightning_graphon.callbacks._module.pickling import state_without_module
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
-from lightning_graphon.pruning.allocation.n_m import sparsity_of
-from lightning_graphon.pruning.config import PruningConfig
-from lightning_graphon.pruning.enforcer import Enforcer
-from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.prune import compute_masks
-from lightning_graphon.pruning.rescale import rescale_
-from lightning_graphon.pruning.sharding import summon_full_params
+from lightning_graphon.pruning import (
+    Enforcer,
+    GivenMasks,
+    Masks,
+    PruningConfig,
+    as_masks,
+    compute_masks,
+    rescale_,
+    sparsity_of,
+    summon_full_params,
+)
 
-_NO_ROOM = ", which PruneAtInit gathers to score them: find the masks elsewhere and give PruneAtInit(masks='masks.pt')"
+_NO_ROOM = (
+    ", which PruneAtInit gathers to score them: find the masks elsewhere and use PruneAtInit.from_masks('masks.pt')"
+)
 
 
 class PruneAtInit(Callback):
@@ -42,7 +47,8 @@ class PruneAtInit(Callback):
     needs no change. Parameters keep their identity, checkpoints have the keys of the dense model and load without this
     package, and a resumed run has the very same masks. Under DDP scores are averaged over the data of all processes.
     Under `ModelParallelStrategy` (FSDP2, tensor parallelism) every process gathers the whole weights while it scores,
-    and keeps its own shards at zero afterwards; where they do not fit, give `masks` found elsewhere.
+    and keeps its own shards at zero afterwards; where they do not fit, use `PruneAtInit.from_masks`
+    with masks found elsewhere.
 
     Masks simulate sparsity: pruned weights are zero, training is neither faster nor smaller by itself. Keep the
     callback in the trainer as long as the network is to stay sparse. Two of them in one trainer need different
@@ -52,7 +58,8 @@ class PruneAtInit(Callback):
     `report_limits` also `graphon/<layer>/limit_distance`.
 
     Args:
-        method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", or your own (`register_method`).
+        method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", or your own (`register_method`); or
+            "given", with `options={"masks": ...}` and nothing that says how to find masks: see `from_masks`.
         sparsity: Fraction of the selected weights to remove, in [0, 1); an N:M allocation says it by itself.
         allocation: "global", "uniform", "er", "erk", a dict from names or patterns to sparsities, or "2:4" and other
             N:M: the N best of every M consecutive inputs of a unit.
@@ -68,8 +75,6 @@ class PruneAtInit(Callback):
         eval_mode: Score in eval mode (batch norm with running statistics, no dropout), as the reference
             implementations do; by default the modules stay in the mode they are in.
         verbose: Print the table of sparsities.
-        masks: Masks to use, in place of a method, a sparsity and all that belongs to them: `Masks`, a dict from
-            parameter names to bool tensors, or the path of a file that `Masks.save` wrote.
         report_limits: Fit the factorised saliency model to the scores of the first round and report, by layer, the L2
             distance between the graphon that it predicts and that of the mask; seconds for millions of weights. For
             methods with several rounds it shows what the further rounds change.
@@ -92,7 +97,7 @@ class PruneAtInit(Callback):
 
     def __init__(
         self,
-        method: str | Callable[..., dict[str, Tensor]] | None = None,
+        method: str | Callable[..., dict[str, Tensor]],
         sparsity: float | None = None,
         *,
         allocation: str | dict[str, float] = "global",
@@ -107,20 +112,17 @@ class PruneAtInit(Callback):
         loss_fn: ModuleLoss | None = None,
         eval_mode: bool = False,
         verbose: bool = True,
-        masks: GivenMasks | None = None,
         report_limits: bool = False,
         rescale: Rescale | None = None,
     ) -> None:
-        self.plan: PruningConfig | None = None
+        self.config: PruningConfig | None = None
         self._given = Masks({})
-        if masks is not None:
-            refuse_beside_masks(PruneAtInit.__init__, locals())
-            self._given = as_masks(masks)
-        elif method is None:
-            raise TypeError("PruneAtInit needs a method and a sparsity, such as ('snip', sparsity=0.9), or masks=...")
+        if method == "given":
+            _refuse_beside_masks(locals())
+            self._given = as_masks((options or {}).get("masks", {}))
         else:
             own, options = sparsity_of(allocation, sparsity), options or {}
-            self.plan = PruningConfig(
+            self.config = PruningConfig(
                 method, own, allocation, schedule, steps, include, exclude, min_density, seed, options
             )
         if rescale is not None:
@@ -139,6 +141,26 @@ class PruneAtInit(Callback):
         self._enforcer: Enforcer | None = None
         self._fresh = False
 
+    @classmethod
+    def from_masks(cls, masks: GivenMasks, *, rescale: Rescale | None = None, verbose: bool = True) -> "PruneAtInit":
+        """Train with masks that were found elsewhere, in place of a method and a sparsity.
+
+        Args:
+            masks: `Masks`, a dict from parameter names to bool tensors, or the path of a file that `Masks.save` wrote.
+            rescale: As in the constructor.
+            verbose: Print the table of sparsities.
+
+        Raises:
+            FileNotFoundError: There is no file of masks there.
+            TypeError: Neither a mapping nor a path, or a value is no bool tensor.
+            ValueError: The file holds no masks, or there is none.
+
+        >>> import torch
+        >>> PruneAtInit.from_masks({"net.weight": torch.tensor([[True, False]])}).masks is None  # until the fit starts
+        True
+        """
+        return cls("given", options={"masks": masks}, rescale=rescale, verbose=verbose)
+
     @property
     def masks(self) -> Masks | None:
         """The masks, from fit start on."""
@@ -154,15 +176,15 @@ class PruneAtInit(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Some strategies restore a checkpoint, and our masks with it, only after this hook.
         if not trainer.strategy.restore_checkpoint_after_setup:
-            self._install(trainer, pl_module)
+            self.install(trainer, pl_module)
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._install(trainer, pl_module)
+        self.install(trainer, pl_module)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        masks, enforcer = self._install(trainer, pl_module)
+        masks, enforcer = self.install(trainer, pl_module)
         if self._fresh and trainer.global_step > 0:
             warnings.warn(
                 f"PruneAtInit pruned weights that were already trained for {trainer.global_step} steps: the checkpoint "
@@ -203,14 +225,14 @@ class PruneAtInit(Callback):
     @override
     def state_key(self) -> str:
         # Not by method or sparsity: a checkpoint of another sparsity must be refused, not overlooked.
-        plan = self.plan
-        return self._generate_state_key(include=plan and plan.include, exclude=plan and plan.exclude)
+        config = self.config
+        return self._generate_state_key(include=config and config.include, exclude=config and config.exclude)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         if self._masks is None:
             return {}
-        return {**identity(self.plan, self._given, self.rescale), **self._masks.state_dict()}
+        return {**agreement.identity(self.config, self._given, self.rescale), **self._masks.state_dict()}
 
     @override
     def on_load_checkpoint(
@@ -227,11 +249,11 @@ class PruneAtInit(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.plan is not None:
-            check_same(identity(self.plan, self._given, self.rescale), state_dict)
+        if self.config is not None:
+            agreement.check_same(agreement.identity(self.config, self._given, self.rescale), state_dict)
         masks = Masks({})
         masks.load_state_dict(state_dict)
-        if self.plan is None and masks != self._given:
+        if self.config is None and masks != self._given:
             raise ValueError(
                 f"the checkpoint was trained with other masks ({masks}) than those given ({self._given}): give the "
                 "same masks, or start anew from the checkpoint's weights"
@@ -244,8 +266,11 @@ class PruneAtInit(Callback):
     def __getstate__(self) -> dict[str, Any]:
         return state_without_module(self, "_module", "_enforcer")
 
-    def _install(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Masks, Enforcer]:
-        """Find the masks if there are none for this module yet, and start to enforce them."""
+    def install(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Masks, Enforcer]:
+        """Find the masks if there are none for this module yet, and start to enforce them.
+
+        Every process must call it.
+        """
         if self._masks is None or self._enforcer is None:
             other = self._module is not None and self._module() is not pl_module
             self._masks = self._find(trainer, pl_module) if self._masks is None or other else self._masks
@@ -254,11 +279,11 @@ class PruneAtInit(Callback):
         return self._masks, self._enforcer
 
     def _find(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
-        """The masks given or by the plan, the same on all processes, and a table of them."""
+        """The masks given or by the method, the same on all processes, and a table of them."""
         masks, title = self._given, "the masks given"
-        if self.plan is not None:
-            masks = self._score(trainer, pl_module, self.plan)
-            title = str(self.plan)
+        if self.config is not None:
+            masks = self._score(trainer, pl_module, self.config)
+            title = str(self.config)
         masks.pairs(pl_module)
         agreement.check_same_masks(trainer, pl_module, masks)
         self._fresh = True
@@ -268,20 +293,20 @@ class PruneAtInit(Callback):
             print_masks(masks, f"PruneAtInit: {title}", self._limits)
         return masks
 
-    def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningConfig) -> Masks:
+    def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule, config: PruningConfig) -> Masks:
         check_memory_on_all_ranks(trainer.strategy, pl_module, advice=_NO_ROOM)
-        batches = scoring_batches(trainer, pl_module, self.batches, plan.resolved.needs)
+        batches = scoring_batches(trainer, pl_module, self.batches, config.resolved.needs)
         objective = TrainingStepObjective(trainer, pl_module, self.loss_fn, batches)
-        hidden = plan.rounds == 1 or not (self.verbose and trainer.is_global_zero)
+        hidden = config.rounds == 1 or not (self.verbose and trainer.is_global_zero)
         first: dict[str, Tensor] = {}
         progress = Progress(transient=True)  # shows nothing unless it is entered
         with summon_full_params(pl_module), preserve_module_state(pl_module), nullcontext() if hidden else progress:
             if self.eval_mode:
                 pl_module.eval()
-            task = progress.add_task(f"pruning by {plan.resolved.name}", total=plan.rounds)
+            task = progress.add_task(f"pruning by {config.resolved.name}", total=config.rounds)
             masks = compute_masks(
                 pl_module,
-                plan,
+                config,
                 objective,
                 batches,
                 average=agreement.average,
@@ -299,3 +324,16 @@ class PruneAtInit(Callback):
         if self._enforcer is not None:
             self._enforcer.detach()
             self._enforcer = None
+
+
+def _refuse_beside_masks(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that say how masks are to be found, where they are given.
+
+    Raises:
+        TypeError: One of them differs from its default; the message names it.
+    """
+    beside = ("self", "method", "options", "verbose", "rescale")
+    defaults = {name: p.default for name, p in inspect.signature(PruneAtInit.__init__).parameters.items()}
+    others = [n for n, default in defaults.items() if n not in beside and arguments[n] != default]
+    if others:
+        raise TypeError(f"masks are given, so nothing is scored: leave out {', '.join(others)}, or the masks")

@@ -1,17 +1,36 @@
-"""How training goes, before it has: descent with a kernel, stability, the optimizer's step. No Lightning."""
+"""How training goes, before it has: descent with a kernel, stability, the optimizer's step. Without Lightning."""
 
-from lightning_graphon.dynamics.decay_modes import DecayModes
-from lightning_graphon.dynamics.finite_probe import LossBand, finite_probe_kernel
-from lightning_graphon.dynamics.kernel_descent import LossDecayPredictor
-from lightning_graphon.dynamics.optimizer import OptimizerStep, optimizer_preconditioner, read_optimizer_step
-from lightning_graphon.dynamics.stability import stability_limit
+from lightning_graphon.dynamics.descent.decay_modes import DecayModes
+from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
+from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
+from lightning_graphon.dynamics.descent.stability import stability_limit
+from lightning_graphon.dynamics.forecast import Forecast, KernelPrediction
+from lightning_graphon.dynamics.kernel_change import KernelChange
+from lightning_graphon.dynamics.loss_curves import LossCurves
+from lightning_graphon.dynamics.loss_tracker import LossTracker, next_multiple
+from lightning_graphon.dynamics.optimizer import (
+    OptimizerStep,
+    OptimizerView,
+    optimizer_preconditioner,
+    read_optimizer_step,
+)
+from lightning_graphon.dynamics.probed_network import ProbedNetwork, UnsupportedTrainingError
 
 __all__ = [
     "DecayModes",
+    "Forecast",
+    "KernelChange",
+    "KernelPrediction",
     "LossBand",
+    "LossCurves",
     "LossDecayPredictor",
+    "LossTracker",
     "OptimizerStep",
+    "OptimizerView",
+    "ProbedNetwork",
+    "UnsupportedTrainingError",
     "finite_probe_kernel",
+    "next_multiple",
     "optimizer_preconditioner",
     "read_optimizer_step",
     "stability_limit",

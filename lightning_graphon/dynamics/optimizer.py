@@ -5,6 +5,8 @@ running means of squared gradients. While P stands still this is linear in the g
 function space with the kernel :math:`Σ_p P_p ∂_p f ∂_p f'` in place of Θ.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from lightning_graphon.dynamics.stability import check_sgd
+from lightning_graphon.dynamics.descent.stability import check_sgd
+from lightning_graphon.pruning import full_tensor, is_sharded
+
+RateGroups = tuple[tuple[int, ...], ...]
+_RATES = ("lr", "initial_lr", "max_lr")  # a group's learning rate, and what schedulers note of the later ones
 
 
 @dataclass(frozen=True)
@@ -118,3 +124,72 @@ def _diagonal(optimizer: Optimizer, parameter: Tensor, group: dict[str, Any]) ->
         second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
         square = second / (1 - float(group["betas"][1]) ** float(state["step"]))
     return torch.where(square > 0, 1 / (square.clamp_min(0).sqrt() + float(group["eps"])), 0.0)
+
+
+def rate_groups(optimizer: Optimizer) -> RateGroups:
+    """Parameter groups by learning rate: those of one tuple share it now, and have to go on sharing it.
+
+    Groups that warm up from 0 share a rate that will differ; so what schedulers have noted counts, too.
+    """
+    keys = [tuple(float(group.get(name, -1.0)) for name in _RATES) for group in optimizer.param_groups]
+    return tuple(tuple(i for i, key in enumerate(keys) if key == value) for value in dict.fromkeys(keys))
+
+
+class OptimizerView:
+    """An optimizer and the names of what it trains.
+
+    Args:
+        optimizer: Trains parameters of the module.
+        module: Names them.
+        keep: Whether this process wants what is gathered; where it does not, it only takes part.
+    """
+
+    def __init__(self, optimizer: Optimizer, module: nn.Module, keep: bool = True) -> None:
+        self.optimizer, self._module, self._keep = optimizer, module, keep
+        self._named: dict[Tensor, str] | None = None
+        self._gathered: dict[str, Tensor] | ValueError | None = None
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Inside, `names` and `diagonal` need no other process, and know the parameters as they are on entering.
+
+        Needed where parameters are cut over processes: to be entered by every process before the weights are gathered.
+        """
+        self._named = self._names()
+        try:
+            if any(map(is_sharded, self._named)):
+                self._gathered = self._gather()
+            yield
+        finally:
+            self._named = self._gathered = None
+
+    def _names(self) -> dict[Tensor, str]:
+        return {parameter: name for name, parameter in self._module.named_parameters()}
+
+    def _gather(self) -> dict[str, Tensor] | ValueError:
+        try:
+            diagonal = optimizer_preconditioner(self.optimizer, self._module)
+        except ValueError as error:  # on every process; raised where it is asked for
+            return error
+        whole = ((name, full_tensor(part)) for name, part in diagonal.items())
+        return {name: tensor for name, tensor in whole if self._keep}
+
+    def names(self, group: int) -> set[str]:
+        """Names of the parameters in a parameter group."""
+        names = self._names() if self._named is None else self._named
+        return {names[p] for p in self.optimizer.param_groups[group]["params"] if p in names}
+
+    def diagonal(self) -> dict[str, Tensor]:
+        """The preconditioner by names, whole; empty for SGD.
+
+        Raises:
+            ValueError: As `optimizer_preconditioner`.
+        """
+        if isinstance(self._gathered, ValueError):
+            raise self._gathered
+        return optimizer_preconditioner(self.optimizer, self._module) if self._gathered is None else self._gathered
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether there is a preconditioner."""
+        return read_optimizer_step(self.optimizer).adaptive

@@ -30,6 +30,7 @@ from lightning_graphon.graphon.inputs.relevance import coordinate_relevance, inp
 from lightning_graphon.graphon.limits.factorised_saliency import (
     FactorisedSaliency,
     fit_factorised_saliency,
+    limit_distances,
     predicted_graphons,
 )
 from lightning_graphon.graphon.limits.scaled_saliency import ScaledSaliency
@@ -59,6 +60,7 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "FactorisedSaliency",
     "ScaledSaliency",
     "fit_factorised_saliency",
+    "limit_distances",
     "predicted_graphons",
     # what a first layer can express
     "CoveredOrder",

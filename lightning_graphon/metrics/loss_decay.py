@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _KEYS = (
     "relative_error", "relative_error_last", "log_correlation", "rate_predicted", "rate_observed", "rate_ratio",
-    "valid_until", "void_from", "points",
+    "valid_until", "invalid_from", "points",
 )  # fmt: skip
 
 
@@ -42,9 +42,9 @@ class LossDecay(Metric):
     - `log_correlation`: Pearson correlation of the logarithms; NaN where a curve is constant;
     - `rate_predicted`, `rate_observed`: r of the least-squares fits log L = a − r·step, over the same points;
     - `rate_ratio`: predicted over observed rate;
-    - `valid_until`: the step until which the prediction stayed within the tolerance: that of the first point
-      outside it, or the last step seen if there is none;
-    - `void_from`: step of the first point outside the tolerance, inf if there is none;
+    - `valid_until`: step of the last point before the first one outside the tolerance, NaN if there is none; of the
+      points that are kept for `plot`;
+    - `invalid_from`: step of the first point outside the tolerance, inf if there is none;
     - `points`: number of points.
 
     Points with a loss that is not positive and finite take no part in logarithms and fits. A relative error is
@@ -52,8 +52,8 @@ class LossDecay(Metric):
     tolerance where it is inf or NaN.
 
     States merge over updates, processes and `merge_state`, as if one metric had seen all points; a point seen on
-    several processes counts several times, which changes no mean, fit or correlation. `void_from` is the smallest over
-    processes. Where processes hold parts of the probe, average the losses first, then update. States are part of
+    several processes counts several times, which changes no mean, fit or correlation. `invalid_from` is the smallest
+    over processes. Where processes hold parts of the probe, average the losses first, then update. States are part of
     `state_dict`. The curve for `plot` keeps at most `max_points`, evenly thinned over the steps.
 
     Args:
@@ -70,8 +70,8 @@ class LossDecay(Metric):
     >>> for k in range(4):
     ...     metric.update(0.5**k, 0.52**k, k)
     >>> values = metric.compute()
-    >>> round(values["rate_ratio"].item(), 3), values["void_from"].item()
-    (1.06, 3.0)
+    >>> round(values["rate_ratio"].item(), 3), values["valid_until"].item(), values["invalid_from"].item()
+    (1.06, 2.0, 3.0)
     """
 
     is_differentiable = False
@@ -82,7 +82,7 @@ class LossDecay(Metric):
     finite: Tensor
     errors: Tensor
     bound: Tensor
-    void: Tensor
+    invalid: Tensor
     moments: Tensor
     latest: Tensor
     curve: Tensor
@@ -104,7 +104,7 @@ class LossDecay(Metric):
         self.add_state("bound", zero + tolerance, dist_reduce_fx="max")
         for name in ("points", "finite", "errors"):
             self.add_state(name, zero.clone(), dist_reduce_fx="sum", persistent=True)
-        self.add_state("void", zero + torch.inf, dist_reduce_fx="min", persistent=True)
+        self.add_state("invalid", zero + torch.inf, dist_reduce_fx="min", persistent=True)
         self.add_state("moments", zero.repeat(MOMENTS), dist_reduce_fx=merge_moments, persistent=True)
         # Last step, sum of its errors, number of its points.
         self.add_state("latest", torch.tensor([-torch.inf, 0.0, 0.0]).double(), merge_latest, persistent=True)
@@ -127,7 +127,7 @@ class LossDecay(Metric):
         self.finite = self.finite + finite.sum()
         self.errors = self.errors + error[finite].sum()
         outside = torch.where(error <= self.tolerance, torch.inf, t)  # NaN is outside
-        self.void = torch.minimum(self.void, outside.min())
+        self.invalid = torch.minimum(self.invalid, outside.min())
         self.moments = merge_moments(torch.stack([self.moments, log_moments(p, o, t)]))
         last = t == t.max()
         now = torch.stack([t.max(), error[last].sum(), last.sum().to(t)])
@@ -161,16 +161,20 @@ class LossDecay(Metric):
             "rate_predicted": predicted,
             "rate_observed": observed,
             "rate_ratio": predicted / observed,
-            "valid_until": torch.where(seen, torch.minimum(self.void, self.latest[0]), nan),
-            "void_from": torch.where(seen, self.void, nan),
+            "valid_until": self._valid_until(),
+            "invalid_from": torch.where(seen, self.invalid, nan),
             "points": torch.where(seen, self.points, nan),
         }
         if self.key is not None:
             return values[self.key]
         return {self.prefix + key: value for key, value in values.items()}
 
+    def _valid_until(self) -> Tensor:
+        held = self.curve[self.curve[:, 0] < self.invalid, 0]  # NaN rows are not smaller
+        return held.max() if len(held) else torch.full_like(self.points, torch.nan)
+
     def plot(self, ax: Any = None) -> "Figure":
-        """Draw both curves and the step from which the prediction is void, as this process saw them.
+        """Draw both curves and the step from which the prediction no longer holds, as this process saw them.
 
         Args:
             ax: Matplotlib axes to draw on; by default those of a new figure outside pyplot.
@@ -183,7 +187,7 @@ class LossDecay(Metric):
         if ax is None:
             _, axes = new_figure(1, 1, cell=(5.0, 3.2))
             ax = axes[0, 0]
-        _draw(ax, self.curve[~self.curve[:, 0].isnan()].cpu(), float(self.void), self.tolerance)
+        _draw(ax, self.curve[~self.curve[:, 0].isnan()].cpu(), float(self.invalid), self.tolerance)
         figure: Figure = ax.figure
         return figure
 
@@ -220,7 +224,7 @@ def loss_decay_summary(predicted: Tensor, observed: Tensor, step: Tensor, tolera
     >>> step = torch.arange(5.0)
     >>> values = loss_decay_summary(torch.exp(-0.2 * step), torch.exp(-0.1 * step), step, tolerance=0.15)
     >>> [round(values[k].item(), 3) for k in ("rate_predicted", "rate_observed", "rate_ratio", "valid_until")]
-    [0.2, 0.1, 2.0, 2.0]
+    [0.2, 0.1, 2.0, 1.0]
     """
     metric = LossDecay(tolerance=tolerance).to(predicted.device)
     metric.update(predicted, observed, step)
@@ -255,15 +259,15 @@ def _thinned(rows: Tensor, size: int) -> Tensor:
     return torch.cat([rows, rows.new_full((size - len(rows), 3), torch.nan)])
 
 
-def _draw(axis: Any, curve: Tensor, void: float, tolerance: float) -> None:
-    from lightning_graphon.plots.losses import few_ticks
+def _draw(axis: Any, curve: Tensor, invalid: float, tolerance: float) -> None:
+    from lightning_graphon.plots import few_ticks
 
     step, predicted, observed = curve.T.tolist() if len(curve) else ([], [], [])
     axis.plot(step, observed, color="#1b1b1b", linewidth=1.6, label="observed")
     axis.plot(step, predicted, color="#c2410c", linewidth=1.6, linestyle="--", label="predicted")
-    if void < float("inf"):
-        axis.axvline(void, color="#888888", linewidth=0.8, linestyle=":")
-        axis.axvspan(void, max(step), color="#888888", alpha=0.12, label=f"more than {tolerance:.0%} apart")
+    if invalid < float("inf"):
+        axis.axvline(invalid, color="#888888", linewidth=0.8, linestyle=":")
+        axis.axvspan(invalid, max(step), color="#888888", alpha=0.12, label=f"more than {tolerance:.0%} apart")
     shown = curve[:, 1:][curve[:, 1:].isfinite()]
     if len(shown) and bool((shown > 0).all()):
         axis.set_yscale("log")

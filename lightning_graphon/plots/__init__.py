@@ -1,15 +1,20 @@
 """Figures, one module a picture. matplotlib is imported when one is drawn, never its pyplot."""
 
 from lightning_graphon.plots.figure import new_figure
-from lightning_graphon.plots.graphons import plot_graphon_grid, plot_graphons
+from lightning_graphon.plots.graphon_pixels import graphon_pixels
+from lightning_graphon.plots.graphons import p_value_text, plot_graphon_grid, plot_graphons
 from lightning_graphon.plots.inputs import plot_input_density
-from lightning_graphon.plots.losses import Curves, plot_loss_decay, plot_loss_decays
+from lightning_graphon.plots.losses import Curves, few_ticks, plot_loss_decay, plot_loss_decays
 from lightning_graphon.plots.masks import plot_masks, sort_by_degree
 from lightning_graphon.plots.spectrum import plot_spectrum
+from lightning_graphon.plots.spectrum_pixels import spectrum_pixels
 
 __all__ = [
     "Curves",
+    "few_ticks",
+    "graphon_pixels",
     "new_figure",
+    "p_value_text",
     "plot_graphon_grid",
     "plot_graphons",
     "plot_input_density",
@@ -18,4 +23,5 @@ __all__ = [
     "plot_masks",
     "plot_spectrum",
     "sort_by_degree",
+    "spectrum_pixels",
 ]

@@ -19,7 +19,7 @@ def plot_loss_decay(
     curves: Curves,
     *,
     band: tuple[Tensor, Tensor, Tensor] | None = None,
-    void_from: int | None = None,
+    invalid_from: int | None = None,
     shares: Tensor | None = None,
     title: str = "",
 ) -> "Figure":
@@ -28,13 +28,13 @@ def plot_loss_decay(
     Args:
         curves: "observed", and where there are any "predicted" and "refreshed": step -> loss.
         band: Steps, lower and upper losses of the two predictions that differ in the probe's self-terms.
-        void_from: Step from which the prediction no longer holds.
+        invalid_from: Step from which the prediction no longer holds.
         shares: Share of the initial fall of the loss in each mode of the kernel, the largest eigenvalue first.
         title: Title of the whole figure.
     """
     figure, axes = new_figure(1, 1 if shares is None else 2, cell=(4.6, 3.4), layout=None)
     figure.subplots_adjust(left=0.09, right=0.98, bottom=0.16, top=0.86, wspace=0.25)
-    _draw_losses(axes[0, 0], curves, band, void_from)
+    _draw_losses(axes[0, 0], curves, band, invalid_from)
     axes[0, 0].legend(fontsize=7)
     if shares is not None:
         _draw_shares(axes[0, 1], shares)
@@ -43,13 +43,13 @@ def plot_loss_decay(
 
 
 def plot_loss_decays(
-    curves: Mapping[str, Curves], void_from: Mapping[str, int | None] | None = None, title: str = ""
+    curves: Mapping[str, Curves], invalid_from: Mapping[str, int | None] | None = None, title: str = ""
 ) -> "Figure":
     """Predicted and observed loss of several networks, side by side.
 
     Args:
         curves: Label -> curves as in `plot_loss_decay`.
-        void_from: Label -> step from which the prediction no longer holds.
+        invalid_from: Label -> step from which the prediction no longer holds.
         title: Title of the whole figure.
 
     Raises:
@@ -62,7 +62,7 @@ def plot_loss_decays(
     figure, axes = new_figure(rows, columns, cell=(3.4, 2.6))
     handles: dict[str, Any] = {}
     for axis, (label, own) in zip(axes.flat, curves.items(), strict=False):
-        _draw_losses(axis, own, None, (void_from or {}).get(label))
+        _draw_losses(axis, own, None, (invalid_from or {}).get(label))
         axis.set_title(label, fontsize=9)
         handles.update({text: line for line, text in zip(*axis.get_legend_handles_labels(), strict=True)})
     for axis in axes.flat[len(curves) :]:
@@ -72,7 +72,9 @@ def plot_loss_decays(
     return figure
 
 
-def _draw_losses(axis: Any, curves: Curves, band: tuple[Tensor, Tensor, Tensor] | None, void_from: int | None) -> None:
+def _draw_losses(
+    axis: Any, curves: Curves, band: tuple[Tensor, Tensor, Tensor] | None, invalid_from: int | None
+) -> None:
     styles = {
         "observed": ("#1b1b1b", "-", "observed"),
         "predicted": ("#c2410c", "--", "predicted at the start"),
@@ -84,9 +86,9 @@ def _draw_losses(axis: Any, curves: Curves, band: tuple[Tensor, Tensor, Tensor] 
     if band is not None:
         at, lower, upper = (t.double().cpu().numpy() for t in band)
         axis.fill_between(at, lower, upper, color="#c2410c", alpha=0.15, lw=0, label="band of the finite probe")
-    if void_from is not None:
+    if invalid_from is not None:
         last = max(curves["observed"])
-        axis.axvspan(void_from, last, color="0.5", alpha=0.13, lw=0, label="first prediction no longer holds")
+        axis.axvspan(invalid_from, last, color="0.5", alpha=0.13, lw=0, label="first prediction no longer holds")
     low, high = _range([value for value in curves["observed"].values() if math.isfinite(value)])
     if low > 0:
         axis.set_yscale("log")

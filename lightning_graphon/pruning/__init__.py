@@ -1,27 +1,37 @@
 """Pruning: scores, budgets, schedules, masks, and keeping pruned weights at zero. Needs torch and scipy only."""
 
+from lightning_graphon.pruning.allocation.n_m import sparsity_of
+from lightning_graphon.pruning.config import PruningConfig
 from lightning_graphon.pruning.enforcer import Enforcer
 from lightning_graphon.pruning.layer_selection import select_weights
 from lightning_graphon.pruning.macs import Macs, theoretical_macs
-from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.prune import LayerCollapseWarning, prune
-from lightning_graphon.pruning.read_masks import read_masks
+from lightning_graphon.pruning.masks import GivenMasks, Masks, as_masks
+from lightning_graphon.pruning.prune import LayerCollapseWarning, compute_masks, prune
+from lightning_graphon.pruning.read_masks import check_readable, read_masks
 from lightning_graphon.pruning.rescale import rescale_
 from lightning_graphon.pruning.scoring import ScoringContext, methods, register_method
-from lightning_graphon.pruning.sharding import summon_full_params
+from lightning_graphon.pruning.sharding import full_tensor, is_sharded, summon_full_params
 
 __all__ = [
     "Enforcer",
+    "GivenMasks",
     "LayerCollapseWarning",
     "Macs",
     "Masks",
+    "PruningConfig",
     "ScoringContext",
+    "as_masks",
+    "check_readable",
+    "compute_masks",
+    "full_tensor",
+    "is_sharded",
     "methods",
     "prune",
     "read_masks",
     "register_method",
     "rescale_",
     "select_weights",
+    "sparsity_of",
     "summon_full_params",
     "theoretical_macs",
 ]

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import nearest
 from lightning_graphon._shared.evaluation import uncompiled
+from lightning_graphon._shared.model_io import call_model
 from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.pruning.layer_selection import FUSED, LAYERS, qualified
-from lightning_graphon.pruning.scoring.objective import call
 
 
 class Macs(NamedTuple):
@@ -94,7 +94,7 @@ def _uses(model: nn.Module, inputs: Any, layers: Mapping[Any, str]) -> Counter[s
     with preserve_module_state(model), uncompiled(model), torch.no_grad():  # the first removes the hooks
         for module in layers:
             module.register_forward_hook(count, with_kwargs=True)
-        call(model.eval(), inputs)
+        call_model(model.eval(), inputs)
     return uses
 
 

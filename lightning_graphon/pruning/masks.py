@@ -1,8 +1,9 @@
 """`Masks`: which weights of a network are kept, stored outside the network."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from lightning_graphon._shared.checks import nearest
 from lightning_graphon._shared.random import generator
 from lightning_graphon.pruning.layer_selection import LayerPatterns, select_weights
-from lightning_graphon.pruning.packing import pack_all, unpack_all
+from lightning_graphon.pruning.packing import pack, pack_all, unpack_all
 from lightning_graphon.pruning.sharding import full_tensor, local_shard, local_shard_like
 
 _FORMAT = 1
+GivenMasks: TypeAlias = Mapping[str, Tensor] | str | PathLike[str]
 
 
 class Masks(Mapping[str, Tensor]):
@@ -150,6 +152,11 @@ class Masks(Mapping[str, Tensor]):
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a state of Masks: it is damaged ({error!r})") from error
 
+    def digests(self) -> dict[str, int]:
+        """Name -> a number of 56 bits that tells masks apart, the same on every machine."""
+        packed = {name: hashlib.sha256(pack(mask).numpy().tobytes()).digest() for name, mask in self.items()}
+        return {name: int.from_bytes(digest[:7], "big") for name, digest in packed.items()}
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write the packed masks to a file that `Masks.load` reads."""
         torch.save(self.state_dict(), path)
@@ -179,6 +186,25 @@ class Masks(Mapping[str, Tensor]):
         `include` and `exclude` as in `prune`. If weights are sharded, every process must call it.
         """
         return cls({name: full_tensor(w.detach() != 0) for name, w in select_weights(model, include, exclude).items()})
+
+
+def as_masks(masks: GivenMasks) -> Masks:
+    """Masks from a mapping, or from a file that `Masks.save` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TypeError: Neither a mapping nor a path, or a value is no bool tensor.
+        ValueError: The file holds something else, or there is no mask.
+    """
+    if isinstance(masks, (str, PathLike)):
+        found = Masks.load(masks)
+    elif isinstance(masks, Mapping):
+        found = masks if isinstance(masks, Masks) else Masks(masks)
+    else:
+        raise TypeError(f"masks must be Masks, a dict of bool tensors or the path of a file, got {masks!r:.80}")
+    if not found:
+        raise ValueError("masks has no mask in it: give one bool tensor for each weight to prune, by parameter name")
+    return found
 
 
 def _row(name: str, mask: Tensor) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def test_overfit_batches_are_the_only_data_that_is_looked_at():
     trainer.fit(Classifier(), loader(shuffle=True))
     make_trainer(same).fit(Classifier(), loader())
     assert pruner.masks == same.masks
-    forecast = monitor._run.watch.initial
+    forecast = monitor._session.tracker.initial
     assert len(forecast.outputs) == forecast.dataset_size == 32
 
 

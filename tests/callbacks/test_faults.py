@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_graphon.callbacks._loss.run import LossRun
+from lightning_graphon.callbacks import SpectrumOptions
+from lightning_graphon.callbacks._analysis.loss_session import LossSession
 from tests.callbacks.test_model_matrix import Recorder, all_three, fit
 from tests.helpers.kinds import Kind, small_sgd
 from tests.helpers.modules import Classifier, Gan, digits, loader, make_trainer, mlp, pruned_max, quiet
@@ -147,11 +148,11 @@ def test_out_of_memory_in_the_kernel_takes_smaller_chunks_and_says_so(tmp_path, 
 
     monkeypatch.setattr(empirical, "_assemble", tight)
     prune, graphons, losses = all_three()
-    graphons.kernel = "empirical"
+    graphons.spectrum_options = SpectrumOptions(ntk="empirical", probe_size=4)
     with pytest.warns(UserWarning, match="ran out of memory with 4 samples at a time and went on with 1"):
         fit(MLP, prune, graphons, losses, default_root_dir=tmp_path)
     assert graphons.spectrum is not None
-    assert losses._run.watch.initial is not None
+    assert losses._session.tracker.initial is not None
 
 
 def test_out_of_memory_for_good_loses_the_analysis_and_not_the_training(tmp_path, monkeypatch, caplog):
@@ -162,7 +163,7 @@ def test_out_of_memory_for_good_loses_the_analysis_and_not_the_training(tmp_path
 
     monkeypatch.setattr(empirical, "_assemble", full)
     prune, graphons, losses = all_three()
-    graphons.kernel, losses.raise_errors = "empirical", False
+    graphons.spectrum_options, losses.raise_errors = SpectrumOptions(ntk="empirical"), False
     with caplog.at_level(logging.ERROR, logger="lightning_graphon"):
         model, trainer, _ = fit(MLP, prune, graphons, losses, default_root_dir=tmp_path)
     assert trainer.global_step == 3
@@ -226,10 +227,10 @@ def test_damaged_masks_end_the_fit(name, tmp_path):
 
 FOREIGN = {
     "of something else": lambda state: {"something": "else"},
-    "no rows": lambda state: {**state, "rows": "none"},
-    "rows of another length": lambda state: {**state, "rows": torch.ones(2, 3)},
-    "no forecast": lambda state: {**state, "watch": 3},
-    "half a forecast": lambda state: {**state, "watch": {"initial": state["watch"]["initial"]}},
+    "no rows": lambda state: {**state, "curves": {**state["curves"], "rows": "none"}},
+    "rows of another length": lambda state: {**state, "curves": {**state["curves"], "rows": torch.ones(2, 3)}},
+    "no forecast": lambda state: {**state, "tracker": 3},
+    "half a forecast": lambda state: {**state, "tracker": {"initial": state["tracker"]["initial"]}},
     "no settings": lambda state: {key: value for key, value in state.items() if key != "settings"},
 }
 
@@ -271,7 +272,7 @@ def test_whatever_breaks_in_the_loss_monitor_is_reported(part, tmp_path, monkeyp
     def broken(*args):
         raise RuntimeError("broken part")
 
-    monkeypatch.setattr(LossRun, part, broken)
+    monkeypatch.setattr(LossSession, part, broken)
     with caplog.at_level(logging.ERROR, logger="lightning_graphon"):
         _, trainer, _ = fit(MLP, prune, graphons, losses, default_root_dir=tmp_path)
     assert trainer.global_step == 3

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
+from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit, SpectrumOptions
 from lightning_graphon.pruning import Masks, prune
 from tests.helpers.modules import Classifier, Probe, disagreement, loader, make_trainer, mlp, pruned_max, quiet
 
@@ -22,7 +22,7 @@ def path(masks, tmp_path):
 
 
 def given(masks, **kwargs):
-    return PruneAtInit(masks=masks, verbose=False, **kwargs)
+    return PruneAtInit.from_masks(masks, verbose=False, **kwargs)
 
 
 @pytest.mark.parametrize("form", ["Masks", "dict", "path", "text"])
@@ -32,7 +32,7 @@ def test_trains_with_them_and_scores_nothing(form, masks, path, monkeypatch):
     monkeypatch.setattr(module, "compute_masks", lambda *a, **k: pytest.fail("something was scored"))
     pruner = given({"Masks": masks, "dict": dict(masks), "path": path, "text": str(path)}[form])
     probe, model = Probe(pruner), Classifier()
-    watch = GraphonMonitor(figure=False, verbose=False, raise_errors=True, probe_size=8)
+    watch = GraphonMonitor(figure=False, verbose=False, raise_errors=True, spectrum=SpectrumOptions(probe_size=8))
     make_trainer(pruner, probe, watch).fit(model, loader(), loader(32))
     assert disagreement(pruner.masks, masks) == 0.0
     assert probe.worst == {"step": 0.0, "validation": 0.0, "gradient": 0.0, "batch": 0.0}
@@ -78,7 +78,7 @@ def test_a_method_does_not_resume_a_run_of_given_masks(masks, tmp_path):
 def test_masks_of_another_model_are_an_error_on_fit(masks, capsys):
     other = Masks({name.removeprefix("net."): mask for name, mask in masks.items()})
     with pytest.raises(ValueError, match=r"no parameter '0\.weight'.*Did you mean 'net\.0\.weight'"):
-        make_trainer(PruneAtInit(masks=other)).fit(Classifier(), loader())
+        make_trainer(PruneAtInit.from_masks(other)).fit(Classifier(), loader())
     assert "kept" not in capsys.readouterr().out
     wide = Classifier(lambda: torch.nn.Sequential(torch.nn.Linear(64, 40), *mlp()[1:]))
     with pytest.raises(ValueError, match=r"'net\.0\.weight' has shape \(40, 64\).*shape \(32, 64\)"):
@@ -110,26 +110,35 @@ def test_files_of_something_else(content, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("make", "message"),
     [
-        ({}, "a method and a sparsity.*or masks"),
-        ({"method": "snip"}, "a method and a sparsity"),
-        ({"sparsity": 0.9}, "a method and a sparsity"),
-        ({"masks": 3}, "got 3"),
-        ({"masks": {"net.0.weight": torch.ones(2)}}, "bool tensor"),
-        (
-            {"masks": {"a": torch.ones(2) > 0}, "method": "snip", "sparsity": 0.9},
-            "leave out method, sparsity, or masks",
-        ),
-        ({"masks": {"a": torch.ones(2) > 0}, "include": "net"}, "leave out include, or masks"),
-        ({"masks": {"a": torch.ones(2) > 0}, "batches": [torch.ones(2)]}, "leave out batches"),
+        (lambda: PruneAtInit(), "method"),
+        (lambda: PruneAtInit("snip"), "a method and a sparsity"),
+        (lambda: PruneAtInit(sparsity=0.9), "method"),
+        (lambda: PruneAtInit.from_masks(3), "got 3"),
+        (lambda: PruneAtInit.from_masks({"net.0.weight": torch.ones(2)}), "bool tensor"),
+        (lambda: in_a_preset(sparsity=0.9), "leave out sparsity, or the masks"),
+        (lambda: in_a_preset(include="net"), "leave out include, or the masks"),
+        (lambda: in_a_preset(batches=[torch.ones(2)]), "leave out batches"),
     ],
 )
-def test_arguments(arguments, message):
+def test_arguments(make, message):
     with pytest.raises(TypeError, match=message):
-        PruneAtInit(**arguments)
+        make()
+
+
+def in_a_preset(**arguments):
+    """As a preset names masks: by a method of that name."""
+    return PruneAtInit("given", options={"masks": {"a": torch.ones(2) > 0}}, **arguments)
+
+
+def test_masks_in_a_configuration(masks, tmp_path):
+    masks.save(tmp_path / "masks.pt")
+    named = PruneAtInit("given", options={"masks": str(tmp_path / "masks.pt")}, verbose=False)
+    make_trainer(named).fit(Classifier(), loader())
+    assert named.masks == masks
 
 
 def test_prints_a_table(masks, capsys):
-    make_trainer(PruneAtInit(masks=masks)).fit(Classifier(), loader())
+    make_trainer(PruneAtInit.from_masks(masks)).fit(Classifier(), loader())
     assert "PruneAtInit: the masks given" in capsys.readouterr().out

@@ -23,7 +23,7 @@ LAYERS = ["net.0.weight", "net.2.weight", "net.4.weight"]
 
 
 def monitor(**kwargs):
-    return GraphonMonitor(**{"verbose": False, "raise_errors": True, "kernel": "none", **kwargs})
+    return GraphonMonitor(**{"verbose": False, "raise_errors": True, "spectrum": None, **kwargs})
 
 
 def pruner(method="snip", sparsity=0.8):
@@ -90,7 +90,7 @@ def test_a_mask_of_prune_at_init_that_somebody_writes_to_is_seen(inference, tmp_
 
     shape = Classifier().state_dict()[LAYERS[0]].shape
     with torch.inference_mode(inference):
-        prune = PruneAtInit(masks={LAYERS[0]: torch.eye(*shape).bool()}, verbose=False)
+        prune = PruneAtInit.from_masks({LAYERS[0]: torch.eye(*shape).bool()}, verbose=False)
     trainer = fit(
         prune, Rewrite(), monitor(every_n_steps=1), max_epochs=1, logger=CSVLogger(tmp_path), default_root_dir=tmp_path
     )

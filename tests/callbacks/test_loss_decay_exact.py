@@ -12,7 +12,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_graphon.callbacks import LossDecayMonitor
+from lightning_graphon.callbacks import KernelPrediction, LossDecayMonitor
 from tests.helpers.modules import Classifier, digits, loader, make_trainer
 
 # Training rounds in single precision, the prediction in double: some 1e-7 a step.
@@ -76,7 +76,7 @@ def check(watch, steps=STEPS, name="predicted", start=0):
     assert len(predicted) > 3
     torch.testing.assert_close(predicted, observed, rtol=SINGLE, atol=0)
     assert observed[-1] < 0.9 * observed[0], "a loss that stands still is easy to predict"
-    assert watch.void_from is None
+    assert watch.invalid_from is None
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_samples_that_training_never_sees_are_no_part_of_the_probe_nor_of_its_da
     trainer = make_trainer(watch, max_epochs=-1, max_steps=STEPS, limit_train_batches=limit)
     trainer.fit(Scheduled(one_group()), loader(batch_size=48))
     check(watch)
-    assert watch._run.watch.dataset_size == len(watch._run.watch.network.inputs) == 48
+    assert watch._session.tracker.dataset_size == len(watch._session.tracker.network.inputs) == 48
 
 
 @pytest.mark.parametrize(
@@ -138,15 +138,15 @@ def test_shuffled_epochs_of_a_few_batches_see_all_the_data_in_time(options, expe
     watch = monitor(probe_size=48)
     trainer = make_trainer(watch, max_epochs=1, **{"limit_train_batches": 1.0, **options})
     trainer.fit(Scheduled(one_group()), loader(batch_size=24, shuffle=True))
-    assert watch._run.watch.dataset_size == expected
-    assert len(watch._run.watch.network.inputs) == min(48, expected)
+    assert watch._session.tracker.dataset_size == expected
+    assert len(watch._session.tracker.network.inputs) == min(48, expected)
 
 
 def test_the_full_kernel():
-    watch = monitor(full_kernel=True)
+    watch = monitor(kernel=KernelPrediction(full=True))
     fit(Scheduled(one_group()), watch)
     check(watch)
-    assert watch._run.watch.initial.kernels.shape[1:] == (96, 10, 96, 10)
+    assert watch._session.tracker.initial.kernels.shape[1:] == (96, 10, 96, 10)
 
 
 def mixed():
@@ -246,7 +246,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("options", [{}, {"lr": 0.2, "momentum": 0.9}], ids=["sgd", "momentum"])
 def test_refreshed(options):
-    watch = monitor(refresh_every_n_steps=6)
+    watch = monitor(kernel=KernelPrediction(refresh_every_n_steps=6))
     fit(Scheduled(one_group(**options)), watch)
     check(watch)
     assert watch.curves["refreshed"][:3].isnan().tolist() == [True, True, True], "none before the first refresh, at 6"
@@ -254,7 +254,7 @@ def test_refreshed(options):
 
 
 def test_a_later_start():
-    watch = monitor(start_step=7)
+    watch = monitor(kernel=KernelPrediction(start_step=7))
     fit(Scheduled(one_group()), watch)
     curves = watch.curves
     assert curves["step"].tolist() == [0.0, 3.0, 6.0, 7.0, *(float(k) for k in range(9, STEPS + 1, 3))]

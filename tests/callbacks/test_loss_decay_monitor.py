@@ -15,11 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_graphon.callbacks import LossDecayMonitor
-from lightning_graphon.callbacks._loss import run as _loss_run
-from lightning_graphon.callbacks._loss import watch as _loss_watch
-from lightning_graphon.callbacks._loss.forecast import Forecast
-from lightning_graphon.dynamics import LossDecayPredictor, finite_probe_kernel
+from lightning_graphon.callbacks import KernelPrediction, LossDecayMonitor
+from lightning_graphon.callbacks._analysis import loss_session
+from lightning_graphon.dynamics import Forecast, LossDecayPredictor, finite_probe_kernel, loss_tracker
 from tests.helpers.modules import Autoencoder, Classifier, Gan, Recorder, cnn, digits, loader, make_trainer, quiet
 
 
@@ -92,7 +90,7 @@ def trained(make, *callbacks):
 
 @pytest.mark.parametrize("make", [Busy, BusyParts])
 def test_training_is_the_same_to_the_bit(make):
-    watch = monitor(every_n_steps=1, refresh_every_n_steps=3)
+    watch = monitor(every_n_steps=1, kernel=KernelPrediction(refresh_every_n_steps=3))
     plain, watched = trained(make), trained(make, watch)
     assert len(watch.curves["step"]) == 13
     assert watch.curves["predicted"].isfinite().all(), "a monitor that gave up proves nothing"
@@ -125,7 +123,7 @@ def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.custom_scalar import layout_pb2
 
-    watch = monitor(figure=True, refresh_every_n_steps=4)
+    watch = monitor(figure=True, kernel=KernelPrediction(refresh_every_n_steps=4))
     fit(watch, logger=TensorBoardLogger(tmp_path, name="", version=""), max_epochs=2, default_root_dir=tmp_path)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
@@ -185,7 +183,7 @@ class WithAdam(Classifier):
 @pytest.mark.parametrize("make", [Momentum, WithAdam])
 def test_resumed_is_uninterrupted(make, stop, tmp_path, caplog):
     def run(where, steps, ckpt_path=None):
-        watch = monitor(refresh_every_n_steps=4, drift_tolerance=1e-3)
+        watch = monitor(kernel=KernelPrediction(refresh_every_n_steps=4, change_tolerance=1e-3))
         save = ModelCheckpoint(tmp_path / where, every_n_train_steps=stop, save_top_k=-1, filename="{step}")
         logger = CSVLogger(tmp_path, name=where)
         options = {"max_epochs": -1, "max_steps": steps, "enable_checkpointing": True, "logger": logger}
@@ -204,7 +202,7 @@ def test_resumed_is_uninterrupted(make, stop, tmp_path, caplog):
     again = run("again", 24, ckpt_path=saved)
     for name, values in whole.curves.items():
         assert torch.equal(values.nan_to_num(-1), again.curves[name].nan_to_num(-1)), name
-    assert again.void_from == whole.void_from
+    assert again.invalid_from == whole.invalid_from
     assert warned(caplog) == told, "said once, by whichever part came to it"
     torch.testing.assert_close(again.metric.compute(), whole.metric.compute(), rtol=0, atol=0)
     assert half.curves["step"].tolist() == [s for s in whole.curves["step"].tolist() if s <= stop]
@@ -242,18 +240,18 @@ def test_a_checkpoint_without_a_gram_of_the_outputs_goes_on_as_it_was(tmp_path, 
     """Predictions of earlier versions took outputs to be alike."""
     path = checkpoint(tmp_path, monitor(), max_epochs=1)
     saved = torch.load(path, weights_only=True)
-    state = saved["callbacks"]["LossDecayMonitor"]["watch"]["initial"]
+    state = saved["callbacks"]["LossDecayMonitor"]["tracker"]["initial"]
     assert state.pop("grams").shape == (1, 10, 10)
     torch.save(saved, path)
     watch = monitor()
     fit(watch, model=Momentum(), max_epochs=2, ckpt_path=path)
     assert not [m for m in warned(caplog) if "anew" in m]
     assert watch.curves["step"].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
-    forecast = watch._run.watch.initial
+    forecast = watch._session.tracker.initial
     assert forecast.grams is None
     steady = LossDecayPredictor(
         finite_probe_kernel(forecast.kernels[0], forecast.outputs, 96, positive=True),
-        *(forecast.outputs, None, watch._run.watch.loss), momentum=0.9,
+        *(forecast.outputs, None, watch._session.tracker.loss), momentum=0.9,
     )  # fmt: skip
     assert float(forecast.kernels[0].trace()) > 0
     steady.load_state_dict(state["predictor"])
@@ -314,12 +312,12 @@ def test_the_same_trainer_goes_on():
 
 
 def test_copies_and_pickles():
-    watch = monitor(drift_tolerance=1e-6)
+    watch = monitor(kernel=KernelPrediction(change_tolerance=1e-6))
     fit(watch)
-    assert watch.void_from == 2
+    assert watch.invalid_from == 2
     for twin in (copy.deepcopy(watch), pickle.loads(pickle.dumps(watch))):
         torch.testing.assert_close(twin.curves, watch.curves, equal_nan=True)
-        assert twin.void_from == 2
+        assert twin.invalid_from == 2
         assert "Classifier" not in repr(pickle.dumps(twin)), "no module is taken along"
         fit(twin)
         torch.testing.assert_close(twin.curves, watch.curves, equal_nan=True)
@@ -327,12 +325,12 @@ def test_copies_and_pickles():
 
 def test_the_logged_end_of_a_prediction_is_the_one_that_was_said(tmp_path):
     """The kernel moves before the error passes its tolerance: console, picture, log and report name one step."""
-    watch, logger = monitor(drift_tolerance=1e-6, tolerance=10.0), CSVLogger(tmp_path)
+    watch, logger = monitor(tolerance=10.0, kernel=KernelPrediction(change_tolerance=1e-6)), CSVLogger(tmp_path)
     fit(watch, logger=logger)
     assert watch.metric.compute()["valid_until"] == 6, "errors alone would have let it pass"
     with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
         logged = [row["loss_decay/valid_until"] for row in csv.DictReader(file)]
-    assert [float(value) for value in logged if value] == [watch.void_from] == [2]
+    assert [float(value) for value in logged if value] == [watch.invalid_from] == [2]
 
 
 # What cannot be predicted, and odd data
@@ -382,7 +380,7 @@ def test_one_sentence_and_the_observed_curve(make, why, caplog):
     assert watch.curves["step"].tolist() == every
     assert watch.curves["observed"].isfinite().all()
     assert watch.curves["predicted"].isnan().all() or make is Branches
-    assert watch.void_from is None
+    assert watch.invalid_from is None
 
 
 @pytest.mark.parametrize("options", [{"kernel": "graphon"}, {"start_step": 0}], ids=str)
@@ -442,7 +440,7 @@ class Pool(nn.Module):
 
 def test_a_loss_that_becomes_nan(caplog):
     model = Classifier(optimizer=lambda p: torch.optim.SGD(p, lr=1e6))
-    watch = monitor(refresh_every_n_steps=2)
+    watch = monitor(kernel=KernelPrediction(refresh_every_n_steps=2))
     fit(watch, model=model, max_epochs=2)
     assert watch.curves["step"].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
     assert len(warned(caplog)) == 1
@@ -479,14 +477,14 @@ def test_no_data(fatal, caplog):
 
 def test_a_short_fit_is_compared_at_its_end(capsys):
     """Of a fit that ends before the next measurement there is more to say than that the start agrees with itself."""
-    watch = monitor(start_step=2, every_n_steps=100, verbose=True)
+    watch = monitor(every_n_steps=100, verbose=True, kernel=KernelPrediction(start_step=2))
     fit(watch)
     assert watch.curves["step"].tolist() == [0.0, 2.0, 6.0]
     assert "over 2 points" in capsys.readouterr().out
-    wrong = monitor(start_step=2, every_n_steps=100, tolerance=1e-9, verbose=True)
+    wrong = monitor(every_n_steps=100, tolerance=1e-9, verbose=True, kernel=KernelPrediction(start_step=2))
     fit(wrong)
     assert "held at step 2, no longer at step 6" in capsys.readouterr().out
-    late = monitor(start_step=6, every_n_steps=100, verbose=True)
+    late = monitor(every_n_steps=100, verbose=True, kernel=KernelPrediction(start_step=6))
     fit(late)
     assert late.curves["step"].tolist() == [0.0, 6.0]
     assert not capsys.readouterr().out, "nothing was predicted but the last step from itself"
@@ -503,7 +501,7 @@ def test_an_error_in_the_analysis(fatal, monkeypatch, caplog):
     def broken(*args, **kwargs):
         raise RuntimeError("broken kernel")
 
-    monkeypatch.setattr("lightning_graphon.callbacks._loss.optimizer_kernels.kronecker_ntk", broken)
+    monkeypatch.setattr("lightning_graphon.dynamics.optimizer_kernels.kronecker_ntk", broken)
     if fatal:
         with pytest.raises(RuntimeError, match="broken kernel"):
             fit(monitor())
@@ -533,7 +531,7 @@ def test_several_steps_in_a_batch():
 
 def test_refreshes_between_measurements():
     """The loss is measured at refreshes too, whatever the other cadence."""
-    watch = monitor(every_n_steps=4, refresh_every_n_steps=3)
+    watch = monitor(every_n_steps=4, kernel=KernelPrediction(refresh_every_n_steps=3))
     fit(watch)
     assert watch.curves["step"].tolist() == [0.0, 3.0, 4.0, 6.0]
     assert watch.curves["refreshed"].isfinite().tolist() == [False, False, True, True]
@@ -552,14 +550,14 @@ def test_layers_frozen_in_the_middle(caplog):
         def on_train_epoch_start(self):
             self.net[0].requires_grad_(self.current_epoch == 0)
 
-    watch = monitor(every_n_steps=1, tolerance=10.0, drift_tolerance=0.2)
+    watch = monitor(every_n_steps=1, tolerance=10.0, kernel=KernelPrediction(change_tolerance=0.2))
     fit(watch, model=Freezes(optimizer=sgd), max_epochs=2)
     assert len(watch.curves["step"]) == 13
     assert any("kernel has moved" in text for text in warned(caplog))
 
 
 def test_several_networks_in_a_row():
-    watch = monitor(start_step=1)
+    watch = monitor(kernel=KernelPrediction(start_step=1))
     fit(watch, model=Autoencoder())
     assert watch.curves["step"].tolist() == [0.0, 1.0, 2.0, 4.0, 6.0]
     assert watch.curves["predicted"][1].isfinite()
@@ -574,9 +572,9 @@ def test_exploded_predictions_are_not_drawn(monkeypatch):
     finite = watch.curves["predicted"].isfinite().tolist()
     assert finite[:2] == [True, True]
     assert not any(finite[2:])
-    assert watch.void_from == watch.curves["step"][2]
-    lower, _ = watch._run.watch.initial.band()
-    assert len(lower) == 1 + watch.void_from, "nothing is computed for them any more"
+    assert watch.invalid_from == watch.curves["step"][2]
+    lower, _ = watch._session.tracker.initial.band()
+    assert len(lower) == 1 + watch.invalid_from, "nothing is computed for them any more"
 
 
 def two_rates(parameters):
@@ -600,8 +598,13 @@ def test_drift_and_refreshes_go_on_after_an_explosion(stop, monkeypatch, tmp_pat
     """Also in a run that was resumed: neither asks what the exploded prediction thinks of later steps."""
 
     def run(**kwargs):
-        logged, watch = [], monitor(every_n_steps=1, drift_every_n_steps=1, refresh_every_n_steps=4, **kwargs)
-        monkeypatch.setattr(_loss_run, "log_scalars", lambda trainer, scalars: logged.append(scalars))
+        logged, watch = (
+            [],
+            monitor(
+                every_n_steps=1, **kwargs, kernel=KernelPrediction(change_every_n_steps=1, refresh_every_n_steps=4)
+            ),
+        )
+        monkeypatch.setattr(loss_session, "log_scalars", lambda trainer, scalars: logged.append(scalars))
         model, data, path = Falling(), loader(batch_size=96), tmp_path / "stop.ckpt"
         if stop:
             fit(watch, model=model, data=data, max_epochs=stop).save_checkpoint(path)
@@ -609,13 +612,13 @@ def test_drift_and_refreshes_go_on_after_an_explosion(stop, monkeypatch, tmp_pat
         return watch, [row["loss_decay/kernel_drift"] for row in logged if "loss_decay/kernel_drift" in row]
 
     drifts = run()[1]
-    monkeypatch.setattr(_loss_watch, "_EXPLODED", 0.0)
+    monkeypatch.setattr(loss_tracker, "_DIVERGED", 0.0)
     exploded, others = run(drift_tolerance=1e-12)
     assert exploded.curves["predicted"].isfinite().tolist() == [k < 1 for k in range(13)]
     assert len(drifts) == 12
     assert others == drifts
     assert exploded.curves["refreshed"][5:].isfinite().all()
-    watch = exploded._run.watch
+    watch = exploded._session.tracker
     again = Forecast.from_state(watch.initial.state_dict(), watch.loss, torch.device("cpu"))
     assert again.ratios == watch.initial.ratios
     assert again.ratios[1] == pytest.approx(1.0), "0.1 at the start"
@@ -642,16 +645,16 @@ def test_pruned_networks_in_the_lazy_regime(method, first):
     assert curves["step"][-1] == 150
     errors = (curves["predicted"] / curves["observed"] - 1).abs()
     assert float(errors.max()) < 0.06  # design.md: minibatch training within a few per cent
-    assert watch.void_from is None
+    assert watch.invalid_from is None
 
 
 def test_the_first_fall_after_snip_is_nearly_that_of_the_full_kernel():
     """Its masks make outputs mix: the mean of their own kernels misses three tenths of the fall."""
     speeds = {}
     for full in (False, True):
-        watch = monitor(probe_size=96, full_kernel=full)
+        watch = monitor(probe_size=96, kernel=KernelPrediction(full=full))
         fit(quiet("snip"), watch, model=Classifier(he_init, sgd), max_epochs=1)
-        forecast = watch._run.watch.initial
+        forecast = watch._session.tracker.initial
         speeds[full] = forecast._plain().speed
     mean = LossDecayPredictor(forecast.kernels[0].diagonal(dim1=1, dim2=3).mean(2), *forecast._arguments()).speed
     missed, missed_by_mean = (abs(speed / speeds[True] - 1) for speed in (speeds[False], mean))
@@ -671,15 +674,15 @@ def he_init():
 
 def test_random_pruning_leaves_the_lazy_regime(caplog):
     """The kernel moves: said once, before the prediction is far off; predictions from fresh kernels hold."""
-    watch = monitor(probe_size=96, every_n_steps=5, refresh_every_n_steps=20)
+    watch = monitor(probe_size=96, every_n_steps=5, kernel=KernelPrediction(refresh_every_n_steps=20))
     model = Classifier(he_init, lambda p: torch.optim.SGD(p, lr=0.3))
     fit(quiet("random"), watch, model=model, data=loader(shuffle=True), max_epochs=27)
     curves = watch.curves
     errors = (curves["predicted"] / curves["observed"] - 1).abs()
     past = curves["step"][errors > 0.25]
     assert len(past), "the prediction of the start must fail for this test to say anything"
-    assert watch.void_from is not None
-    assert watch.void_from < float(past[0])
+    assert watch.invalid_from is not None
+    assert watch.invalid_from < float(past[0])
     assert len([m for m in warned(caplog) if "no longer holds" in m]) == 1
     refreshed = (curves["refreshed"] / curves["observed"] - 1).abs()
     assert float(refreshed[refreshed.isfinite()].max()) < 0.1
@@ -688,11 +691,11 @@ def test_random_pruning_leaves_the_lazy_regime(caplog):
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"unknown kernel 'empiric'.*'empirical'"):
-        LossDecayMonitor(kernel="empiric")
+        LossDecayMonitor(kernel=KernelPrediction(ntk="empiric"))
     for name in ("probe_size", "every_n_steps", "drift_every_n_steps", "refresh_every_n_steps", "tolerance"):
         with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
             LossDecayMonitor(**{name: 0})
     with pytest.raises(ValueError, match="start_step must be 0 or more"):
-        LossDecayMonitor(start_step=-1)
+        LossDecayMonitor(kernel=KernelPrediction(start_step=-1))
     with pytest.raises(RuntimeError, match="has made no prediction"):
         LossDecayMonitor().plot()

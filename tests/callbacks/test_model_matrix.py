@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from torch.nn import functional as F
 
-from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks import GraphonMonitor, KernelPrediction, LossDecayMonitor, PruneAtInit, SpectrumOptions
 from tests.helpers.kinds import KINDS
 from tests.helpers.modules import Autoencoder, loader, make_trainer, pruned_max
 
@@ -36,12 +36,16 @@ def all_three(method="snip", **pruner):
     """The callbacks, with errors of an analysis as errors."""
     return (
         PruneAtInit(method, 0.5, verbose=False, batches=2, **pruner),
-        GraphonMonitor(bins=8, probe_size=4, figure=False, verbose=False, raise_errors=False),
+        GraphonMonitor(bins=8, figure=False, verbose=False, raise_errors=False, spectrum=SpectrumOptions(probe_size=4)),
         LossDecayMonitor(
-            probe_size=4, every_n_steps=1, drift_every_n_steps=1, start_step=1, figure=False, verbose=False,
+            probe_size=4,
+            every_n_steps=1,
+            figure=False,
+            verbose=False,
             raise_errors=True,
+            kernel=KernelPrediction(change_every_n_steps=1, start_step=1),
         ),
-    )  # fmt: skip
+    )
 
 
 def fit(kind, *callbacks, **kwargs):
@@ -78,7 +82,9 @@ def test_kernel_of_several_modules_is_that_of_one(tmp_path):
 
     watches = []
     for build in (Autoencoder, Joined):
-        watch = GraphonMonitor(kernel="empirical", probe_size=6, figure=False, verbose=False, raise_errors=True)
+        watch = GraphonMonitor(
+            figure=False, verbose=False, raise_errors=True, spectrum=SpectrumOptions(ntk="empirical", probe_size=6)
+        )
         make_trainer(watch, default_root_dir=tmp_path).fit(build(), loader(48))
         watches.append(watch)
     torch.testing.assert_close(watches[0].spectrum.eigenvalues, watches[1].spectrum.eigenvalues)

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_graphon.callbacks._module.kernels import empirical_kernel
-from lightning_graphon.callbacks._module.network import StepNetwork, UnreadableStepError, read_network
+from lightning_graphon.callbacks._module.network import TrainingStepNetwork
 from lightning_graphon.callbacks._module.probe import draw_probe, labels_of, per_sample, samples, take, with_samples
-from lightning_graphon.callbacks._module.recorded_loss import traced_loss
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
+from lightning_graphon.dynamics import UnsupportedTrainingError
+from lightning_graphon.dynamics.recorded_loss import recorded_loss
 from lightning_graphon.ntk import empirical_ntk
 from tests.helpers.modules import Autoencoder, Classifier, digits, loader, make_trainer
 
@@ -37,7 +37,7 @@ def at_start(work, model=None, data=None):
 def network_of(model, data=None, size=24):
     def read(trainer, pl_module):
         batch = draw_probe(trainer, pl_module, size, 0)
-        return read_network(TrainingStepObjective(trainer, pl_module), pl_module, batch)
+        return TrainingStepNetwork(pl_module, TrainingStepObjective(trainer, pl_module), batch)
 
     return at_start(read, model, data)
 
@@ -123,7 +123,7 @@ def test_parts_of_a_batch():
 
 
 def same_kernel(network, module, inputs):
-    found = empirical_kernel(empirical_ntk, network, {}, torch.float64, reduce=None)
+    found = network.empirical(empirical_ntk, torch.float64, reduce=None)
     expected = empirical_ntk(copy.deepcopy(module).double(), inputs.double(), reduce=None)
     torch.testing.assert_close(found, expected)
 
@@ -140,7 +140,8 @@ def test_a_single_call_is_the_module_itself():
 def test_several_calls_have_the_kernel_of_the_whole():
     model = Autoencoder()
     network = network_of(model)
-    assert isinstance(network.module, StepNetwork)
+    assert network.module is not model
+    assert isinstance(network.inputs, tuple)
     same_kernel(network, nn.Sequential(model.encoder, model.decoder), digits()[0][:24])
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -148,7 +149,7 @@ def test_several_calls_have_the_kernel_of_the_whole():
 def test_masks_and_preconditioners_by_the_networks_own_names():
     model = Autoencoder()
     network = network_of(model)
-    own = network.own({"encoder.0.weight": torch.ones(32, 64)})
+    own = network.inside({"encoder.0.weight": torch.ones(32, 64)})
     assert set(own) == {"pl_module.encoder.0.weight"}
     assert set(own) <= dict(network.module.named_parameters()).keys()
 
@@ -168,7 +169,7 @@ def test_two_networks_with_outputs_of_their_own():
         def training_step(self, batch, batch_idx):
             return self.net[0](batch[0]).mean() + self.net[:3](batch[0]).mean()
 
-    with pytest.raises(UnreadableStepError, match=r"Two.training_step has 2 outputs, of several networks"):
+    with pytest.raises(UnsupportedTrainingError, match=r"Two.training_step has 2 outputs, of several networks"):
         network_of(Two())
 
 
@@ -180,7 +181,7 @@ def test_outputs_that_are_not_one_row_a_sample():
         def training_step(self, batch, batch_idx):
             return self(batch[0]).sum()
 
-    with pytest.raises(UnreadableStepError, match=r"\(3,\), not a tensor of 24 samples"):
+    with pytest.raises(UnsupportedTrainingError, match=r"\(3,\), not a tensor of 24 samples"):
         network_of(Mean())
 
 
@@ -235,7 +236,7 @@ def test_recorded_loss_and_gradient(name):
     loss, y = LOSSES[name], digits()[1][:24]
     network = network_of(WithLoss(loss))
     outputs = network.outputs().detach()
-    recorded = traced_loss(network, outputs)
+    recorded = recorded_loss(network, outputs)
     assert recorded.reads_values == (name in ("reads a value", "mse", "bce", "masked")), "one_hot looks for the largest"
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -268,8 +269,8 @@ def test_losses_that_are_no_functions(name):
     loss, why = REFUSED[name]
     network = network_of(WithLoss(lambda o, y: F.cross_entropy(o, y)))
     network.root.own_loss = loss
-    with pytest.raises(UnreadableStepError, match=why):
-        traced_loss(network, network.outputs().detach())
+    with pytest.raises(UnsupportedTrainingError, match=why):
+        recorded_loss(network, network.outputs().detach())
 
 
 def test_a_recording_changes_nothing_and_draws_nothing():
@@ -285,7 +286,7 @@ def test_a_recording_changes_nothing_and_draws_nothing():
 
     model = Counts()
     network = network_of(model)
-    recorded = traced_loss(network, network.outputs().detach())
+    recorded = recorded_loss(network, network.outputs().detach())
     seen, state = model.seen.clone(), torch.get_rng_state()
     recorded.value_and_gradient(torch.randn(24, 10, generator=torch.Generator().manual_seed(0)).double())
     recorded(torch.zeros(24, 10).double())

@@ -53,7 +53,7 @@ def test_masks_are_exact_and_kernels_keep_their_own_precision(precision, model, 
     assert graphons.spectrum.eigenvalues.dtype == torch.float64
     assert graphons.spectrum.eigenvalues.isfinite().all()
     assert losses.curves["observed"].isfinite().all()
-    assert losses._run.watch.initial.kernels.dtype == torch.float64
+    assert losses._session.tracker.initial.kernels.dtype == torch.float64
     assert math.isfinite(logger.series("loss_decay/relative_error")[2])
 
 

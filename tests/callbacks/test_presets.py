@@ -1,5 +1,6 @@
 """The YAML presets, through LightningCLI."""
 
+import dataclasses
 import inspect
 import sys
 
@@ -64,7 +65,7 @@ def test_loads_beside_ones_own_callbacks(name, cli):
     kinds = [type(c).__name__ for c in made.trainer.callbacks]
     assert "EarlyStopping" in kinds
     (pruner,) = [c for c in made.trainer.callbacks if isinstance(c, PruneAtInit)]
-    assert pruner.plan.resolved.name == name
+    assert pruner.config.resolved.name == name
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -85,6 +86,12 @@ def test_writes_out_every_default(name):
             assert given[key] in allowed.get(key, (parameter.default,)), key
 
 
+def defaults_of(callback):
+    """Name -> default of every argument, groups of arguments as dicts."""
+    defaults = {k: p.default for k, p in inspect.signature(callback.__init__).parameters.items() if k != "self"}
+    return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in defaults.items()}
+
+
 def test_full_is_pruning_and_both_monitors(cli):
     entries = yaml.safe_load(preset_path("full").read_text())["trainer"]["callbacks+"]
     parts = [yaml.safe_load(preset_path(name).read_text()) for name in ("snip", "monitor", "loss_decay")]
@@ -96,17 +103,14 @@ def test_full_is_pruning_and_both_monitors(cli):
 
 def test_monitor_writes_out_every_default():
     (entry,) = yaml.safe_load(preset_path("monitor").read_text())["trainer"]["callbacks+"]
-    defaults = {k: p.default for k, p in inspect.signature(GraphonMonitor.__init__).parameters.items() if k != "self"}
-    assert entry["init_args"] == defaults
+    assert entry["init_args"] == defaults_of(GraphonMonitor)
 
 
 def test_loss_decay_writes_out_every_default():
     (entry,) = yaml.safe_load(preset_path("loss_decay").read_text())["trainer"]["callbacks+"]
     assert entry["class_path"] == "lightning_graphon.callbacks.LossDecayMonitor"
-    parameters = dict(inspect.signature(LossDecayMonitor.__init__).parameters)
-    del parameters["self"]
-    assert entry["init_args"] == {name: parameter.default for name, parameter in parameters.items()}
-    assert list(entry["init_args"]) == list(parameters)
+    assert entry["init_args"] == defaults_of(LossDecayMonitor)
+    assert list(entry["init_args"]) == list(defaults_of(LossDecayMonitor))
 
 
 def test_loss_decay_trains_beside_pruning(cli, tmp_path):
@@ -127,7 +131,7 @@ def test_a_pattern_is_quoted(cli, tmp_path, capsys):
     text = preset_path("magnitude").read_text().replace("sparsity: 0.9", "sparsity: null")
     changed.write_text(text.replace("allocation: global", 'allocation: "2:4"'))
     (pruner,) = [c for c in cli(changed).trainer.callbacks if isinstance(c, PruneAtInit)]
-    assert pruner.plan.sparsity == 0.5
+    assert pruner.config.sparsity == 0.5
     changed.write_text(text.replace("allocation: global", "allocation: 2:4"))
     with pytest.raises(SystemExit):
         cli(changed)
@@ -143,7 +147,7 @@ def test_several_presets_compose(cli, tmp_path):
     first.write_text(preset_path("snip").read_text().replace("exclude: null", "exclude: net.0"))
     made = cli(first, second)
     pruners = [c for c in made.trainer.callbacks if isinstance(c, PruneAtInit)]
-    assert [p.plan.resolved.name for p in pruners] == ["snip", "magnitude"]
+    assert [p.config.resolved.name for p in pruners] == ["snip", "magnitude"]
     made.trainer.fit(made.model)
     assert [p.masks.sparsity for p in pruners] == pytest.approx([0.9, 0.5], abs=2e-3)
 
@@ -178,8 +182,8 @@ def test_printed_config_loads_again(name, cli, tmp_path, capsys):
     again = LightningCLI(Toy, args=["--config", str(tmp_path / "whole.yaml")], run=False, save_config_callback=None)
     (pruner,) = [c for c in again.trainer.callbacks if isinstance(c, PruneAtInit)]
     (entry,) = yaml.safe_load(preset_path(name).read_text())["trainer"]["callbacks+"]
-    assert pruner.plan.resolved.name == name
-    assert pruner.plan.rounds == (entry["init_args"]["steps"] or get_method(name).steps)
+    assert pruner.config.resolved.name == name
+    assert pruner.config.rounds == (entry["init_args"]["steps"] or get_method(name).steps)
     shown = [c for c in yaml.safe_load(whole)["trainer"]["callbacks"] if c["class_path"].endswith("PruneAtInit")]
     assert shown[0]["init_args"] == entry["init_args"]
 

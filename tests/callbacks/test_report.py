@@ -53,7 +53,7 @@ def test_keys_values_and_step():
 def test_other_callbacks_can_monitor_what_is_logged(tmp_path):
     stop = EarlyStopping("loss_decay/observed", stopping_threshold=1e9, check_on_train_epoch_end=True)
     keep = ModelCheckpoint(tmp_path, monitor="loss_decay/observed", save_on_train_epoch_end=True)
-    monitors = GraphonMonitor(kernel="none", verbose=False), LossDecayMonitor(probe_size=8, every_n_steps=2)
+    monitors = GraphonMonitor(verbose=False, spectrum=None), LossDecayMonitor(probe_size=8, every_n_steps=2)
     options = {"enable_checkpointing": True, "max_epochs": 5, "default_root_dir": tmp_path}
     trainer = make_trainer(quiet("random"), *monitors, stop, keep, **options)
     trainer.fit(Classifier(), loader())

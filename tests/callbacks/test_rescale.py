@@ -133,5 +133,7 @@ def test_given_masks_are_rescaled_and_a_network_that_was_is_not_again():
     rescale_(rescaled := Classifier(), masks)
     expected = copy.deepcopy(rescaled.state_dict())
     for model in (Classifier(), rescaled):
-        make_trainer(PruneAtInit(masks=masks, rescale="unit", verbose=False), start := Start()).fit(model, loader())
+        make_trainer(PruneAtInit.from_masks(masks, rescale="unit", verbose=False), start := Start()).fit(
+            model, loader()
+        )
         assert same(start.weights, expected)

@@ -13,8 +13,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
-from lightning_graphon.callbacks._distributed.memory import InsufficientMemoryError, check_memory_on_all_ranks
-from lightning_graphon.callbacks._distributed.sharded_analysis import ShardedAnalysis
+from lightning_graphon.callbacks._distributed.sharded_analysis import (
+    InsufficientMemoryError,
+    ShardedAnalysis,
+    check_memory_on_all_ranks,
+)
 
 SHAPES = [(8, 5), (8,)]
 
@@ -149,6 +152,6 @@ def _stop(module):
 def test_nothing_is_pruned_where_another_process_has_no_room(net):
     """An error on all of them, and what to do instead."""
     pruner = PruneAtInit("magnitude", sparsity=0.5)
-    with pytest.raises(InsufficientMemoryError, match=r"to score them: .*PruneAtInit\(masks="):
-        pruner._score(trainer_of(Strategy(others=False)), net, pruner.plan)
+    with pytest.raises(InsufficientMemoryError, match=r"to score them: .*PruneAtInit.from_masks"):
+        pruner._score(trainer_of(Strategy(others=False)), net, pruner.config)
     assert pruner.masks is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_graphon.callbacks import GraphonMonitor
+from lightning_graphon.callbacks import GraphonMonitor, SpectrumOptions
 from lightning_graphon.callbacks._module.network import find_network
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
 from tests.callbacks.test_graphon_monitor import fit, pruner, read_csv
@@ -15,8 +15,9 @@ from tests.callbacks.test_graphon_monitor import monitor as quiet_monitor
 from tests.helpers.modules import Classifier, Gan, cnn, loader, make_trainer
 
 
-def monitor(**kwargs):
-    return quiet_monitor(**{"kernel": "auto", **kwargs})
+def monitor(*, raise_errors=True, verbose=False, **spectrum):
+    options = SpectrumOptions(**spectrum)
+    return quiet_monitor(raise_errors=raise_errors, verbose=verbose, spectrum=options)
 
 
 class StillClassifier(Classifier):
@@ -42,7 +43,7 @@ def probe(model, size, seed=0):
     return found[0]
 
 
-@pytest.mark.parametrize(("given", "bins"), [({}, 9), ({"kernel_bins": 64}, 64)])
+@pytest.mark.parametrize(("given", "bins"), [({}, 9), ({"bins": 64}, 64)])
 def test_graphon_ntk_of_a_chain(given, bins, tmp_path):
     prune, watch, model = pruner(), monitor(probe_size=40, **given), StillClassifier()
     fit(prune, watch, model=model, default_root_dir=tmp_path)
@@ -55,7 +56,11 @@ def test_graphon_ntk_of_a_chain(given, bins, tmp_path):
 
 @pytest.mark.parametrize("net", [None, cnn], ids=["mlp", "cnn with batch norm"])
 def test_empirical_kernel_of_anything_else(net, tmp_path):
-    prune, watch, model = pruner(), monitor(probe_size=24, kernel="empirical"), StillClassifier(net)
+    prune, watch, model = (
+        pruner(),
+        monitor(probe_size=24, ntk="empirical"),
+        StillClassifier(net),
+    )
     fit(prune, watch, model=model, default_root_dir=tmp_path)
     inputs = next(iter(loader(batch_size=24)))[0].double()
     masks = {name.removeprefix("net."): mask for name, mask in prune.masks.items()}
@@ -70,7 +75,7 @@ def test_auto_falls_back_and_says_which(tmp_path, capsys):
 
 
 def test_keys_steps_and_files(tmp_path):
-    watch = monitor(probe_size=16, spectrum_every_n_epochs=1)
+    watch = monitor(probe_size=16, every_n_epochs=1)
     trainer = fit(pruner(), watch, max_epochs=2, logger=CSVLogger(tmp_path), default_root_dir=tmp_path)
     rows = [row for row in read_csv(trainer) if row.get("ntk/decay_rate")]
     per_epoch = trainer.global_step // 2
@@ -122,7 +127,7 @@ def test_networks_without_one_output_are_refused_in_one_sentence(tmp_path, caplo
 
 def test_training_is_the_same_with_and_without(tmp_path):
     models = [Classifier(cnn), Classifier(cnn)]
-    for model, watch in zip(models, ([monitor(spectrum_every_n_epochs=1)], []), strict=True):
+    for model, watch in zip(models, ([monitor(every_n_epochs=1)], []), strict=True):
         torch.manual_seed(0)  # dropout
         fit(pruner(), *watch, model=model, max_epochs=2, default_root_dir=tmp_path)
     with_monitor, without = (model.state_dict() for model in models)
@@ -130,13 +135,13 @@ def test_training_is_the_same_with_and_without(tmp_path):
 
 
 def test_none_computes_nothing(tmp_path):
-    watch = monitor(kernel="none")
+    watch = quiet_monitor()
     fit(watch, default_root_dir=tmp_path)
     assert watch.spectrum is None
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="unknown kernel 'graphn'. Did you mean 'graphon'"):
-        GraphonMonitor(kernel="graphn")
+    with pytest.raises(ValueError, match="unknown ntk 'graphn'. Did you mean 'graphon'"):
+        GraphonMonitor(spectrum=SpectrumOptions(ntk="graphn"))
     with pytest.raises(ValueError, match="probe_size must be at least 1"):
-        GraphonMonitor(probe_size=0)
+        GraphonMonitor(spectrum=SpectrumOptions(probe_size=0))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, SpectrumOptions
 from tests.helpers.leaving import write_and_leave
 from tests.helpers.modules import Classifier, Probe, cnn, loader, make_trainer, quiet
 
@@ -43,7 +43,9 @@ class Unequal(Callback):
 def fit(method, *before, model=None, sparsity=0.9, precision="64-true", **kwargs):
     pruner = quiet(method, sparsity, batches=2)
     probe, model = Probe(pruner), model or Classifier(seed=1)
-    watch = GraphonMonitor(verbose=False, figure=False, probe_size=16, spectrum_every_n_epochs=1, raise_errors=True)
+    watch = GraphonMonitor(
+        verbose=False, figure=False, raise_errors=True, spectrum=SpectrumOptions(probe_size=16, every_n_epochs=1)
+    )
     losses = LossDecayMonitor(probe_size=8, every_n_steps=1, figure=False, verbose=False, raise_errors=True)
     trainer = make_trainer(
         *before, watch, pruner, losses, probe, strategy="ddp", devices=2, precision=precision, max_epochs=2, **kwargs

@@ -14,9 +14,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.optim import AdamW, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
-from lightning_graphon.callbacks._distributed import memory as _room
-from lightning_graphon.callbacks._loss import optimizer_kernels as optimized
+from lightning_graphon.callbacks import GraphonMonitor, KernelPrediction, LossDecayMonitor, PruneAtInit, SpectrumOptions
+from lightning_graphon.callbacks._distributed import sharded_analysis as _room
+from lightning_graphon.dynamics import optimizer_kernels as optimized
 from lightning_graphon.pruning.sharding import is_sharded
 from tests.distributed.ddp_script import OwnSeed, Unequal
 from tests.distributed.fsdp_script import TensorParallel, Whole, two_layers, uneven, whole_weights
@@ -101,14 +101,15 @@ class TwoOptimizers(Cut):
         return [torch.optim.SGD(self.net[i].parameters(), lr=0.05) for i in (0, 2)]
 
 
-def monitor(**kwargs):
-    defaults = {"probe_size": 24, "every_n_steps": 2, "refresh_every_n_steps": 5, "figure": False, "verbose": False}
-    return LossDecayMonitor(**{"raise_errors": True, **defaults, **kwargs})
+def monitor(refresh=5, ntk="empirical", start_step=None, **kwargs):
+    kernel = KernelPrediction(ntk=ntk, refresh_every_n_steps=refresh, start_step=start_step)
+    defaults = {"probe_size": 24, "every_n_steps": 2, "figure": False, "verbose": False, "raise_errors": True}
+    return LossDecayMonitor(kernel=kernel, **{**defaults, **kwargs})
 
 
 def half(weight="net.0.weight", shape=(33, 64)):
     """Every other weight of the first layer."""
-    return PruneAtInit(masks={weight: (torch.arange(shape[0] * shape[1]) % 2 == 0).reshape(shape)}, verbose=False)
+    return PruneAtInit.from_masks({weight: (torch.arange(shape[0] * shape[1]) % 2 == 0).reshape(shape)}, verbose=False)
 
 
 def fit(model, watch, *others, name=None, data=None, steps=STEPS, ckpt_path=None, save=None, **kwargs):
@@ -131,7 +132,7 @@ def fit_cut(model, watch, *others, full=True, sizes=(2, 1), **kwargs):
     sampler.set_epoch(0)  # the order in which the probe was drawn
     return {
         "curves": getattr(watch, "curves", None),
-        "void_from": getattr(watch, "void_from", None),
+        "invalid_from": getattr(watch, "invalid_from", None),
         "weights": whole_weights(model),
         "steps": trainer.global_step,
         "cut": all(is_sharded(p) for p in list(model.parameters())[:2]),
@@ -220,7 +221,7 @@ CASES = {
 
 def watched(name, folder):
     model, *others = CASES[name]()
-    watch = monitor(kernel="graphon" if name == "graphon" else "empirical")
+    watch = monitor(ntk="graphon" if name == "graphon" else "empirical")
     sizes = (1, 2) if name == "tensor parallel" else (2, 1)
     return fit_cut(model, watch, *others, sizes=sizes, name=folder / name)
 
@@ -228,15 +229,19 @@ def watched(name, folder):
 def main(folder):
     found = {name: watched(name, folder) for name in CASES}
     found["alone"] = fit_cut(Cut(), half())
-    graphons = GraphonMonitor(verbose=False, figure=False, kernel="none", raise_errors=True)
+    graphons = GraphonMonitor(verbose=False, figure=False, raise_errors=True, spectrum=None)
     found["graphons"] = fit_cut(Cut(), graphons, half(), steps=1, name=folder / "graphons")
-    found["short"] = fit_cut(Cut(), monitor(every_n_steps=50, refresh_every_n_steps=None, figure=True), steps=3,
-                             default_root_dir=folder / "short")  # fmt: skip
+    found["short"] = fit_cut(
+        Cut(),
+        monitor(every_n_steps=50, figure=True, refresh=None),
+        steps=3,
+        default_root_dir=folder / "short",
+    )
     found["two optimizers"] = fit_cut(TwoOptimizers(), monitor())
     found["failed"] = fails(raise_errors=False)
     found["failed aloud"] = fails(raise_errors=True)
     found["no room"] = without_room(monitor(), range(2, 100))
-    graphons = GraphonMonitor(verbose=False, figure=False, probe_size=16, every_n_steps=1)
+    graphons = GraphonMonitor(verbose=False, figure=False, every_n_steps=1, spectrum=SpectrumOptions(probe_size=16))
     found["no room for graphons"] = without_room(graphons, {2, 3, 4})
     found["resume"] = resume(folder)
     found["no room to prune"] = pruned_without_room()

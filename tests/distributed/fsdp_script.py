@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
+from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit, SpectrumOptions
 from lightning_graphon.callbacks import prune_at_init as pruner_module
 from lightning_graphon.pruning import Enforcer, Masks, prune, summon_full_params
 from lightning_graphon.pruning.sharding import full_tensor, is_sharded, local_shard, local_shard_like
@@ -158,7 +158,9 @@ class Remember(Callback):
 
 
 def fit_watched(method, model, **kwargs):
-    watch = GraphonMonitor(verbose=False, figure=False, probe_size=16, spectrum_every_n_epochs=1, raise_errors=True)
+    watch = GraphonMonitor(
+        verbose=False, figure=False, raise_errors=True, spectrum=SpectrumOptions(probe_size=16, every_n_epochs=1)
+    )
     keep = KeepInputs(watch)
     options = {"options": GRAPHON} if method == "graphon" else {}
     found = fit(quiet(method, batches=2, **options), model, watch, keep, **kwargs)
@@ -174,7 +176,7 @@ class KeepInputs(Callback):
         self.watch, self.kept = watch, {}
 
     def on_train_epoch_end(self, trainer, pl_module):
-        spectra = self.watch._spectra
+        spectra = self.watch._kernel
         if spectra._network is not None:
             self.kept = {"inputs": spectra._network.inputs, "source": spectra.source}
 
@@ -259,7 +261,7 @@ def watch_zeros(path):
     """The monitor without PruneAtInit reads the zeros of a network that was pruned before, from all shards."""
     model = Still()
     Masks.load(path).apply_(model)
-    watch = GraphonMonitor(verbose=False, figure=False, include="Linear", kernel="none", raise_errors=True)
+    watch = GraphonMonitor(verbose=False, figure=False, include="Linear", raise_errors=True, spectrum=None)
     trainer = make_trainer(watch, strategy=ModelParallelStrategy(2, 1), devices=2, max_steps=1)
     trainer.fit(model, loader(90, batch_size=16))
     return {name: graphon.values for name, graphon in watch.graphons.items()}
@@ -298,7 +300,7 @@ def main(folder):
     found["tensor parallel"] = fit_watched("grasp", TensorParallel(two_layers), sizes=(1, 2))
     found["rescaled"] = rescaled(Sharded())
     found["rescaled, tensor parallel"] = rescaled(TensorParallel(two_layers), sizes=(1, 2))
-    found["given"] = fit(PruneAtInit(masks=folder / "masks.pt", verbose=False), Sharded())
+    found["given"] = fit(PruneAtInit.from_masks(folder / "masks.pt", verbose=False), Sharded())
     for name, full in (("garbage", True), ("garbage in shards", False)):
         found[name] = fit(quiet("magnitude"), Sharded(), Garbage(folder / f"{name}.ckpt"), full=full)
     found["monitor alone"] = watch_zeros(folder / "masks.pt")

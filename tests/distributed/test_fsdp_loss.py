@@ -56,7 +56,7 @@ def in_one_process(case, ranks, folder):
     cut = case == "tensor parallel"
     model = OneProcess(two_layers if cut else uneven, OPTIMIZERS.get(case, adam))
     masks = [] if case == "compiled" else [half(shape=(34, 64) if cut else (33, 64))]
-    watch = monitor(kernel="graphon" if case == "graphon" else "empirical")
+    watch = monitor(ntk="graphon" if case == "graphon" else "empirical")
     data = DataLoader(TensorDataset(x[order], y[order]), batch_size=DATA)
     fit(model, watch, *masks, data=data, name=folder / case)
     return watch
@@ -72,7 +72,7 @@ def test_everything_that_is_logged_is_that_of_one_process(ranks, folder, tmp_pat
     assert len({key for row in rows for key in row}) == 10, "the step and all that there is"
     for row, other in zip(rows, expected, strict=True):
         assert row == pytest.approx(other, **ROUNDING)
-    assert found["void_from"] == watch.void_from
+    assert found["invalid_from"] == watch.invalid_from
     for name, values in found["curves"].items():
         torch.testing.assert_close(
             values, watch.curves[name], rtol=ROUNDING["rel"], atol=ROUNDING["abs"], equal_nan=True
@@ -149,7 +149,7 @@ def test_resumed_is_unbroken(ranks, kind):
     found, unbroken = (ranks[0]["resume"][key] for key in (kind, "unbroken"))
     assert unbroken["curves"]["step"].tolist() == LOOKS
     torch.testing.assert_close(found["curves"], unbroken["curves"], rtol=0, atol=0, equal_nan=True)
-    assert found["void_from"] == unbroken["void_from"] is not None
+    assert found["invalid_from"] == unbroken["invalid_from"] is not None
     for rank in ranks:
         assert rank["resume"][kind]["steps"] == STEPS
 

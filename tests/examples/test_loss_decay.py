@@ -53,7 +53,7 @@ def test_everything_is_written(example, finished):
         assert (out / f"loss_decay_{name}.png").stat().st_size > 10_000
     networks = rows(out / "loss_decay_networks.csv")
     assert len(networks) == 2 * NETWORKS
-    names = ("method", "optimizer", "void_from")  # nothing where the prediction held to the end
+    names = ("method", "optimizer", "invalid_from")  # nothing where the prediction held to the end
     assert all(math.isfinite(float(value)) for row in networks for key, value in row.items() if key not in names)
     correlations = rows(out / "loss_decay_correlations.csv")
     kernels, free = 4 * (7 + 2), 3

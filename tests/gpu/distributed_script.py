@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
+from lightning_graphon.callbacks import GraphonMonitor, KernelPrediction, LossDecayMonitor, SpectrumOptions
 from lightning_graphon.pruning.sharding import full_tensor
 from tests.helpers.leaving import leave
 from tests.helpers.modules import Classifier, loader, make_trainer, quiet
@@ -32,9 +32,14 @@ class Sharded(Classifier):
 
 def fit(method, backend, wrapper, world, device):
     pruner = quiet(method, batches=2)
-    graphons = GraphonMonitor(verbose=False, figure=False, probe_size=16, raise_errors=True)
+    graphons = GraphonMonitor(verbose=False, figure=False, raise_errors=True, spectrum=SpectrumOptions(probe_size=16))
     losses = LossDecayMonitor(
-        probe_size=8, every_n_steps=1, start_step=1, figure=False, verbose=False, raise_errors=True
+        probe_size=8,
+        every_n_steps=1,
+        figure=False,
+        verbose=False,
+        raise_errors=True,
+        kernel=KernelPrediction(start_step=1),
     )
     if wrapper == "fsdp2":
         strategy = ModelParallelStrategy(

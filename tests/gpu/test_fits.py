@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from lightning_graphon import callbacks
-from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks import GraphonMonitor, KernelPrediction, LossDecayMonitor, PruneAtInit, SpectrumOptions
 from lightning_graphon.presets import preset_path, presets
 from tests.helpers.kinds import KINDS, small_sgd
 from tests.helpers.modules import Classifier, loader, make_trainer, mlp, pruned_max
@@ -24,9 +24,13 @@ def accelerated(device):
 def all_three(start=0, **pruner):
     return (
         PruneAtInit("snip", 0.5, verbose=False, batches=2, **pruner),
-        GraphonMonitor(bins=8, probe_size=8, verbose=False),
+        GraphonMonitor(bins=8, verbose=False, spectrum=SpectrumOptions(probe_size=8)),
         LossDecayMonitor(
-            probe_size=8, every_n_steps=1, drift_every_n_steps=1, start_step=start, verbose=False, raise_errors=True
+            probe_size=8,
+            every_n_steps=1,
+            verbose=False,
+            raise_errors=True,
+            kernel=KernelPrediction(change_every_n_steps=1, start_step=start),
         ),
     )
 

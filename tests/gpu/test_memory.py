@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit, SpectrumOptions
 from lightning_graphon.graphon import StepGraphon
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk
 from lightning_graphon.pruning import prune
@@ -105,7 +105,7 @@ def test_a_monitor_without_memory_does_not_end_training(little, device, tmp_path
 
     wide = lambda: nn.Sequential(nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.Linear(4096, 10))  # noqa: E731
     module, prune_ = Classifier(wide), PruneAtInit("random", 0.9, verbose=False)
-    graphons = GraphonMonitor(kernel="empirical", probe_size=64, verbose=False)
+    graphons = GraphonMonitor(verbose=False, spectrum=SpectrumOptions(ntk="empirical", probe_size=64))
     losses = LossDecayMonitor(verbose=False, every_n_steps=1)
     trainer = make_trainer(prune_, graphons, losses, accelerator="gpu", default_root_dir=tmp_path)
     # Weights of 68 MiB, as much again for gradients, momentum and an update, a byte a weight for masks and for erasing.

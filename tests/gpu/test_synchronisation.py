@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit, SpectrumOptions
 from tests.helpers.modules import Classifier, loader, make_trainer
 
 pytestmark = pytest.mark.only_cuda
@@ -59,7 +59,7 @@ def test_no_step_waits_that_did_not_without_the_callbacks(optimizer, options, tm
     dense = waits(optimizer, **options)
     callbacks = (
         PruneAtInit("random", 0.9, verbose=False),
-        GraphonMonitor(verbose=False, figure=False, probe_size=8),
+        GraphonMonitor(verbose=False, figure=False, spectrum=SpectrumOptions(probe_size=8)),
         LossDecayMonitor(verbose=False, figure=False, probe_size=8),
     )
     assert waits(optimizer, *callbacks, **options) == dense

@@ -32,7 +32,7 @@ def oracle(p, o, t, tolerance):
     good = (p > 0) & (o > 0) & np.isfinite(p) & np.isfinite(o)
     rate = [-np.polyfit(t[good], np.log(v[good]), 1)[0] for v in (p, o)]
     outside = t[~(error <= tolerance)]
-    void = outside.min() if len(outside) else np.inf
+    invalid = outside.min() if len(outside) else np.inf
     return {
         "relative_error": error[np.isfinite(error)].mean(),
         "relative_error_last": error[t == t.max()].mean(),
@@ -40,8 +40,8 @@ def oracle(p, o, t, tolerance):
         "rate_predicted": rate[0],
         "rate_observed": rate[1],
         "rate_ratio": rate[0] / rate[1],
-        "valid_until": min(void, t.max()),
-        "void_from": void,
+        "valid_until": t[t < invalid].max(initial=-np.inf),
+        "invalid_from": invalid,
         "points": len(t),
     }
 
@@ -71,7 +71,7 @@ def same(a, b, rtol=1e-9):
 def test_oracle(tolerance, first):
     points = curves(first=first)
     truth = oracle(*curves(), tolerance)  # far along the axis nothing may change but the steps
-    for key in ("valid_until", "void_from"):
+    for key in ("valid_until", "invalid_from"):
         truth[key] += first
     same(fed(points, tolerance=tolerance).compute(), truth)
     same(loss_decay_summary(*(torch.from_numpy(v) for v in points), tolerance=tolerance), truth)
@@ -167,7 +167,7 @@ def test_states_travel_with_a_module():
     module.half()
     assert module.metric.points.dtype == torch.float64
     assert set(module.state_dict()) == {
-        f"metric.{k}" for k in ("points", "finite", "errors", "void", "moments", "latest", "curve")
+        f"metric.{k}" for k in ("points", "finite", "errors", "invalid", "moments", "latest", "curve")
     }
 
 
@@ -180,7 +180,7 @@ def test_a_collection_keeps_tolerances_apart():
         collection.update(*(v[rows] for v in curves()))
     values = collection.compute()
     for name, tolerance in (("a", 0.05), ("b", 0.2)):
-        assert values[f"{name}/void_from"] == oracle(*curves(), tolerance)["void_from"]
+        assert values[f"{name}/invalid_from"] == oracle(*curves(), tolerance)["invalid_from"]
 
 
 def test_every_number_alone():
@@ -267,11 +267,12 @@ def test_zeros_negatives_and_divergence():
     values = fed([p, o, range(9)]).compute()
     assert values["relative_error"] == 0  # over the finite ones
     assert math.isnan(values["relative_error_last"])
-    assert values["void_from"] == values["valid_until"] == 4
+    assert (values["valid_until"], values["invalid_from"]) == (3, 4)
     assert float(values["rate_ratio"]) == pytest.approx(1.0)  # of the three points that have logarithms
     assert float(values["rate_observed"]) == pytest.approx(math.log(2))
     first = fed([[nan], [1.0], [7]]).compute()
-    assert first["void_from"] == first["valid_until"] == 7
+    assert first["invalid_from"] == 7
+    assert math.isnan(first["valid_until"])  # it never held
 
 
 def test_constant_curves_have_no_correlation():
@@ -284,7 +285,7 @@ def test_constant_curves_have_no_correlation():
 def test_numbers_keep_their_digits():
     metric = LossDecay(tolerance=0.0)
     metric.update(0.1 + 1e-12, 0.1, 2**24 + 1)
-    assert metric.compute()["void_from"] == 2**24 + 1
+    assert metric.compute()["invalid_from"] == 2**24 + 1
     assert float(metric.compute()["relative_error"]) == pytest.approx(1e-11, rel=1e-3)
 
 

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, SpectrumOptions
 from lightning_graphon.report.report import report_html, write_report
 from lightning_graphon.report.runs import Run, read_runs
 from tests.helpers.modules import Classifier, loader, make_trainer, quiet
@@ -52,7 +52,7 @@ def fit(folder, *, logger, method="snip", name=""):
     pl.seed_everything(0, verbose=False)
     callbacks = [
         *([quiet(method)] if method else []),
-        GraphonMonitor(bins=8, probe_size=16, verbose=False),
+        GraphonMonitor(bins=8, verbose=False, spectrum=SpectrumOptions(probe_size=16)),
         LossDecayMonitor(probe_size=16, every_n_steps=2, verbose=False),
     ]
     made = logger(folder, name=name, version="") if logger else False

@@ -4,10 +4,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_graphon.callbacks._distributed.memory import check_memory_on_all_ranks
+from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
 from lightning_graphon.callbacks.prune_at_init import PruneAtInit
-from lightning_graphon.pruning.masks import Masks
-from lightning_graphon.pruning.read_masks import read_masks
+from lightning_graphon.pruning import Masks, read_masks
 
 
 def ensure_pruned(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -17,7 +16,7 @@ def ensure_pruned(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
     """
     for callback in getattr(trainer, "callbacks", []):
         if isinstance(callback, PruneAtInit):
-            callback._install(trainer, pl_module)
+            callback.install(trainer, pl_module)
 
 
 def masks_in_use(

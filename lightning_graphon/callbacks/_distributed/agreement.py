@@ -1,14 +1,14 @@
-"""Agreement between the processes of a distributed run."""
+"""Agreement: of the processes of a run, and of a checkpoint with the run that resumes it."""
 
-import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from lightning_graphon.pruning.packing import pack
+from lightning_graphon.pruning import Masks, PruningConfig
 
 # Strategies that hide parameters in flat buffers, where a weight has neither its shape nor a gradient of its own.
 _FLATTENING = ("FSDPStrategy", "DeepSpeedStrategy")
@@ -59,7 +59,7 @@ def average(tensor: Tensor) -> Tensor:
     return (total / dist.get_world_size()).to(tensor.dtype)
 
 
-def check_same_masks(trainer: pl.Trainer, pl_module: pl.LightningModule, masks: Mapping[str, Tensor]) -> None:
+def check_same_masks(trainer: pl.Trainer, pl_module: pl.LightningModule, masks: Masks) -> None:
     """Compare digests of the masks over all processes.
 
     Raises:
@@ -67,7 +67,7 @@ def check_same_masks(trainer: pl.Trainer, pl_module: pl.LightningModule, masks: 
     """
     if trainer.world_size == 1:
         return
-    mine = torch.tensor([_digest(mask) for mask in masks.values()], device=pl_module.device)
+    mine = torch.tensor(list(masks.digests().values()), device=pl_module.device)
     everyone = trainer.strategy.all_gather(mine).reshape(-1, len(mine)).cpu()
     wrong = (everyone != everyone[0]).nonzero().tolist()
     if wrong:
@@ -79,6 +79,28 @@ def check_same_masks(trainer: pl.Trainer, pl_module: pl.LightningModule, masks: 
         )
 
 
-def _digest(mask: Tensor) -> int:
-    digest = hashlib.sha256(pack(mask).numpy().tobytes()).digest()
-    return int.from_bytes(digest[:7], "big")
+def identity(config: PruningConfig | None, given: Masks, rescale: str | None) -> dict[str, Any]:
+    """Who found the masks and what was done to the weights; plain values."""
+    if config is None:
+        return {"method": "given masks", "sparsity": given.sparsity, "allocation": None, "rescale": rescale}
+    allocation = config.allocation
+    return {
+        "method": config.resolved.name,
+        "sparsity": float(config.sparsity),
+        "allocation": dict(allocation) if isinstance(allocation, Mapping) else allocation,
+        "rescale": rescale,
+    }
+
+
+def check_same(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Refuse to resume what was pruned in another way.
+
+    Raises:
+        ValueError: It was; the message names the argument.
+    """
+    for name, value in mine.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"the checkpoint was pruned with {name}={saved.get(name)!r} but this PruneAtInit has {name}={value!r}: "
+                "resume with the same arguments, or start anew from the checkpoint's weights"
+            )

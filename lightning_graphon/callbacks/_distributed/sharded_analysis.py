@@ -7,13 +7,20 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import nn
 
-from lightning_graphon.callbacks._distributed.memory import InsufficientMemoryError, check_memory_on_all_ranks
-from lightning_graphon.callbacks._distributed.optimizer_view import OptimizerView
-from lightning_graphon.pruning.sharding import is_sharded, summon_full_params
+from lightning_graphon._shared.memory import is_out_of_memory
+from lightning_graphon.dynamics import OptimizerView
+from lightning_graphon.pruning import is_sharded, summon_full_params
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+class InsufficientMemoryError(MemoryError):
+    """The whole weights do not fit into the memory of every process; raised on all of them."""
 
 
 class ShardedAnalysis:
@@ -38,15 +45,17 @@ class ShardedAnalysis:
         optimizers = trainer.optimizers
         self.optimizer = OptimizerView(optimizers[0], pl_module, self._first) if len(optimizers) == 1 else None
 
-    def hold(self, work: Callable[[], float]) -> None:
+    def hold(self, work: Callable[[], float]) -> Exception | None:
         """Every process must call it, not within a forward or backward pass, and not in `summon_full_params`.
+
+        After an error there is no next meeting, on any process.
 
         Args:
             work: Run by the first process, with the optimizer read and the weights whole; must not need another
                 process. Returns the step of the next meeting.
 
-        Raises:
-            RuntimeError: On the others, where `work` raised on the first, which raises its error.
+        Returns:
+            The error of `work`; on the other processes one that tells it.
         """
         try:
             check_memory_on_all_ranks(self._strategy, self._module, copies=2)  # the other one: a preconditioner
@@ -54,27 +63,59 @@ class ShardedAnalysis:
             self.next = math.inf
             if self._first:
                 log.warning("LossDecayMonitor stops: %s", error)
-            return
-        failure = self._gathered(work)
-        self.next, said = self.agree((self.next, failure and repr(failure)))
-        if failure is not None:
-            raise failure
-        if said is not None:
-            raise RuntimeError(f"the analysis failed on the first process: {said}")
-
-    def _gathered(self, work: Callable[[], float]) -> Exception | None:
-        """Let the first process work; its error, which it may raise when the others know."""
+            return None
+        failure: Exception | None = None
         with ExitStack() as stack:
             if self.optimizer is not None:
                 stack.enter_context(self.optimizer.read())
             stack.enter_context(summon_full_params(self._module))
+            self.next = math.inf
             try:
                 self.next = work() if self._first else math.inf
             except Exception as error:
-                self.next = math.inf
-                return error
-        return None
+                failure = error
+        self.next, said = self.agree((self.next, failure and repr(failure)))
+        return failure or (None if said is None else RuntimeError(f"the analysis failed on the first process: {said}"))
 
     def agree(self, value: T) -> T:
         """What the first process says, and every process must call it; the value itself where nothing is cut."""
         return self._strategy.broadcast(value) if self._together else value
+
+
+def check_memory_on_all_ranks(
+    strategy: Strategy, module: nn.Module, copies: int = 1, dtype: torch.dtype | None = None, advice: str = ""
+) -> None:
+    """Return where every process can hold the whole weights at the same time; all must call it.
+
+    Tried before the others depend on it: where memory ran out in the middle of gathering, they would wait forever.
+    Where no weight is cut over processes nothing is tried.
+
+    Args:
+        strategy: Asks the other processes.
+        module: Its parameters and buffers that are cut are tried.
+        copies: Of each of them.
+        dtype: Of the copies; None: their own.
+        advice: What the error says to do.
+
+    Raises:
+        InsufficientMemoryError: They do not fit, here or elsewhere.
+        Exception: Whatever else the trial failed by, here; the others raise InsufficientMemoryError.
+    """
+    shapes = [(t.shape, dtype or t.dtype) for t in (*module.parameters(), *module.buffers()) if is_sharded(t)]
+    if not shapes:
+        return
+    failure = _failure_to_hold(shapes * copies, strategy.root_device)
+    everywhere = strategy.reduce_boolean_decision(failure is None)
+    if failure is not None and not is_out_of_memory(failure):
+        raise failure
+    if not everywhere:
+        raise InsufficientMemoryError("the whole weights do not fit into the memory of every process" + advice)
+
+
+def _failure_to_hold(shapes: list[tuple[torch.Size, torch.dtype]], device: torch.device) -> Exception | None:
+    try:
+        trial = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in shapes]
+    except Exception as error:
+        return error
+    del trial  # which held them all at the same time
+    return None

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lightning_graphon.graphon.limits.factorised_saliency import limit_distances
-from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.graphon import limit_distances
+from lightning_graphon.pruning import Masks
 
 _WORDS = ("layer", "shape", "verdict")  # columns that begin at the left
 

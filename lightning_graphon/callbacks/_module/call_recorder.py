@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_graphon.pruning.scoring.objective import divide_by_temperature, is_float
+from lightning_graphon._shared.model_io import divide_by_temperature, is_float
 
 
 class ModuleCallRecorder:

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_graphon._shared.evaluation import uncompiled
+from lightning_graphon._shared.model_io import call_model, flat_outputs, guess_inputs, is_float, ones_like_sample
 from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._module.call_recorder import ModuleCallRecorder
-from lightning_graphon.pruning.scoring.objective import call as call_network
-from lightning_graphon.pruning.scoring.objective import flat_outputs, guess_inputs, is_float, ones_like_sample
 
 ModuleLoss = Callable[[pl.LightningModule, Any], Tensor]
 # Where modules make what their training_step uses; Lightning calls these hooks only after the callbacks' own.
@@ -77,7 +76,7 @@ class TrainingStepObjective:
                 return flat_outputs([watch.outputs[call] for call in watch.final_calls()])
         inputs = ones_like_sample(guess_inputs(self._module), self._module, scale)
         with self._silenced():
-            return flat_outputs(call_network(self._module, inputs))
+            return flat_outputs(call_model(self._module, inputs))
 
     def watched(
         self, batch: Any, replace: Mapping[int, Tensor] | None = None, among: Sequence[nn.Module] | None = None

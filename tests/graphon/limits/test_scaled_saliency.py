@@ -16,7 +16,7 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 
 
 def by_enumeration(scales, noise, threshold):
-    """TileShard of the noise that passes, entry by entry."""
+    """Share of the noise that passes, entry by entry."""
     shares = [[sum(float(s * x) > threshold for x in noise) / len(noise) for s in row] for row in scales]
     return torch.tensor(shares, dtype=torch.float64)
 

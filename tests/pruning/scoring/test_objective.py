@@ -4,15 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.model_io import divide_by_temperature, flat_outputs, guess_inputs, ones_like_sample
 from lightning_graphon.pruning import prune
-from lightning_graphon.pruning.scoring.objective import (
-    SupervisedObjective,
-    divide_by_temperature,
-    flat_outputs,
-    guess_inputs,
-    ones_like_sample,
-    split_batch,
-)
+from lightning_graphon.pruning.scoring.objective import SupervisedObjective, split_batch
 from tests.helpers.networks import CASES, mlp, seeded
 
 

@@ -5,7 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_graphon.dynamics.decay_modes import (
+from lightning_graphon.dynamics.descent.decay_modes import (
     ClosedForm,
     DecayModes,
     Times,
@@ -13,8 +13,7 @@ from lightning_graphon.dynamics.decay_modes import (
     descent_residual_factors,
     flow_residual_factors,
 )
-from lightning_graphon.dynamics.output_loss import OutputLoss, as_squared_error
-from lightning_graphon.dynamics.test_points import TestPoints
+from lightning_graphon.dynamics.descent.output_loss import OutputLoss, TestPoints, as_squared_error
 from lightning_graphon.ntk.operators.output_kernel import OutputKernel
 
 

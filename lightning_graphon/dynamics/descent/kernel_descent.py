@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_graphon.dynamics.closed_form import ClosedFormPredictions
-from lightning_graphon.dynamics.output_loss import LossFn, OutputLoss, as_output_matrix
-from lightning_graphon.dynamics.stability import check_sgd, largest_curvature, stability_limit
-from lightning_graphon.dynamics.test_points import TestPoints
+from lightning_graphon.dynamics.descent.closed_form import ClosedFormPredictions
+from lightning_graphon.dynamics.descent.output_loss import LossFn, OutputLoss, TestPoints, as_output_matrix
+from lightning_graphon.dynamics.descent.stability import check_sgd, largest_curvature, stability_limit
 from lightning_graphon.ntk.operators.operator import KernelOperator
 from lightning_graphon.ntk.operators.output_kernel import output_kernel
 
@@ -118,7 +117,7 @@ class LossDecayPredictor(ClosedFormPredictions):
         return float((gradient * (self._kernel @ gradient)).sum())
 
     def fall_by_mode(self) -> Tensor:
-        """TileShard of `speed` now in each mode of the kernel, the largest eigenvalue first; float64, they sum to 1.
+        """Share of `speed` now in each mode of the kernel, the largest eigenvalue first; float64, they sum to 1.
 
         [N] where all outputs share the kernel, else [N·C]. Modes of zero kernels and zero gradients have share 0.
         """

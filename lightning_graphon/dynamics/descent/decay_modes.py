@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_graphon.dynamics.output_loss import SquaredError
-from lightning_graphon.dynamics.stability import stability_limit
+from lightning_graphon.dynamics.descent.output_loss import SquaredError
+from lightning_graphon.dynamics.descent.stability import stability_limit
 from lightning_graphon.ntk.operators.output_kernel import Eigen
 
 Times = float | int | Sequence[float] | Tensor

@@ -1,34 +1,74 @@
-"""One prediction of the loss: a kernel, the outputs measured with it, and every optimizer step since."""
+"""One prediction of the loss: which kernel, the outputs measured with it, and every optimizer step since."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from lightning_graphon.callbacks._module.network import UnreadableStepError
-from lightning_graphon.callbacks._module.recorded_loss import RecordedLoss
-from lightning_graphon.dynamics import LossBand, LossDecayPredictor, OptimizerStep, finite_probe_kernel
+from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Propagate
+from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
+from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
+from lightning_graphon.dynamics.optimizer import OptimizerStep, RateGroups
+from lightning_graphon.dynamics.probed_network import UnsupportedTrainingError
+from lightning_graphon.dynamics.recorded_loss import RecordedLoss
 from lightning_graphon.ntk import KroneckerKernel
 
-Clusters = tuple[tuple[int, ...], ...]
+# What two runs must have in common for one to go on with the other's prediction.
+_IDENTITY = ("ntk", "propagate", "full")
 _SAME_RATIO = 1e-6  # learning rates of groups may drift apart by this before the kernels are mixed anew
-_RATES = ("lr", "initial_lr", "max_lr")  # a group's learning rate, and what schedulers note of the later ones
 _SAME_LOSS = 1e-4  # of one batch at the same outputs, in single precision on another device
 
 
-def clusters_of(optimizer: Optimizer) -> Clusters:
-    """Parameter groups by learning rate: those of one cluster share it now, and have to go on sharing it.
+@dataclass(frozen=True)
+class KernelPrediction:
+    """Which kernel predicts the loss, from when on, and how often it is looked at again.
 
-    Groups that warm up from 0 share a rate that will differ; so what schedulers have noted counts, too.
+    Args:
+        ntk: "empirical", the network's own kernel, or "graphon", the infinite-width one of its graphons.
+        propagate: "energy", "density" or "drift", for the Graphon NTK.
+        full: Use the kernel between all pairs of outputs, [N·C, N·C], instead of a Kronecker product for it
+            (`kronecker_ntk`): better for networks of few units, and a few milliseconds per step.
+        start_step: Optimizer step of the prediction; None: 0 for SGD, 10 for adaptive optimizers.
+        refresh_every_n_steps: Compute the kernel anew after every n-th step, measure the loss there and predict ahead;
+            None: never.
+        change_every_n_steps: Measure at least so often how far the kernel has moved; more often in the beginning.
+        change_tolerance: Largest relative change of the kernel under which a prediction holds.
+
+    Raises:
+        ValueError: An argument has a value that is not allowed.
+
+    >>> KernelPrediction(refresh_every_n_steps=50).ntk
+    'empirical'
     """
-    keys = [tuple(float(group.get(name, -1.0)) for name in _RATES) for group in optimizer.param_groups]
-    return tuple(tuple(i for i, key in enumerate(keys) if key == value) for value in dict.fromkeys(keys))
+
+    ntk: str = "empirical"
+    propagate: Propagate = "energy"
+    full: bool = False
+    start_step: int | None = None
+    refresh_every_n_steps: int | None = None
+    change_every_n_steps: int = 200
+    change_tolerance: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_choice("ntk", self.ntk, ("empirical", "graphon"))
+        check_choice("propagate", self.propagate, get_args(Propagate))
+        for name in ("refresh_every_n_steps", "change_every_n_steps", "change_tolerance"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value!r}")
+        if self.start_step is not None and self.start_step < 0:
+            raise ValueError(f"start_step must be 0 or more, or None, got {self.start_step!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values that a checkpoint and the run that resumes it must share."""
+        return {name: getattr(self, name) for name in _IDENTITY}
 
 
-def relative(rates: Sequence[float]) -> list[float]:
+def relative_rates(rates: Sequence[float]) -> list[float]:
     """Learning rates relative to the largest; 1 where all are 0."""
     largest = max(rates)
     return [rate / largest if largest > 0 else 1.0 for rate in rates]
@@ -40,10 +80,10 @@ class Forecast:
     The kernel is corrected for the finite probe and kept positive (`finite_probe_kernel`).
 
     Args:
-        kernels: [G, ...], the tangent kernel of each cluster of parameter groups.
+        kernels: [G, ...], the tangent kernel of each group of parameter groups.
         grams: [G, C, C], how outputs move each other, the second factors of Kronecker products; None where the kernels
             say it themselves, or where outputs are taken to be alike.
-        clusters: Which groups.
+        groups: Which groups.
         outputs: [N, ...], measured with the kernels.
         loss: Of the outputs.
         descent: The optimizer's momentum; its rates at the start.
@@ -52,18 +92,18 @@ class Forecast:
     """
 
     def __init__(
-        self, kernels: Tensor, grams: Tensor | None, clusters: Clusters, outputs: Tensor, loss: RecordedLoss,
+        self, kernels: Tensor, grams: Tensor | None, groups: RateGroups, outputs: Tensor, loss: RecordedLoss,
         descent: OptimizerStep, dataset_size: int, step: int,
     ) -> None:  # fmt: skip
-        self.kernels, self.grams, self.clusters = kernels, grams, clusters
+        self.kernels, self.grams, self.groups = kernels, grams, groups
         self.outputs, self.dataset_size = outputs, dataset_size
         self.start, self.descent = step, descent
         self._loss = loss
         self._history: list[tuple[float, float]] = []
         # Steps to follow when the loss is asked for: many in a row are faster than one between two training steps.
         self._pending: list[tuple[list[float], float]] = []
-        self._seen, self._rates = descent, self._cluster_rates(descent)
-        self._ratios = self._ratios_now = relative(self._rates)
+        self._seen, self._rates = descent, self._group_rates(descent)
+        self._ratios = self._ratios_now = relative_rates(self._rates)
         self._mixed = self._stopped = False
         self.predictor = self._predictor()
 
@@ -81,7 +121,7 @@ class Forecast:
     @property
     def ratios(self) -> dict[int, float]:
         """Parameter group -> its learning rate relative to the largest."""
-        return {i: ratio for cluster, ratio in zip(self.clusters, self._ratios_now, strict=True) for i in cluster}
+        return {i: ratio for group, ratio in zip(self.groups, self._ratios_now, strict=True) for i in group}
 
     @property
     def buffer(self) -> Tensor | None:
@@ -98,11 +138,11 @@ class Forecast:
         """Follow one optimizer step.
 
         Raises:
-            UnreadableStepError: Groups that shared a learning rate no longer do, or there are new groups.
+            UnsupportedTrainingError: Groups that shared a learning rate no longer do, or there are new groups.
         """
         if descent is not self._seen:
-            self._seen, self._rates = descent, self._cluster_rates(descent)
-            self._ratios_now = relative(self._rates) if max(self._rates) > 0 else self._ratios_now
+            self._seen, self._rates = descent, self._group_rates(descent)
+            self._ratios_now = relative_rates(self._rates) if max(self._rates) > 0 else self._ratios_now
         if not self._stopped:
             self._pending.append((self._rates, descent.momentum))
 
@@ -114,7 +154,7 @@ class Forecast:
     def _catch_up(self) -> None:
         for rates, momentum in self._pending:
             rate = max(rates)
-            self._mix(relative(rates) if rate > 0 else self._ratios)
+            self._mix(relative_rates(rates) if rate > 0 else self._ratios)
             if math.isfinite(self.predictor.loss):
                 self.predictor.step(rate, momentum=momentum)
             self._history.append((rate, momentum))
@@ -142,12 +182,12 @@ class Forecast:
         return lower, upper
 
     def shares(self) -> Tensor:
-        """TileShard of the initial fall of the loss, gᵀΘg, in each mode of the kernel, the largest first."""
+        """Share of the initial fall of the loss, gᵀΘg, in each mode of the kernel, the largest first."""
         return self._plain().fall_by_mode()
 
     @property
     def kernel(self) -> Tensor | KroneckerKernel:
-        """The kernel of one step, with the learning rates of the clusters relative to the largest."""
+        """The kernel of one step, with the learning rates of the groups relative to the largest."""
         weights = torch.tensor(self._ratios, dtype=self.kernels.dtype, device=self.kernels.device)
         kernel = torch.tensordot(weights, self.kernels, 1)
         return kernel if self.grams is None else KroneckerKernel(kernel, torch.tensordot(weights, self.grams, 1))
@@ -166,14 +206,15 @@ class Forecast:
         d = self.descent
         return {"momentum": d.momentum, "nesterov": d.nesterov, "dampening": d.dampening, "check_every": 0}
 
-    def _cluster_rates(self, descent: OptimizerStep) -> list[float]:
-        if sum(map(len, self.clusters)) != len(descent.rates):
-            raise UnreadableStepError(f"the optimizer has {len(descent.rates)} parameter groups, not as many as before")
+    def _group_rates(self, descent: OptimizerStep) -> list[float]:
+        if sum(map(len, self.groups)) != len(descent.rates):
+            count = len(descent.rates)
+            raise UnsupportedTrainingError(f"the optimizer has {count} parameter groups, not as many as before")
         rates = []
-        for cluster in self.clusters:
-            own = {descent.rates[i] for i in cluster}
+        for group in self.groups:
+            own = {descent.rates[i] for i in group}
             if len(own) != 1:
-                raise UnreadableStepError("parameter groups that began with one learning rate no longer share it")
+                raise UnsupportedTrainingError("parameter groups that began with one learning rate no longer share it")
             rates.append(own.pop())
         return rates
 
@@ -184,7 +225,7 @@ class Forecast:
         return {
             "kernels": self.kernels,
             "grams": self.grams,
-            "clusters": [list(cluster) for cluster in self.clusters],
+            "groups": [list(group) for group in self.groups],
             "outputs": self.outputs,
             "descent": [list(d.rates), d.momentum, d.nesterov, d.dampening, d.adaptive],
             "dataset_size": self.dataset_size,
@@ -210,9 +251,9 @@ class Forecast:
         grams = None if grams is None else grams.to(device)
         if not math.isclose(float(loss(outputs.double())), state["loss"], rel_tol=_SAME_LOSS):
             raise ValueError("the loss of the probe batch is another one: the training data or the loss have changed")
-        clusters = tuple(map(tuple, state["clusters"]))
+        groups = tuple(map(tuple, state["groups"]))
         descent = OptimizerStep(tuple(rates), *rest)
-        new = cls(kernels, grams, clusters, outputs, loss, descent, state["dataset_size"], state["start"])
+        new = cls(kernels, grams, groups, outputs, loss, descent, state["dataset_size"], state["start"])
         new._history = [(rate, momentum) for rate, momentum in state["history"].tolist()]
         new._mixed, new._ratios_now = state["mixed"], state["ratios_now"]
         if new._ratios != state["ratios"]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lightning_graphon.callbacks._module.network import Network, UnreadableStepError
+from lightning_graphon.dynamics.probed_network import ProbedNetwork, UnsupportedTrainingError
 
 Loss = Callable[[Tensor], Tensor]
 # How far from the measured outputs a recording has to agree with the loss. Code that reads values (`loss.item()`, a
@@ -48,7 +48,7 @@ class RecordedLoss:
             return value.double(), gradient.double()
 
 
-def traced_loss(network: Network, outputs: Tensor) -> RecordedLoss:
+def recorded_loss(network: ProbedNetwork, outputs: Tensor) -> RecordedLoss:
     """`network.loss` in eval mode, without the network.
 
     Args:
@@ -59,7 +59,7 @@ def traced_loss(network: Network, outputs: Tensor) -> RecordedLoss:
         For outputs of this shape; computes in float64 where the loss can, else in the outputs' dtype.
 
     Raises:
-        UnreadableStepError: The loss is no function of the outputs alone, or does not depend on them.
+        UnsupportedTrainingError: The loss is no function of the outputs alone, or does not depend on them.
     """
     with network.evaluated(), torch.enable_grad():
         _check_depends_on_outputs_only(network, outputs)
@@ -68,18 +68,20 @@ def traced_loss(network: Network, outputs: Tensor) -> RecordedLoss:
                 loss = _recorded(network.loss, outputs, dtype, reads_values)
                 if loss is not None:
                     return loss
-    raise UnreadableStepError("the loss in training_step does something else each time, or branches on the outputs")
+    raise UnsupportedTrainingError(
+        "the loss in training_step does something else each time, or branches on the outputs"
+    )
 
 
-def _check_depends_on_outputs_only(network: Network, outputs: Tensor) -> None:
+def _check_depends_on_outputs_only(network: ProbedNetwork, outputs: Tensor) -> None:
     leaf = outputs.clone().requires_grad_()
     loss = network.loss(leaf)
     others = [p for p in network.root.parameters() if p.requires_grad]
     slopes = torch.autograd.grad(loss, [leaf, *others], allow_unused=True) if loss.requires_grad else [None]
     if slopes[0] is None or not bool(slopes[0].any()):
-        raise UnreadableStepError("the loss in training_step does not depend on the network's outputs")
+        raise UnsupportedTrainingError("the loss in training_step does not depend on the network's outputs")
     if any(slope is not None and bool(slope.any()) for slope in slopes[1:]):
-        raise UnreadableStepError(
+        raise UnsupportedTrainingError(
             "the loss in training_step depends on weights otherwise than through the network's outputs"
         )
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_graphon.dynamics.kernel_descent import LossDecayPredictor
-from lightning_graphon.dynamics.output_loss import LossFn, as_output_matrix
+from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
+from lightning_graphon.dynamics.descent.output_loss import LossFn, as_output_matrix
 from lightning_graphon.ntk.operators.operator import KernelOperator, KroneckerKernel
 from lightning_graphon.ntk.operators.output_kernel import OutputKernel, output_kernel
 

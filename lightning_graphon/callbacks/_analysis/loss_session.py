@@ -1,0 +1,215 @@
+"""Predicted and observed loss of one fit, in the process that measures it: what is done when, and what is said."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_graphon._shared.module_state import preserve_module_state
+from lightning_graphon.callbacks._analysis.masks_in_use import masks_in_use
+from lightning_graphon.callbacks._logging.loss_chart import chart_together
+from lightning_graphon.callbacks._logging.scalars import log_scalars
+from lightning_graphon.callbacks._module.network import TrainingStepNetwork
+from lightning_graphon.callbacks._module.probe import batches_seen, draw_probe, repeat_batch, samples, training_points
+from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
+from lightning_graphon.dynamics import (
+    KernelPrediction,
+    LossCurves,
+    LossTracker,
+    OptimizerView,
+    UnsupportedTrainingError,
+    next_multiple,
+)
+from lightning_graphon.metrics import LossDecay
+
+log = logging.getLogger(__name__)
+# What reading the state of another program, or of another version, may raise.
+FOREIGN = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+_AT_THE_END = ("rate_ratio", "log_correlation")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured, when, and up to which error a prediction holds; as `LossDecayMonitor` documents it."""
+
+    probe_size: int
+    probe_seed: int
+    every_n_steps: int
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        for name in ("probe_size", "every_n_steps", "tolerance"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+
+
+class LossSession:
+    """Measures the loss of a probe during one fit and predicts it, as long as that can be done.
+
+    Args:
+        trainer: Fits the module.
+        pl_module: The module.
+        optimizer: Trains it; None where there are several.
+        prediction: Which kernel predicts.
+        measuring: What is measured, and when.
+        loss_fn: In place of `training_step`.
+        curves: Goes on with them.
+
+    Attributes:
+        tracker: Predicts; None where nothing is predicted.
+    """
+
+    def __init__(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: OptimizerView | None,
+        prediction: KernelPrediction, measuring: Measuring, loss_fn: ModuleLoss | None, curves: LossCurves,
+    ) -> None:  # fmt: skip
+        self._trainer, self._module, self._optimizer = trainer, pl_module, optimizer
+        self._prediction, self._measuring, self.curves = prediction, measuring, curves
+        self.tracker: LossTracker | None = None
+        self._objective = TrainingStepObjective(trainer, pl_module, loss_fn)
+        self._batch: Any = None
+
+    def begin(self, restored: Mapping[str, Any] | None) -> int:
+        """Draw the probe, read the network, go on from a checkpoint's state; the step of the next look."""
+        m = self._measuring
+        chart_together(self._trainer)
+        most = batches_seen(self._trainer)
+        self._batch = draw_probe(self._trainer, self._module, m.probe_size, m.probe_seed, most)
+        try:
+            self.tracker = self._new_tracker()
+            if restored and not self._resume(self.tracker, restored):
+                self.tracker = self._new_tracker()
+        except UnsupportedTrainingError as error:
+            self._give_up(str(error))
+        return self._next_look()
+
+    def _new_tracker(self) -> LossTracker:
+        if self._optimizer is None:
+            raise UnsupportedTrainingError(f"there are {len(self._trainer.optimizers)} optimizers, and one is needed")
+        if self.curves.gave_up is not None:
+            raise UnsupportedTrainingError(self.curves.gave_up)
+        masks = masks_in_use(self._trainer, self._module)
+        network = TrainingStepNetwork(self._module, self._objective, self._batch, masks)
+        return LossTracker(
+            network, self._optimizer, self._prediction, self.curves,
+            dataset_size=max(training_points(self._trainer), samples(self._batch)),
+            every_n_steps=self._measuring.every_n_steps, tolerance=self._measuring.tolerance,
+            step=self._trainer.global_step, gradient_scale=self._gradient_scale(network),
+        )  # fmt: skip
+
+    def _gradient_scale(self, network: TrainingStepNetwork) -> float:
+        """Gradient of a training batch over that of the probe: 1 for mean losses, the ratio of their sizes for sums.
+
+        Raises:
+            UnsupportedTrainingError: The loss is a sum, and the size of training batches is not known.
+        """
+        with network.evaluated(), torch.no_grad():
+            once = float(self._objective.loss(self._batch))
+            try:
+                twice = float(self._objective.loss(repeat_batch(self._batch)))
+            except (ValueError, TypeError, RuntimeError, IndexError):
+                return 1.0  # a batch that cannot be repeated; most losses are means
+        if not math.isclose(twice, 2 * once, rel_tol=1e-3, abs_tol=1e-12) or once == 0:
+            return 1.0
+        batch_size = getattr(self._trainer.train_dataloader, "batch_size", None)
+        if batch_size is None:
+            raise UnsupportedTrainingError(
+                "the loss in training_step is a sum over the batch, whose size is not known: use a mean"
+            )
+        return float(batch_size / samples(self._batch))
+
+    def _resume(self, tracker: LossTracker, restored: Mapping[str, Any]) -> bool:
+        """Go on from a checkpoint's state; one that does not fit is left, and told."""
+        now = self.identity()
+        try:
+            if restored["settings"] != now:
+                raise ValueError(f"it was made with {restored['settings']}, and now it is {now}")
+            tracker.load_state_dict(restored["tracker"])
+        except FOREIGN as error:
+            log.warning(
+                "LossDecayMonitor starts anew at step %d: the checkpoint's prediction does not fit, %s",
+                self._trainer.global_step, error,
+            )  # fmt: skip
+            self.curves.rows, self.curves.invalid = [], None
+            return False
+        return True
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values that a checkpoint and the run that resumes it must share."""
+        m = self._measuring
+        return {**self._prediction.identity(), "probe_size": m.probe_size, "probe_seed": m.probe_seed}
+
+    def advance(self) -> None:
+        """Follow the step that the optimizer is about to take."""
+        if self.tracker is not None:
+            try:
+                self.tracker.advance()
+            except UnsupportedTrainingError as error:
+                self._give_up(str(error))
+
+    def _next_look(self) -> int:
+        if self.tracker is not None:
+            return self.tracker.next_look()
+        return next_multiple(self._measuring.every_n_steps, self.curves.last_step)
+
+    def look(self) -> int:
+        """Measure the loss now; the step of the next look."""
+        step, told = self._trainer.global_step, self.curves.invalid
+        values: dict[str, float] = {}
+        if self.tracker is not None:
+            try:
+                values = self.tracker.observe(step)
+            except UnsupportedTrainingError as error:
+                self._give_up(str(error))
+        if not values:
+            values = {"observed": self._observed()}
+            self.curves.add(step, values)
+        log_scalars(self._trainer, {f"loss_decay/{name}": value for name, value in values.items()})
+        if self.curves.invalid is not None and told is None:
+            first, why = self.curves.invalid
+            log.warning("LossDecayMonitor: from step %d on the prediction of the start no longer holds: %s", first, why)
+        return self._next_look()
+
+    @torch.no_grad()
+    def _observed(self) -> float:
+        with preserve_module_state(self._module):
+            self._module.eval()
+            return float(self._objective.loss(self._batch))
+
+    def _give_up(self, reason: str) -> None:
+        """No prediction from here on; the observed loss goes on."""
+        self.tracker, self.curves.gave_up = None, reason
+        log.warning(
+            "LossDecayMonitor predicts nothing from step %d on: %s. The observed loss is logged.",
+            self._trainer.global_step, reason,
+        )  # fmt: skip
+
+    @property
+    def short(self) -> bool:
+        """Whether there is one measurement or prediction only, at an earlier step: a curve has two points."""
+        few = 1 in (len(self.curves.rows), len(self.curves.by_step()["predicted"]))
+        return few and self._trainer.global_step > self.curves.last_step
+
+    def agreement(self) -> dict[str, float] | None:
+        """How well the prediction did, logged; None where there was none."""
+        if self.tracker is None or self.tracker.initial is None or len(self.curves.by_step()["predicted"]) < 2:
+            return None
+        values = {k: float(v) for k, v in agreement(self.curves, self._measuring.tolerance).compute().items()}
+        kept = {k: values[k] for k in _AT_THE_END if values[k] == values[k]}
+        # The metric sees errors only; the kernel may have moved before.
+        steps = {"valid_until": self.curves.valid_until, "invalid_from": self.curves.invalid_from}
+        kept.update({k: float(step) for k, step in steps.items() if step is not None})
+        log_scalars(self._trainer, {f"loss_decay/{k}": v for k, v in kept.items()})
+        return values
+
+
+def agreement(curves: LossCurves, tolerance: float) -> LossDecay:
+    """Agreement of prediction and observation so far."""
+    metric, tensors = LossDecay(tolerance, sync_on_compute=False), curves.tensors()
+    made = tensors["predicted"].isfinite()
+    metric.update(*(tensors[name][made] for name in ("predicted", "observed", "step")))
+    return metric

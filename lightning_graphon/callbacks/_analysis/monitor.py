@@ -1,0 +1,58 @@
+"""What the monitors have in common: training is not lost because of an analysis."""
+
+import logging
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from lightning_graphon.callbacks._distributed.sharded_analysis import InsufficientMemoryError
+from lightning_graphon.callbacks._module.pickling import state_without_module
+from lightning_graphon.dynamics import UnsupportedTrainingError
+
+
+class Monitor(Callback):
+    """A callback that looks at a training and never ends it, unless asked to.
+
+    Args:
+        figure: Draw pictures.
+        verbose: Print what was found.
+        raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
+    """
+
+    transient: tuple[str, ...] = ()  # attributes that are not taken along by pickling and copying
+
+    def __init__(self, *, figure: bool, verbose: bool, raise_errors: bool) -> None:
+        self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
+        self._told: set[str] = set()
+
+    def report_failure(self, trainer: pl.Trainer, error: Exception, shown: str = "") -> None:
+        """Tell an error of the analysis, once in a fit and not at every look; raise it where that is wanted.
+
+        Args:
+            trainer: Says at which step.
+            error: Of the analysis.
+            shown: What there will not be to see, where the training is one that has none.
+
+        Raises:
+            Exception: The error itself, with `raise_errors`.
+        """
+        if self.raise_errors:
+            raise error
+        name, step = type(self).__name__, trainer.global_step
+        known, self._told = f"{shown}: {error}" in self._told, self._told | {f"{shown}: {error}"}
+        if known:
+            return
+        log = logging.getLogger(type(self).__module__)
+        if shown and isinstance(error, (UnsupportedTrainingError, InsufficientMemoryError)):
+            if trainer.is_global_zero:
+                log.warning("%s shows no %s at step %d: %s", name, shown, step, error)
+        else:
+            log.error("%s failed at step %d; training goes on without it", name, step, exc_info=error)
+
+    def draws(self, trainer: pl.Trainer) -> bool:
+        """Whether pictures are wanted."""
+        return self.figure and not getattr(trainer, "fast_dev_run", False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return state_without_module(self, *self.transient)

@@ -1,1 +1,0 @@
-"""Predicted and observed loss of one fit."""

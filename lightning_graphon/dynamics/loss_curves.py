@@ -1,0 +1,78 @@
+"""What was measured of a probe's loss during a training: numbers and sentences, nothing of the network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CURVES = ("step", "observed", "predicted", "refreshed")
+
+
+@dataclass
+class LossCurves:
+    """Curves of one training, and how the prediction ended.
+
+    Attributes:
+        rows: The numbers of `CURVES` for each measurement; NaN where there is no value.
+        invalid: First measured step at which the prediction of the start did not hold, and why.
+        gave_up: Why nothing is predicted.
+
+    >>> curves = LossCurves()
+    >>> curves.add(0, {"observed": 2.0, "predicted": 2.0})
+    >>> curves.add(50, {"observed": 1.0, "predicted": 0.5})
+    >>> curves.invalid = 50, "it is 50 % off"
+    >>> curves.valid_until, curves.invalid_from
+    (0, 50)
+    """
+
+    rows: list[list[float]] = field(default_factory=list)
+    invalid: tuple[int, str] | None = None
+    gave_up: str | None = None
+
+    @property
+    def last_step(self) -> int:
+        """Step of the last measurement; -1 before the first."""
+        return int(self.rows[-1][0]) if self.rows else -1
+
+    @property
+    def invalid_from(self) -> int | None:
+        """First measured step at which the prediction of the start did not hold; None where it always did."""
+        return None if self.invalid is None else self.invalid[0]
+
+    @property
+    def valid_until(self) -> int | None:
+        """Last measured step at which it held; None where there is none."""
+        return max((step for step in self.by_step()["predicted"] if self._held(step)), default=None)
+
+    def _held(self, step: int) -> bool:
+        return self.invalid is None or step < self.invalid[0]
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """One more measurement."""
+        self.rows.append([float(step), *(values.get(name, torch.nan) for name in CURVES[1:])])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`CURVES` by name, [K] each, float64."""
+        return dict(zip(CURVES, self._table().T, strict=True))
+
+    def by_step(self) -> dict[str, dict[int, float]]:
+        """Name -> step -> loss, without the places where there is no value."""
+        curves = {name: values.tolist() for name, values in self.tensors().items()}
+        steps = [int(step) for step in curves.pop("step")]
+        return {n: {s: v for s, v in zip(steps, values, strict=True) if v == v} for n, values in curves.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only."""
+        return {"rows": self._table(), "invalid": self.invalid and list(self.invalid), "gave_up": self.gave_up}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "LossCurves":
+        """The curves of `state_dict()`, to go on with."""
+        rows = state["rows"].reshape(-1, len(CURVES)).tolist()
+        invalid = state["invalid"]
+        return cls(rows, invalid and (int(invalid[0]), str(invalid[1])), state["gave_up"])
+
+    def _table(self) -> Tensor:
+        return torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(CURVES))
