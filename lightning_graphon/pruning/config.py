@@ -67,7 +67,7 @@ class PruningConfig:
 
     @property
     def pattern(self) -> NMPattern | None:
-        """The N:M pattern, where the allocation is one."""
+        """Return the N:M pattern of the allocation, None for any other allocation."""
         return NMPattern.read(self.allocation)
 
     def __str__(self) -> str:
