@@ -16,10 +16,11 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
 include_patterns = [
     "docs/*.md",
-    "docs/api/*.md",
+    "docs/**/*.md",
     "examples/README.md",
     "benchmarks/README.md",
     "README.md",
+    "CONTRIBUTING.md",
     "CHANGELOG.md",
 ]
 

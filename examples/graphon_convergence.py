@@ -437,7 +437,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, nargs="+", help="number of hidden layers")
     parser.add_argument("--trials", type=int, help="networks (seeds) for each setting, at least 2")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--init", choices=["ntk", "he", "default"], default="ntk", help="see docs/graphons.md")
+    parser.add_argument("--init", choices=["ntk", "he", "default"], default="ntk", help="of the weights")
     parser.add_argument("--samples", type=int, default=512, help="images that snip and grasp see")
     parser.add_argument("--bins", type=int, help="of a graphon; default: the largest up to 32 that divides all widths")
     add_data_arguments(parser, "graphon_convergence")

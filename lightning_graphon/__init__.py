@@ -1,6 +1,6 @@
 """Pruning at initialisation, layer graphons and the Graphon NTK for PyTorch.
 
-The mathematics lives in `pruning`, `graphon`, `ntk` and `metrics` and needs no Lightning;
+The mathematics lives in `pruning`, `graphon`, `ntk`, `dynamics` and `metrics` and needs no Lightning;
 `lightning_graphon.callbacks` connects it to a `Trainer`.
 """
 

@@ -1,4 +1,4 @@
-"""The pages: links lead somewhere, every script, preset and callback is on its page, and Sphinx has nothing to say."""
+"""The pages: links lead somewhere, everything public is on its page, words are few, and Sphinx has nothing to say."""
 
 import importlib
 import inspect
@@ -7,14 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
+from torch.utils.data import DataLoader
 
 from lightning_graphon import callbacks
 from lightning_graphon.presets import presets
+from lightning_graphon.pruning import methods
+from tests.helpers.modules import Classifier, loader, make_trainer
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / name for name in ("README.md", "examples/README.md", "benchmarks/README.md")]
-PAGES += sorted((ROOT / "docs").glob("**/*.md"))
+DOCS = ROOT / "docs"
+SHELVES = ("tutorials", "how-to", "reference", "results")
+OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "benchmarks/README.md")
+PAGES = [ROOT / name for name in OUTSIDE] + sorted(DOCS.glob("**/*.md"))
 HELPERS = {"image_data", "resumable", "rank_correlation", "loss_decay_figures", "loss_decay_metrics"}
 
 
@@ -22,11 +28,51 @@ def text(name):
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def words(path):
+    return len(path.read_text(encoding="utf-8").split())
+
+
+def each_page(paths=PAGES):
+    return pytest.mark.parametrize("page", paths, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def anchors(page):
+    """What GitHub and Sphinx make of headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page()
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
-    local = [target.split("#")[0] for target in targets if not target.startswith(("http", "#", "mailto:"))]
-    assert not [target for target in local if not (page.parent / target).exists()]
+    for target in targets:
+        name, _, anchor = target.partition("#")
+        if target.startswith(("http", "mailto:")):
+            continue
+        there = page.parent / name if name else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+@each_page()
+def test_files_that_are_named_exist(page):
+    named = re.findall(
+        r"`((?:tests|examples|benchmarks|callbacks|lightning_graphon|docs)/[\w./-]*)[^`]*`",
+        page.read_text(encoding="utf-8"),
+    )
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_every_page_is_on_its_shelf_and_on_the_map():
+    pages = {path.relative_to(DOCS) for path in DOCS.glob("**/*.md")} - {Path("index.md")}
+    assert {path.parts[0] for path in pages} == set(SHELVES)
+    on_map = {Path(target.split("#")[0]) for target in re.findall(r"\]\(([\w/.-]+)", text("docs/index.md"))}
+    assert not pages - on_map
+
+
+def test_few_words():
+    assert words(ROOT / "README.md") <= 600
+    assert sum(map(words, DOCS.glob("**/*.md"))) < 27_500
 
 
 def test_every_script_is_listed_and_has_a_test():
@@ -36,20 +82,59 @@ def test_every_script_is_listed_and_has_a_test():
     assert scripts <= tests
 
 
+def test_every_benchmark_is_listed():
+    names = {path.name for path in (ROOT / "benchmarks").glob("[!_]*.py")} - {"run.py"}
+    assert not [name for name in names if f"]({name})" not in text("benchmarks/README.md")]
+
+
 def test_every_callback_and_preset_is_on_the_map():
     page = text("docs/index.md")
     assert all(f"`{name}`" in page for name in (*callbacks.__all__, *presets()))
 
 
+def test_every_method_is_on_its_page():
+    builtin = {"random", "magnitude", "snip", "grasp", "synflow", "graphon"}
+    assert builtin <= set(methods())
+    page = text("docs/reference/methods.md")
+    assert all(f"| `{name}` |" in page for name in builtin)
+
+
 def test_every_module_has_a_page():
     public = {p.stem for p in (ROOT / "lightning_graphon").glob("*.py") if not p.stem.startswith("_")}
     public |= {p.parent.name for p in (ROOT / "lightning_graphon").glob("[!_]*/__init__.py")}
-    assert public == {path.stem for path in (ROOT / "docs" / "api").glob("*.md")}
+    assert public == {path.stem for path in (DOCS / "reference" / "api").glob("*.md")}
+
+
+class Keys(pl.loggers.CSVLogger):
+    """Remembers what is logged."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.seen = set()
+
+    def log_metrics(self, metrics, step=None):
+        self.seen |= metrics.keys()
+
+
+def test_every_logged_key_is_on_its_page(tmp_path):
+    logger = Keys(tmp_path)
+    prune = callbacks.PruneAtInit("snip", sparsity=0.5, report_limits=True, verbose=False)
+    decay = callbacks.LossDecayMonitor(every_n_steps=1, refresh_every_n_steps=2, verbose=False, raise_errors=True)
+    graphons = callbacks.GraphonMonitor(verbose=False, raise_errors=True)
+    data: DataLoader = loader()
+    trainer = make_trainer(prune, graphons, decay, logger=logger, limit_train_batches=1.0, max_epochs=3)
+    trainer.fit(Classifier(), data)
+    layers = "|".join(map(re.escape, prune.masks))
+    own = {key for key in logger.seen if key.startswith(("sparsity/", "graphon/", "ntk/", "loss_decay/"))}
+    keys = {re.sub(rf"/({layers})", "/<layer>", key) for key in own}
+    assert {"sparsity/<layer>", "graphon/<layer>/limit_distance", "ntk/trace", "loss_decay/valid_until"} <= keys
+    page = text("docs/reference/logged-keys.md")
+    assert not [key for key in keys if f"`{key}`" not in page]
 
 
 def documented():
     """Name -> what the module pages show: public functions, classes and their members."""
-    for page in (ROOT / "docs" / "api").glob("*.md"):
+    for page in (DOCS / "reference" / "api").glob("*.md"):
         module = importlib.import_module(f"lightning_graphon.{page.stem}")
         own = [name for name, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__]
         for name in getattr(module, "__all__", own):

@@ -253,7 +253,8 @@ def next_multiple(every: int, before: int) -> int:
 def _compared(name: str, error: str, forecast: Forecast | None, observed: float) -> dict[str, float]:
     if forecast is None:
         return {}
-    return {name: forecast.loss, error: relative_error(forecast.loss, observed)}
+    predicted = forecast.loss
+    return {name: predicted, error: relative_error(predicted, observed)}
 
 
 def relative_error(predicted: float, observed: float) -> float:

@@ -125,7 +125,7 @@ def test_samples_that_training_never_sees_are_no_part_of_the_probe_nor_of_its_da
     trainer = make_trainer(watch, max_epochs=-1, max_steps=STEPS, limit_train_batches=limit)
     trainer.fit(Scheduled(one_group()), loader(batch_size=48))
     check(watch)
-    assert watch._session.tracker.dataset_size == len(watch._session.tracker.network.inputs) == 48
+    assert watch._session.tracker.initial.dataset_size == len(watch._session.tracker.network.inputs) == 48
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_shuffled_epochs_of_a_few_batches_see_all_the_data_in_time(options, expe
     watch = monitor(probe_size=48)
     trainer = make_trainer(watch, max_epochs=1, **{"limit_train_batches": 1.0, **options})
     trainer.fit(Scheduled(one_group()), loader(batch_size=24, shuffle=True))
-    assert watch._session.tracker.dataset_size == expected
+    assert watch._session.tracker.initial.dataset_size == expected
     assert len(watch._session.tracker.network.inputs) == min(48, expected)
 
 

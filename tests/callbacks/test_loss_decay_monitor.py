@@ -26,6 +26,10 @@ def monitor(**kwargs):
     return LossDecayMonitor(**{**defaults, **kwargs})
 
 
+def next_key(arguments):
+    return next(iter(arguments))
+
+
 def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.01)
 
@@ -198,7 +202,7 @@ def test_resumed_is_uninterrupted(make, stop, tmp_path, caplog):
     caplog.clear()
     half = run("half", stop)
     saved = tmp_path / "half" / f"step={stop}.ckpt"
-    assert torch.load(saved, weights_only=True)["callbacks"]["LossDecayMonitor"]["rows"].shape[1] == 4
+    assert torch.load(saved, weights_only=True)["callbacks"]["LossDecayMonitor"]["curves"]["rows"].shape[1] == 4
     again = run("again", 24, ckpt_path=saved)
     for name, values in whole.curves.items():
         assert torch.equal(values.nan_to_num(-1), again.curves[name].nan_to_num(-1)), name
@@ -224,14 +228,16 @@ def test_new_in_a_run_that_goes_on(make, tmp_path):
     assert watch.curves["predicted"][0] == watch.curves["observed"][0]
 
 
-@pytest.mark.parametrize("other", [{"probe_size": 32}, {"probe_seed": 5}, {"kernel": "graphon"}], ids=str)
+@pytest.mark.parametrize(
+    "other", [{"probe_size": 32}, {"probe_seed": 5}, {"kernel": KernelPrediction(ntk="graphon")}], ids=next_key
+)
 def test_a_checkpoint_of_other_settings_starts_anew(other, tmp_path, caplog):
     path = checkpoint(tmp_path, monitor(), max_epochs=1)
     watch = monitor(**other)
     fit(watch, model=Momentum(), max_epochs=2, ckpt_path=path)
     (message,) = [m for m in warned(caplog) if "starts anew" in m]
     assert "starts anew at step 6" in message
-    assert next(iter(other)) in message
+    assert {"kernel": "ntk"}.get(next_key(other), next_key(other)) in message
     assert watch.curves["step"].tolist() == [6.0, 8.0, 10.0, 12.0]
     assert watch.curves["predicted"].isfinite().all()
 
@@ -329,8 +335,19 @@ def test_the_logged_end_of_a_prediction_is_the_one_that_was_said(tmp_path):
     fit(watch, logger=logger)
     assert watch.metric.compute()["valid_until"] == 6, "errors alone would have let it pass"
     with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
-        logged = [row["loss_decay/valid_until"] for row in csv.DictReader(file)]
-    assert [float(value) for value in logged if value] == [watch.invalid_from] == [2]
+        rows = list(csv.DictReader(file))
+    for key, step in (("valid_until", watch.valid_until), ("invalid_from", watch.invalid_from)):
+        assert [float(row[f"loss_decay/{key}"]) for row in rows if row[f"loss_decay/{key}"]] == [step]
+    assert (watch.valid_until, watch.invalid_from) == (0, 2)
+
+
+def test_a_prediction_that_holds_has_no_step_from_which_it_did_not(tmp_path):
+    watch, logger = monitor(tolerance=10.0, kernel=KernelPrediction(change_tolerance=10.0)), CSVLogger(tmp_path)
+    fit(watch, logger=logger)
+    assert (watch.valid_until, watch.invalid_from) == (6, None)
+    text = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text()
+    assert "loss_decay/valid_until" in text
+    assert "invalid_from" not in text
 
 
 # What cannot be predicted, and odd data
@@ -383,10 +400,10 @@ def test_one_sentence_and_the_observed_curve(make, why, caplog):
     assert watch.invalid_from is None
 
 
-@pytest.mark.parametrize("options", [{"kernel": "graphon"}, {"start_step": 0}], ids=str)
+@pytest.mark.parametrize("options", [{"ntk": "graphon"}, {"start_step": 0}], ids=str)
 def test_no_kernel_is_said_in_one_sentence(options, caplog):
-    watch = monitor(**options)
-    fit(watch, model=Classifier(cnn, sgd) if "kernel" in options else WithAdam())
+    watch = monitor(kernel=KernelPrediction(**options))
+    fit(watch, model=Classifier(cnn, sgd) if "ntk" in options else WithAdam())
     (message,) = warned(caplog)
     assert "predicts nothing from step 0 on: there is no" in message
     assert watch.curves["observed"].isfinite().all()
@@ -598,12 +615,8 @@ def test_drift_and_refreshes_go_on_after_an_explosion(stop, monkeypatch, tmp_pat
     """Also in a run that was resumed: neither asks what the exploded prediction thinks of later steps."""
 
     def run(**kwargs):
-        logged, watch = (
-            [],
-            monitor(
-                every_n_steps=1, **kwargs, kernel=KernelPrediction(change_every_n_steps=1, refresh_every_n_steps=4)
-            ),
-        )
+        kernel = KernelPrediction(change_every_n_steps=1, refresh_every_n_steps=4, **kwargs)
+        logged, watch = [], monitor(every_n_steps=1, kernel=kernel)
         monkeypatch.setattr(loss_session, "log_scalars", lambda trainer, scalars: logged.append(scalars))
         model, data, path = Falling(), loader(batch_size=96), tmp_path / "stop.ckpt"
         if stop:
@@ -613,7 +626,7 @@ def test_drift_and_refreshes_go_on_after_an_explosion(stop, monkeypatch, tmp_pat
 
     drifts = run()[1]
     monkeypatch.setattr(loss_tracker, "_DIVERGED", 0.0)
-    exploded, others = run(drift_tolerance=1e-12)
+    exploded, others = run(change_tolerance=1e-12)
     assert exploded.curves["predicted"].isfinite().tolist() == [k < 1 for k in range(13)]
     assert len(drifts) == 12
     assert others == drifts
@@ -690,11 +703,14 @@ def test_random_pruning_leaves_the_lazy_regime(caplog):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match=r"unknown kernel 'empiric'.*'empirical'"):
+    with pytest.raises(ValueError, match=r"unknown ntk 'empiric'.*'empirical'"):
         LossDecayMonitor(kernel=KernelPrediction(ntk="empiric"))
-    for name in ("probe_size", "every_n_steps", "drift_every_n_steps", "refresh_every_n_steps", "tolerance"):
+    for name in ("probe_size", "every_n_steps", "tolerance"):
         with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
             LossDecayMonitor(**{name: 0})
+    for name in ("change_every_n_steps", "refresh_every_n_steps", "change_tolerance"):
+        with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+            KernelPrediction(**{name: 0})
     with pytest.raises(ValueError, match="start_step must be 0 or more"):
         LossDecayMonitor(kernel=KernelPrediction(start_step=-1))
     with pytest.raises(RuntimeError, match="has made no prediction"):

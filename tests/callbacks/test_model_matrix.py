@@ -1,4 +1,4 @@
-"""Every kind of model under all three callbacks together: what `docs/compatibility.md` promises."""
+"""Every kind of model under all three callbacks together: what `docs/reference/compatibility.md` promises."""
 
 import logging
 import math

@@ -87,9 +87,9 @@ def test_densities_are_fractions(example, capsys):
 
 
 def test_the_code_of_the_page_runs():
-    text, names = (ROOT / "docs" / "generalisation.md").read_text(encoding="utf-8"), {}
+    text, names = (ROOT / "docs" / "how-to" / "design-graphons.md").read_text(encoding="utf-8"), {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-        exec(compile(block, "generalisation.md", "exec"), names)  # noqa: S102  (our own text)
+        exec(compile(block, "design-graphons.md", "exec"), names)  # noqa: S102  (our own text)
     assert names["bound"].vacuous
     assert names["predicted"].shape == (50, 10)
     assert names["masks"].sparsity == pytest.approx(0.9, abs=1e-4)

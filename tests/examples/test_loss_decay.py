@@ -197,9 +197,9 @@ def test_settings_that_cannot_work_are_refused(example, capsys, argv, message):
 
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the trainer's log folder
-    text, names = (EXAMPLES.parent / "docs" / "loss_decay.md").read_text(encoding="utf-8"), {}
+    text, names = (EXAMPLES.parent / "docs" / "tutorials" / "predicted-loss.md").read_text(encoding="utf-8"), {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-        exec(compile(block, "loss_decay.md", "exec"), names)  # noqa: S102  (our own text)
+        exec(compile(block, "predicted-loss.md", "exec"), names)  # noqa: S102  (our own text)
     curves = names["monitor"].curves
     assert curves["observed"][-1] < curves["observed"][0]
     assert curves["predicted"][-1] < curves["predicted"][0]

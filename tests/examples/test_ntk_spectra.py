@@ -125,10 +125,10 @@ def test_a_spectrum_needs_five_samples(example, capsys):
 
 
 def test_the_code_of_the_page_runs():
-    """And its Graphon NTK with drift is close to the exact kernel of the pruned network, as docs/theory-ntk.md says."""
-    text, names = (ROOT / "docs" / "ntk.md").read_text(encoding="utf-8"), {}
+    """And its Graphon NTK with drift is close to the exact kernel of the pruned network, as theory-ntk.md says."""
+    text, names = (ROOT / "docs" / "tutorials" / "kernels.md").read_text(encoding="utf-8"), {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-        exec(compile(block, "ntk.md", "exec"), names)  # noqa: S102  (our own text)
+        exec(compile(block, "kernels.md", "exec"), names)  # noqa: S102  (our own text)
     theory, exact = names["theory"], names["exact"]
     assert float((theory - exact).norm() / exact.norm()) < 0.3  # table of that page: 0.12 to 0.25 at these widths
     torch.testing.assert_close(names["operator"].trace(), 10 * float(exact.trace()))

@@ -1,4 +1,4 @@
-"""Kernels, spectra and predictions on a GPU against the CPU's float64, to the precision that docs/gpu.md states."""
+"""Kernels, spectra and predictions on a GPU against the CPU's float64, to the precision of docs/results/gpu.md."""
 
 import copy
 

@@ -203,7 +203,7 @@ def predicted_graphons(
 
     * random, magnitude of i.i.d. weights: exact, the graphon of each layer is constant;
     * SynFlow, one round: exact, with the sums over paths as factors. Its usual 100 rounds are not one-shot; predict
-      them with the scales min over rounds k of a_i b_j / τ_k and the threshold 1 (docs/theory-limits.md);
+      them with the scales min over rounds k of a_i b_j / τ_k and the threshold 1 (docs/reference/theory-limits.md);
     * SNIP, and GraSP by absolute value: the scale is the gradient, a sum over the samples of outer products. A
       `ScaledSaliency` with that gradient is right in the limit of wide layers; factors are an approximation for more
       than one sample.

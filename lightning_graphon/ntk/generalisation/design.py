@@ -75,11 +75,12 @@ def design_graphons(
             1 - ρ tr Yᵀ(Θ + ρ)⁻¹Y / ‖Y‖² for centred one-hot Y. "speed": tr YᵀΘY / ‖Y‖², the initial rate of the
             squared error. "alignment": the centred kernel-target alignment. "energy": the share of the five largest
             eigenvalues. The last two do not depend on the scale of the kernel, and networks drawn from such designs
-            train badly (docs/generalisation.md). Or a function of the kernel [N, N] that returns a scalar.
+            train badly (docs/results/generalisation.md). Or a function of the kernel [N, N] that returns a scalar.
         ridge: The ρ of "fit" as a share of the mean diagonal of the constant graphons' kernel.
         form: "product" has one factor for each row and one for each column of the odds, W / (1 - W) = c f(u) g(v);
             "block" has one parameter for each cell. For the product c f(u) g(v) the shape of the ReLU kernel depends on
-            the first layer's g only: the dense kernel of inputs scaled by sqrt(g) (docs/theory-generalisation.md).
+            the first layer's g only: the dense kernel of inputs scaled by sqrt(g)
+            (docs/reference/theory-generalisation.md).
         free: Indices of the layers to design, 0 the first; the others stay constant graphons. Default: all.
         activation: Activation of all hidden layers.
         steps: Number of gradient steps.

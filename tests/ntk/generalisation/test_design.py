@@ -104,7 +104,7 @@ def test_a_product_form_has_odds_of_rank_one():
 
 
 def test_the_kernel_of_exact_products_is_the_dense_one_on_scaled_inputs():
-    """docs/theory-generalisation.md: c f(u) g(v) in every layer leaves only the first g to the shape."""
+    """docs/reference/theory-generalisation.md: c f(u) g(v) in every layer leaves only the first g to the shape."""
     f, f2, g2, g3 = (0.1 + 0.9 * torch.rand(4, generator=torch.Generator().manual_seed(i)).double() for i in range(4))
     g = 0.05 + 0.9 * torch.rand(64, generator=torch.Generator().manual_seed(9)).double()
     one = torch.ones(3).double()
