@@ -67,7 +67,7 @@ class PruningConfig:
 
     @property
     def pattern(self) -> NMPattern | None:
-        """Return the N:M pattern of the allocation, None for any other allocation."""
+        """The pattern that the allocation names, or None."""
         return NMPattern.read(self.allocation)
 
     def __str__(self) -> str:
