@@ -87,6 +87,7 @@ def _draw_graphon(axis: Any, graphon: "StepGraphon") -> Any:
 
     x, y = (edges(measure).numpy() for measure in (graphon.col_measure, graphon.row_measure))
     values = graphon.values.detach().float().cpu().numpy()
+    # Rasterised, as a vector image of 64 by 64 cells would be large; the root shows sparse layers.
     image = axis.pcolormesh(x, y, values, cmap="magma_r", norm=PowerNorm(0.5, 0, 1), rasterized=True)
     axis.set(xlim=(0, 1), ylim=(1, 0), xticks=[0, 1], yticks=[0, 1])
     axis.tick_params(labelsize=6)

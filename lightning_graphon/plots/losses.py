@@ -89,6 +89,7 @@ def _draw_losses(
     if invalid_from is not None:
         last = max(curves["observed"])
         axis.axvspan(invalid_from, last, color="0.5", alpha=0.13, lw=0, label="first prediction no longer holds")
+    # Predictions may be infinite or far off, so the observed curve gives the limits.
     low, high = _range([value for value in curves["observed"].values() if math.isfinite(value)])
     if low > 0:
         axis.set_yscale("log")

@@ -74,6 +74,7 @@ _NOTE: dict[str, Any] = {
 def _draw_mask(axis: Any, mask: Tensor) -> Any:
     values = sort_by_degree(mask)
     size = (min(_PIXELS, values.shape[0]), min(_PIXELS, values.shape[1]))
+    # Averages over cells, so that a large mask is drawn as its density.
     pixels = torch.nn.functional.adaptive_avg_pool2d(values[None, None], size)[0, 0]
     axis.set_xticks([0, size[1] - 1], ["1", str(values.shape[1])], fontsize=6)
     axis.set_yticks([0, size[0] - 1], ["1", str(values.shape[0])], fontsize=6)

@@ -33,6 +33,7 @@ def plot_spectrum(spectrum: "SpectralSummary", title: str = "") -> "Figure":
     note = f", {hidden} not positive are not shown" if hidden else ""
     left.set(xlabel=f"index k{note}", ylabel="eigenvalue λ of the kernel")
     left.legend(fontsize=7)
+    # Without a positive trace there are no shares.
     energy = (values.cumsum(0) / spectrum.trace).numpy() if spectrum.trace > 0 else values.numpy()
     right.semilogx(index.numpy(), energy, drawstyle="steps-post")
     right.axvline(5, color="0.6", lw=0.8, ls=":")

@@ -39,6 +39,7 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
+        # An N:M pattern is text that `check_allocation` does not know.
         if self.pattern is None:
             layer_budgets.check_allocation(self.allocation)
         sparsity_of(self.allocation, self.sparsity)

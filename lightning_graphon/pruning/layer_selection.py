@@ -74,6 +74,7 @@ def select_weights(
     ['0.weight']
     """
     candidates = _candidates(model)
+    # Frozen weights are only needed for messages about patterns.
     wanted, unwanted = _both_patterns(include, exclude)
     frozen = _candidates(model, frozen=True) if wanted or unwanted else []
     for pattern in wanted:

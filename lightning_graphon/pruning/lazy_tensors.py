@@ -23,6 +23,7 @@ class LazyTensorMapping(Mapping[str, Tensor]):
         self._compute = compute
 
     def __getitem__(self, name: str) -> Tensor:
+        # Without this check `compute` would decide how an unknown name fails.
         if name not in self.shapes:
             raise KeyError(name)
         return self._compute(name)

@@ -48,6 +48,7 @@ def theoretical_macs(model: nn.Module, inputs: Any, masks: Mapping[str, Tensor] 
     >>> theoretical_macs(net, torch.ones(2, 20))["total"]
     Macs(dense=1500, kept=1500)
     """
+    # A tied weight has several names; all of its uses are counted under the first.
     first = {parameter: name for name, parameter in model.named_parameters()}
     layers = {module: first.get(module.weight, name) for name, module in _layers(model)}
     sizes = {name: module.weight.numel() for module, name in layers.items()}

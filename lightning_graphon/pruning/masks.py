@@ -105,6 +105,7 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             ValueError: `model` has no parameter of that name and shape; the message names it.
         """
+        # Tied parameters may be named by any of their names.
         parameters = dict(model.named_parameters(remove_duplicate=False))
         pairs = []
         for name, mask in self.items():
@@ -127,6 +128,7 @@ class Masks(Mapping[str, Tensor]):
 
     def shuffled(self, seed: int = 0) -> "Masks":
         """Each layer's mask in a random order: the same counts without structure, a sanity check."""
+        # Drawn on the CPU, so that a seed gives the same masks on every device.
         source = generator(seed, "shuffled masks")
         return Masks(
             {
@@ -209,6 +211,7 @@ def as_masks(masks: GivenMasks) -> Masks:
 
 def _row(name: str, mask: Tensor) -> dict[str, Any]:
     kept, total = int(mask.count_nonzero()), mask.numel()
+    # Scalars and vectors count as one input, or one unit.
     units = mask.reshape(mask.shape[0], -1) if mask.ndim else mask.reshape(1, 1)
     inputs = mask.transpose(0, 1).reshape(mask.shape[1], -1) if mask.ndim > 1 else units.T
     return {

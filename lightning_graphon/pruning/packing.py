@@ -11,18 +11,13 @@ _BIT_VALUES = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Pack a bool tensor of any shape into uint8, eight entries per byte, the first in the highest bit.
-
-    Args:
-        mask: Bool tensor on any device.
-
-    Returns:
-        Tensor of ceil(mask.numel() / 8) bytes, uint8, on the CPU.
+    """Pack a bool tensor of any shape into uint8 on the CPU, eight entries per byte, the first in the highest bit.
 
     >>> pack(torch.tensor([True, False, True])).tolist()
     [160]
     """
     flat = mask.detach().reshape(-1).cpu().view(torch.uint8)
+    # Zeros fill up the last byte.
     padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
     packed = torch.zeros(padded.shape[0], dtype=torch.uint8)
     for column, weight in enumerate(_BIT_VALUES):
@@ -31,11 +26,7 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    """Inverse of `pack`.
-
-    Args:
-        bits: Tensor of ceil(prod(shape) / 8) bytes, uint8.
-        shape: Shape of the mask.
+    """Inverse of `pack`, for a mask of the given shape.
 
     Raises:
         ValueError: `bits` is not a uint8 tensor of the length that `shape` needs.

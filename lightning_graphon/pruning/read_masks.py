@@ -38,6 +38,7 @@ def read_masks(model: nn.Module, include: LayerPatterns = None, exclude: LayerPa
     found = {**foreign, **{name: full_tensor(weight.detach() != 0) for name, weight in weights.items()}}
     if not foreign:
         return Masks(found)
+    # Masks of both kinds in network order.
     order = [qualified(path, "weight") for path, _ in model.named_modules()]
     rank = {name: place for place, name in enumerate(order)}
     return Masks(dict(sorted(found.items(), key=lambda item: rank.get(item[0], len(rank)))))

@@ -51,6 +51,7 @@ def rescale_(model: nn.Module, masks: Masks, by: Rescale = "unit") -> None:
 def _rescaled(dense: Tensor, mask: Tensor, by: Rescale) -> Tensor:
     """Rescaled weights [out, in, *taps]."""
     kept = dense.masked_fill(~mask, 0)
+    # Axis 0 runs over units; with "layer" the norm is over all axes.
     axes = list(range(dense.ndim))[by == "unit" :]
     # Squares of float16 weights underflow.
     wide = torch.promote_types(dense.dtype, torch.float32)

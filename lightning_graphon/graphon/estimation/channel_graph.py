@@ -72,7 +72,7 @@ class ChannelGraph:
         return full.flatten(1)
 
     def degrees(self) -> tuple[Tensor, Tensor]:
-        """Row sums [out] and column sums [in], float64, computed once; a mask's entries are checked by the way.
+        """Row sums [out] and column sums [in], float64, computed once.
 
         Raises:
             ValueError: An entry of a floating mask is outside [0, 1] or not a number.

@@ -15,12 +15,7 @@ from lightning_graphon.graphon.estimation.singular_vectors import exact_singular
 
 
 def quantile_labels(keys: Tensor, bins: int, within: Tensor | None = None) -> Tensor:
-    """Label [n] of each item's quantile by descending key; equal keys share the bin of their middle place.
-
-    Args:
-        keys: [n].
-        bins: Number of quantiles.
-        within: Group [n] of each item, 0..k-1; quantiles are taken inside each group.
+    """Label [n] of each item's quantile by descending key, inside each group `within` [n]; equal keys share a bin.
 
     >>> import torch
     >>> quantile_labels(torch.tensor([1.0, 9.0, 1.0, 5.0]), 2)

@@ -26,13 +26,8 @@ def matmul_transposed(graph: ChannelGraph, y: Tensor) -> Tensor:
 def leading_singular_vectors(graph: ChannelGraph, *, rank: int, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Singular vectors U [m, r], values [r] and V [n, r], r <= rank, of a graph [m, n] by subspace iteration.
 
-    The start is fixed. The iteration ends when every value above `floor` and its vectors satisfy Aᵀ u = s v to 1e-10
-    of the largest value. Smaller values are noise that converges slowly; they may be inaccurate.
-
-    Args:
-        graph: The graph.
-        rank: Number of vectors; fewer where a side is shorter.
-        floor: Least singular value that has to converge.
+    It ends when every value above `floor` and its vectors satisfy Aᵀ u = s v to 1e-10 of the largest value. Smaller
+    values are noise that converges slowly; they may be inaccurate.
     """
     count = min(rank + _OVERSAMPLING, *graph.shape)
     generator = torch.Generator().manual_seed(0)

@@ -12,15 +12,8 @@ def total_variation(
     The model of Rudin, Osher and Fatemi (1992), solved by a fixed number of accelerated projected gradient steps on
     the dual (Beck and Teboulle, IEEE TIP 2009).
 
-    Args:
-        values: Noisy cell values h [rows, cols] in [0, 1].
-        row_measure: Lengths [rows].
-        col_measure: Lengths [cols]; m_ij is the product of the two and m̄ its mean.
-        weight: Weight of the total variation, 0 or more.
-        iterations: Number of dual steps.
-
-    Returns:
-        Denoised values [rows, cols] in [0, 1] with the mean of the noisy ones.
+    The values h [rows, cols] lie in [0, 1], m_ij is the product of the measures of row and column and m̄ its mean. The
+    result lies in [0, 1] and has the mean of h.
     """
     mass = row_measure[:, None] * col_measure
     mass = mass / mass.mean()

@@ -181,13 +181,7 @@ class _ErdosRenyi:
 
 
 def square_moments(groups: int, size: int, edges: int) -> tuple[float, float]:
-    """Mean and standard deviation of Σ d² under the null, exact.
-
-    Args:
-        groups: Number of rows (or columns).
-        size: Entries in each of them.
-        edges: Number of edges in all, fewer than all entries.
-    """
+    """Mean and standard deviation of Σ d² under the null, exact, for `groups` rows (or columns) of `size` entries."""
     # Σ d² is `edges` plus twice the number of pairs of edges in one group. The variance needs pairs of such pairs: the
     # same pair, two that share an edge (a triple), or two disjoint ones. Rational numbers, as the terms nearly cancel.
     total = groups * size

@@ -70,6 +70,7 @@ class DualActivation(ABC):
         Returns:
             E[(φ(z) - φ(z'))²] and E[φ'(z)φ'(z')].
         """
+        # The default cancels for near-duplicates; duals with a kink override it.
         kappa, kappa_dot = self.covariance(qx, qy, 0.5 * (qx + qy - distance))
         spread = self.second_moment(qx) + self.second_moment(qy)
         # Negative only by rounding, as it is an expectation of a square.
@@ -171,6 +172,7 @@ class HermiteDual(DualActivation):
 
     def _project(self, function: Callable[[Tensor], Tensor], m: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients [..., degree], second moment and the mass that the coefficients miss."""
+        # One quadrature gives all coefficients, as products of the values with weighted polynomials.
         nodes, weights, basis = _quadrature(self.degree)
         t, w, h = (torch.as_tensor(a, dtype=m.dtype, device=m.device) for a in (nodes, weights, basis))
         values = function(m[..., None] + safe_sqrt(q)[..., None] * t)
@@ -197,6 +199,7 @@ def _quadrature(degree: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     w = w * np.exp(-0.5 * t * t) / np.sqrt(2 * np.pi)
     basis = np.empty((len(t), degree))
     previous, current = np.zeros_like(t), np.ones_like(t)
+    # Three-term recurrence of the normalised Hermite polynomials.
     for k in range(degree):
         basis[:, k] = current
         previous, current = current, (t * current - np.sqrt(k) * previous) / np.sqrt(k + 1)

@@ -141,5 +141,6 @@ class Gaussian(DualActivation):
 
     def covariance(self, qx: Tensor, qy: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E[φφ'] and E[φ̇φ̇'], centred."""
+        # A Gaussian integral: the inverse root of det(1 + 2Σ) with the covariance Σ of (z, z').
         inner = 1 + 2 * (qx + qy) + 4 * determinant(qx, qy, k)
         return inner.rsqrt(), 4 * k * inner.pow(-1.5)

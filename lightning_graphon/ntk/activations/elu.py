@@ -50,6 +50,7 @@ class ELULike(KinkedDual):
         value, slope = ReLULike(0.0, self.positive).covariance(qx, qy, 0.5 * (qx + qy - distance))
         nodes, weights = legendre_nodes((0.0, 1.0), _ANGULAR)
         for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
+            # The density of the angle is 1 / 2π; each sector is mapped to [0, 1].
             scale = weight / (2 * math.pi)
             for integrand, width in ((self._one_negative, theta), (self._both_negative, math.pi - theta)):
                 more, more_slope = integrand(sx, sy, theta, node * width)
@@ -87,6 +88,7 @@ def elu(alpha: float = 1.0) -> ELULike:
 
 def celu(alpha: float = 1.0) -> KinkedDual:
     """The dual of `nn.CELU(alpha)`; torch also takes a negative α, with which it grows on the left."""
+    # With α > 0 it is an ELU of rate 1/α.
     if alpha > 0:
         return ELULike(1.0, alpha, 1 / alpha, "celu")
     return KinkedDual(torch.nn.CELU(alpha), name="celu")

@@ -82,14 +82,7 @@ def _owens_t_inner(h: Tensor, k: Tensor) -> Tensor:
 
 
 def owens_t(h: Tensor, k: Tensor) -> Tensor:
-    """Owen's T function.
-
-    Args:
-        h: First argument, float64.
-        k: Second argument, broadcastable; may be infinite.
-
-    Returns:
-        T(h, k) in the broadcast shape; absolute error about 1e-15.
+    """Owen's T(h, k) to about 1e-15, float64; arguments broadcast, and `k` may be infinite.
 
     >>> t = owens_t(torch.tensor([0.0, 1.0], dtype=torch.float64), torch.tensor([1.0, 0.5], dtype=torch.float64))
     >>> [round(v, 10) for v in t.tolist()]
@@ -108,16 +101,9 @@ def owens_t(h: Tensor, k: Tensor) -> Tensor:
 
 
 def bivariate_cdf(a: Tensor, b: Tensor, rho: Tensor, one_minus_rho2: Tensor) -> Tensor:
-    """P(z < a, z' < b) of two standard normals with correlation `rho`.
+    """P(z < a, z' < b) of two standard normals with correlation `rho`, to about 1e-15; all arguments broadcast.
 
-    Args:
-        a: First bound, float64.
-        b: Second bound.
-        rho: Correlation in [-1, 1].
-        one_minus_rho2: 1 - ρ², passed separately so that callers can avoid its cancellation.
-
-    Returns:
-        Probabilities in the broadcast shape, to about 1e-15.
+    1 - ρ² is passed separately so that callers can avoid its cancellation.
 
     >>> rho = torch.tensor(0.5, dtype=torch.float64)
     >>> round(bivariate_cdf(0 * rho, 0 * rho, rho, 1 - rho**2).item(), 10)
@@ -128,6 +114,7 @@ def bivariate_cdf(a: Tensor, b: Tensor, rho: Tensor, one_minus_rho2: Tensor) -> 
     a = torch.where(a.abs() < _TINY, _TINY, a.clamp(-_FAR, _FAR))
     b = torch.where(b.abs() < _TINY, _TINY, b.clamp(-_FAR, _FAR))
     root = safe_sqrt(slack).clamp_min(_TINY)
+    # Owen's formula subtracts ½ where the bounds have different signs.
     opposite = 0.5 * (torch.sign(a) * torch.sign(b) < 0)
     total = 0.5 * (normal_cdf(a) + normal_cdf(b)) - opposite
     total = total - owens_t(a, _residual(b, a, rho, slack) / (a * root))
@@ -172,6 +159,7 @@ class NormalPair:
         root = safe_sqrt(self.slack).clamp_min(_TINY)
         both = (mx * my + self.k) * bivariate_cdf(a, b, self.rho, self.slack)
         rest_x, rest_y = (_residual(*pair, self.rho, self.slack) / root for pair in ((a, b), (b, a)))
+        # Boundary terms of integration by parts at each threshold, and at the corner where both meet.
         edge_y = mx * self.sy * normal_pdf(b) * normal_cdf(rest_x)
         edge_x = my * self.sx * normal_pdf(a) * normal_cdf(rest_y)
         exponent = 0.5 * (a * a + rest_y**2)
@@ -187,12 +175,7 @@ def _standardise(mean: Tensor, scale: Tensor) -> Tensor:
 
 
 def positive_part(m: Tensor, q: Tensor, t: float) -> tuple[Tensor, Tensor]:
-    """E[(z - t)₊] and P(z > t) of one normal variable.
-
-    Args:
-        m: Mean, float64.
-        q: Variance, broadcastable, at least 0.
-        t: Threshold t.
+    """E[(z - t)₊] and P(z > t) of normal variables with means `m` and variances `q`, float64.
 
     >>> mean, above = positive_part(torch.zeros(1).double(), torch.ones(1).double(), 0.0)
     >>> round(mean.item(), 6), above.item()

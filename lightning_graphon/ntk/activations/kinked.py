@@ -54,6 +54,7 @@ class KinkedDual(HermiteDual):
     def squared_distance(self, qx: Tensor, qy: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distance after the activation and E[φ̇φ̇'], centred."""
         k = 0.5 * (qx + qy - distance)
+        # All pairs by the series first; those of high correlation are replaced.
         value, slope = super().covariance(qx, qy, k)
         after = (self.second_moment(qx) + self.second_moment(qy) - 2 * value).clamp_min(0)
         close = (k.abs() > _SERIES_LIMIT * safe_sqrt(qx * qy)).nonzero(as_tuple=True)
@@ -82,6 +83,7 @@ def _rays(theta: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Angles and weights, summing to 1, of a rule on the four sectors between the kinks at ±π/2 and θ ± π/2."""
     nodes, weights = legendre_nodes((0.0, 1.0), _ANGULAR)
     right = 0.5 * math.pi
+    # Kinks of z lie at u = ±π/2, those of z' at θ ± π/2.
     for start, width in (
         (-right + 0 * theta, theta),
         (theta - right, math.pi - theta),

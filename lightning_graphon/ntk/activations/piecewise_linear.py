@@ -51,6 +51,7 @@ class PiecewiseLinear(DualActivation):
         meanx, slopex = self.shifted_mean(mx, qx)
         meany, slopey = self.shifted_mean(my, qy)
         bentx, benty = meanx - self.constant - self.slope * mx, meany - self.constant - self.slope * my
+        # Stein's lemma, E[z φ(z')] = E[z] E[φ(z')] + k E[φ'(z')], for the linear part times the bends.
         pair = NormalPair(mx, my, qx, qy, k)
         value = self.constant * (meanx + meany - self.constant) + self.slope**2 * (k + mx * my)
         value = value + self.slope * (mx * benty + k * (slopey - self.slope))

@@ -111,6 +111,7 @@ def dual_activation(activation: ActivationLike) -> DualActivation:
 def _by_name(name: str) -> DualActivation:
     key = name.lower()
     key = _ALIASES.get(key, key)
+    # A registered name may have capitals; otherwise case does not matter.
     if name in _REGISTRY:
         return _REGISTRY[name]
     if key not in _REGISTRY:
@@ -126,9 +127,11 @@ def _by_module(module: nn.Module) -> DualActivation:
         return ReLULike(0.5 * (module.lower + module.upper), 1.0, "rrelu")
     if isinstance(module, nn.PReLU):
         return _prelu(module)
+    # ReLU6 is a subclass with bounds of its own.
     if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
         bends = [(float(module.min_val), 1.0), (float(module.max_val), -1.0)]
         return PiecewiseLinear(float(module.min_val), 0.0, bends, "hardtanh")
+    # The closed form is that of the exact GELU.
     if isinstance(module, nn.GELU) and module.approximate != "none":
         return HermiteDual(module, name="gelu_tanh")
     simple = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.GELU: "gelu", nn.Identity: "identity",

@@ -70,6 +70,7 @@ class FunctionalModel:
             TypeError: The model does not return a tensor.
             ValueError: The first dimension of its output is not the number of samples.
         """
+        # Parameters that are not varied keep their masked values.
         args = (x,) if isinstance(x, Tensor) else x
         out = torch.func.functional_call(self.model, {**self.values, **values}, args)
         if not isinstance(out, Tensor):
@@ -108,12 +109,14 @@ def functional_model(
     trainable = tuple(n for n, p in named.items() if p.requires_grad and p.is_floating_point())
     if not trainable:
         raise ValueError("no parameter of the model has requires_grad=True; its tangent kernel is zero")
+    # Zeros that are trained and zeros that are pruned have different kernels.
     warn_of_unmasked_zeros(trainable_weights(model), masks)
     names = _aliases(model)
     given = [_resolve(m, names, named, what) for m, what in ((masks, "mask"), (preconditioner, "preconditioner"))]
     values, weights = {}, {}
     for name, p in named.items():
         kept = given[0].get(name)
+        # Autograd refuses tensors that were made in inference mode.
         value = p.detach().clone() if p.is_inference() else p.detach()
         values[name] = value if kept is None else value * kept.to(value)
         weights[name] = _product(kept, given[1].get(name), value)
@@ -159,6 +162,7 @@ def _factors(
     for module in model.modules():
         if not isinstance(module, kinds):
             continue
+        # A transposed convolution stores [in, out / groups, *taps].
         groups = int(module.groups) if getattr(module, "transposed", False) else 0  # type: ignore[arg-type]
         fan_in = module.weight[:, 0].numel() // groups if groups else module.weight[0].numel()
         factors[first.get(id(module.weight), "")] = weight_variance / fan_in

@@ -41,13 +41,9 @@ class GradientFactors:
 
 
 def gradient_factors(module: nn.Module, samples: int, h: Tensor, delta: Tensor) -> GradientFactors:
-    """Factors of one call of a layer.
+    """Factors of one call of a layer, from its input h and derivatives δ [K, *output shape] with respect to its output.
 
-    Args:
-        module: Linear or Conv.
-        samples: Number N of samples; the first dimension of `h` may be a multiple of it, sample-major.
-        h: The layer's input.
-        delta: Derivatives [K, *output shape] of K outputs with respect to the layer's output.
+    The first dimension of `h` may be a multiple of the number of samples, sample-major.
     """
     outputs = len(delta)
     if isinstance(module, nn.Linear):
@@ -55,6 +51,7 @@ def gradient_factors(module: nn.Module, samples: int, h: Tensor, delta: Tensor) 
         return GradientFactors(deltas, h.reshape(samples, 1, -1, 1, h.shape[-1]))
     assert isinstance(module, nn.modules.conv._ConvNd)  # noqa: S101
     flat = delta.reshape(-1, *delta.shape[2:])
+    # The weight of a transposed convolution is [in, out, *taps]: its rows belong to the inputs.
     if module.transposed:
         patches = _patches(flat, module, _zero_padding(module), h.shape[2:])
         rows, cols = _by_position(h, module.groups, samples, 1), _regroup(patches, module.groups, samples, outputs)
@@ -84,6 +81,7 @@ def _zero_padding(module: nn.modules.conv._ConvNd) -> list[int]:
 
 def _pad(h: Tensor, module: nn.modules.conv._ConvNd) -> Tensor:
     """The input with the padding that the convolution itself uses."""
+    # Patches of other padding modes hold copies of inputs, so the input is padded as the layer does it.
     amounts = module._reversed_padding_repeated_twice
     if not any(amounts):
         return h

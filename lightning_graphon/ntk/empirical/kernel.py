@@ -111,12 +111,14 @@ def empirical_kernels(
         budget = max_memory or DEFAULT_MEMORY
         chunk = min(shard.edge(samples_per_chunk(fm, plan, budget), max(n, m)), max(n, m))
         kernels = _with_retries(_Task(fm, plan, left, right, modes, shard), budget, chunk)
+    # `layer_gram` sums over outputs or samples; here sums become means.
     counts = {"mean": plan.outputs, "samples": n}
     return [k / counts[mode] if mode in counts else k for mode, k in zip(modes, kernels, strict=True)]
 
 
 def samples_per_chunk(fm: FunctionalModel, plan: KernelPlan, budget: int) -> int:
     """Samples whose signals, twice (two chunks) and once more for the backward pass, fit the budget."""
+    # The generic path holds the gradients of one parameter at least.
     generic = plan.outputs * max((fm.values[n].numel() for n in plan.generic), default=0)
     itemsize = max(fm.values[n].element_size() for n in fm.trainable)
     return max(1, budget // max(1, itemsize * (4 * plan.floats + 4 * generic)))
@@ -217,6 +219,7 @@ def _tile_kernels(
         p, q = left.signals.biases[i], right.signals.biases[i]
         if site.bias and p is not None and q is not None:
             _add(totals, scaled(p, fm.weight(site.bias)), q)
+    # Per-sample gradients of both chunks, and their weighted copies.
     per_entry = (n + m) * c * fm.values[fm.trainable[0]].element_size() * 2
     for names in split_by_size(fm, plan.generic, max(1, budget // 2 // per_entry)):
         ja = gradients(fm, left.x, names, c)

@@ -91,6 +91,7 @@ class EmpiricalNTK(KernelOperator):
         self._mean = reduce == "mean"
         self._given = (model, x, masks, preconditioner)
         self._fm = functional_model(model, masks, preconditioner, "standard", 1.0, 1.0)
+        # Frozen parameters are left out of the tangent space.
         self._values = {n: self._fm.values[n] for n in self._fm.trainable}
         self._x, self._n = detach_inputs(x), batch_size(x)
         self._batch = batch or self._n
@@ -123,6 +124,7 @@ class EmpiricalNTK(KernelOperator):
 
     def _product(self, field: Tensor) -> Tensor:
         """J P Jᵀ applied to [N, C]."""
+        # Jᵀ v over all samples first, then P, then J: the kernel needs two passes and no matrix.
         tangent = {n: torch.zeros_like(v) for n, v in self._values.items()}
         for part in self._parts():
             _, vjp = cast(Any, torch.func.vjp(partial(self._outputs, part), self._values))

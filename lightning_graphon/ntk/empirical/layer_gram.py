@@ -16,14 +16,10 @@ Mode: TypeAlias = Literal["mean", "per_output", "full", "samples"]
 
 
 def layer_gram(left: GradientFactors, right: GradientFactors, weight: Tensor | None, mode: Mode, budget: int) -> Tensor:
-    """Σ weight · ∂f ∂f' over one weight, in a mode.
+    """Σ weight · ∂f ∂f' over one weight, in a mode, with `budget` bytes for temporary tensors.
 
-    Args:
-        left: Factors for N samples.
-        right: Factors for M samples; the same object where the block is symmetric ("samples" needs that).
-        weight: Weight [groups, rows, cols] of squared gradients, or None for ones.
-        mode: Which sums; see the module.
-        budget: Bytes for temporary tensors.
+    `left` and `right` are the same object where the block is symmetric, which "samples" needs. `weight` is
+    [groups, rows, cols], or None for ones.
     """
     if left.is_outer_product:
         return _one_position(left, right, None if weight is None else weight[0], mode, budget)
@@ -66,6 +62,7 @@ def _one_position(
         return contract(G * size[:, None], G, mode)
     H2, G2 = (H, G) if left is right else (right.col_factors[:, 0, 0, 0], right.row_factors[:, :, 0, 0])
     if mode == "mean":
+        # Without a mask the kernel of a linear layer is a product of two Gram matrices.
         return (H @ H2.T) * contract(G, G2, mode) if weight is None else row_gram(H, G, H2, G2, weight, budget)
     if weight is None:
         gram, base = contract(G, G2, mode), H @ H2.T
@@ -86,6 +83,7 @@ def _positions_are_cheaper(left: GradientFactors, right: GradientFactors) -> boo
     t, groups, rows = left.row_factors.shape[2:]
     cols, outputs = left.col_factors.shape[4], left.outputs
     n, m = left.samples, right.samples
+    # Operations of the two Gram matrices over pairs of positions, against those of the gradients and their product.
     direct = n * m * t * t * (cols * left.col_factors.shape[1] + rows * left.row_factors.shape[1]) * groups
     gradients = groups * rows * cols * outputs * ((n + m) * t + n * m)
     return direct < gradients
@@ -94,6 +92,7 @@ def _positions_are_cheaper(left: GradientFactors, right: GradientFactors) -> boo
 def _position_gram(left: GradientFactors, right: GradientFactors, budget: int) -> Tensor:
     """Σ_tt' (Σ_k δ δ')(h h') for all pairs of samples, a few left samples at a time."""
     t, groups = left.row_factors.shape[2:4]
+    # Both Gram matrices and their product.
     per_sample = 3 * t * t * groups * right.samples * left.row_factors.element_size()
     step = max(1, budget // max(1, per_sample))
     rows = []
@@ -147,6 +146,7 @@ def _jacobian_blocks(left: GradientFactors, right: GradientFactors, weight: Tens
         for i in range(0, rows, step):
             part = slice(i, i + step)
             p = None if weight is None else weight[g, part].flatten()
+            # Gradients of pruned entries are not formed.
             kept = None if p is None else p.nonzero()[:, 0]
             if kept is not None and len(kept) == 0:
                 continue

@@ -72,6 +72,7 @@ def ntk_layer_shares(
         x = detach_inputs(x)
         plan = make_plan(fm, x)
         budget = max_memory or DEFAULT_MEMORY
+        # Traces of chunks add up, so no pair of chunks is needed.
         step = samples_per_chunk(fm, plan, budget)
         for i in range(0, batch_size(x), step):
             _add_traces(traces, fm, plan, select_samples(x, slice(i, i + step)), budget)
@@ -86,6 +87,7 @@ def _add_traces(traces: dict[str, float], fm: FunctionalModel, plan: KernelPlan,
             traces[site.weight] += squared_norm(factors, weight_matrix(fm, site.module, site.weight), budget)
         if site.bias and bias is not None:
             traces[site.bias] += float(scaled(bias, fm.weight(site.bias)).mul(bias).sum())
+    # Trace of J P Jᵀ, without the products of different samples.
     for name in plan.generic:
         jacobian = gradients(fm, x, [name], plan.outputs)
         traces[name] += float(scaled(jacobian, entry_weights(fm, [name])).mul(jacobian).sum())

@@ -107,6 +107,7 @@ def _collect(
     layers: list[GradientFactors | None] = []
     biases: list[Tensor | None] = []
     flat = iter(deltas)
+    # A module that is called several times has the sum of the gradients of its calls.
     for site, site_calls in zip(sites, calls, strict=True):
         live = [(c, d) for c, d in ((c, next(flat)) for c in site_calls) if d is not None]
         parts = [gradient_factors(site.module, samples, c.h, d) for c, d in live] if site.weight else []
@@ -133,6 +134,7 @@ def _record_calls(run: Callable[[], Tensor], sites: list[LayerSite]) -> tuple[Te
 
         return hook
 
+    # Hooks see the layer's own output, whatever the model does with it afterwards.
     handles = [site.module.register_forward_hook(record(c)) for site, c in zip(sites, calls, strict=True)]
     try:
         return run(), calls
@@ -220,6 +222,7 @@ def _check_samples_are_independent(fm: FunctionalModel, probe: Inputs, out: Tens
     with torch.no_grad():
         without_last = fm({}, select_samples(probe, slice(0, 2)))[0]
     out = out.detach()
+    # The first two samples alone must give the same outputs as with a third one.
     gap, scale = float((without_last - out[0]).abs().max()), float(out.abs().max())
     if gap > 100 * torch.finfo(out.dtype).eps ** 0.5 * max(scale, 1e-30):
         raise ValueError(

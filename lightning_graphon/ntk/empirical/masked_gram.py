@@ -28,7 +28,7 @@ class _Buffers:
 
 
 def row_gram(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, weight: Tensor, budget: int = 1 << 28) -> Tensor:
-    """Σ_ij P_ij (Σ_k G_ni G'_mi) H_nj H'_mj for all pairs n, m.
+    """Σ_ij P_ij (Σ_k G_ni G'_mi) H_nj H'_mj for all pairs n, m: [N, M].
 
     Args:
         H: Inputs [N, cols].
@@ -37,9 +37,6 @@ def row_gram(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, weight: Tensor, budge
         G2: Signals [M, K, rows].
         weight: Weights P [rows, cols]; zeros cost nothing.
         budget: Bytes for blocks on a device that is not a CPU.
-
-    Returns:
-        Kernel [N, M].
 
     >>> H, G, P = torch.ones(2, 3), torch.ones(2, 1, 2), torch.tensor([[1.0, 0, 0], [1, 1, 0]])
     >>> row_gram(H, G, H, G, P)
@@ -64,6 +61,7 @@ def _sparse(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, kept: Tensor, weight: 
     if len(order) == 0:
         return out
     symmetric = H is H2 and G is G2
+    # Rows of different degree are padded with the index of a row of zeros.
     columns = _columns(rows, cols, degree, kept.shape[1])
     left = _padded_transpose(H)
     right = left if symmetric else _padded_transpose(H2)
@@ -118,6 +116,7 @@ def _block(
     B = A if symmetric else _gather(right, index, buffers, "right")
     W = B if scale is None else B * scale[:, :, None]
     for i in range(0, out.shape[0], edge):
+        # Two batched products per tile: the masked inputs and the signals of each unit.
         a, g = A[:, :, i : i + edge].mT, G[:, i : i + edge]
         for j in range(0, min(i + 1, out.shape[1]) if symmetric else out.shape[1], edge):
             b, g2 = W[:, :, j : j + edge], G2[:, j : j + edge].mT

@@ -10,17 +10,7 @@ from lightning_graphon.ntk.empirical.functional_model import FunctionalModel, In
 
 
 def gradients(fm: FunctionalModel, x: Inputs, names: Sequence[str], outputs: int) -> Tensor:
-    """Gradients of every output with respect to the named parameters.
-
-    Args:
-        fm: The functional model.
-        x: Samples, N of them.
-        names: Names of the parameters.
-        outputs: Number C of outputs.
-
-    Returns:
-        Gradients [N, C, p], p the parameters' entries one after the other.
-    """
+    """Gradients [N, C, p] of every output with respect to the named parameters, one after the other."""
     try:
         vectorised = _vectorised(fm, x, names)
         if _matches_autograd(vectorised[0], fm, x, names):
@@ -62,6 +52,7 @@ def _vectorised(fm: FunctionalModel, x: Inputs, names: Sequence[str]) -> Tensor:
         batched = sample[None] if isinstance(sample, Tensor) else tuple(s[None] for s in sample)
         return fm(values, batched)[0]
 
+    # Dropout is off in eval mode; modules with own random numbers draw them anew for each sample.
     jacobian = torch.func.vmap(torch.func.jacrev(one), in_dims=(None, 0), randomness="different")(values, x)
     return torch.cat([jacobian[n].flatten(2) for n in names], dim=2).detach()
 
@@ -89,6 +80,7 @@ def _one_by_one(fm: FunctionalModel, x: Inputs, names: Sequence[str], outputs: i
 def _flat_gradient(scalar: Tensor, leaves: dict[str, Tensor]) -> Tensor:
     if not scalar.requires_grad:
         return torch.cat([torch.zeros_like(p).reshape(-1) for p in leaves.values()])
+    # The graph is needed again for the next output.
     grads = torch.autograd.grad(scalar, list(leaves.values()), retain_graph=True, allow_unused=True)
     filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves.values(), grads, strict=True)]
     return torch.cat([g.reshape(-1) for g in filled])

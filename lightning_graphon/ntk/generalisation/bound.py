@@ -97,6 +97,7 @@ def generalisation_bound(
     _check_positive(values)
     coefficients = vectors.mT @ y.T[:, :, None]  # [C, N, 1]
     shifted = values + ridge
+    # In directions below rounding a division by the eigenvalue would be meaningless.
     live = shifted > values.shape[-1] * torch.finfo(torch.float64).eps * values[:, -1:]
     solution = torch.where(live, coefficients[..., 0] / torch.where(live, shifted, 1.0), 0.0)
     norm = (values * solution.square()).sum(-1)
@@ -152,6 +153,7 @@ def kernel_ridge_regression(kernel_train: Tensor, targets: Tensor, kernel_test: 
     if not bool(test.isfinite().all()):
         raise ValueError("kernel_test has entries that are not finite; look for NaN or overflow in the model")
     system = kernels + ridge * torch.eye(len(y), dtype=kernels.dtype, device=kernels.device)
+    # No error is raised by the _ex variant, so the message can name the eigenvalues.
     factor, failed = torch.linalg.cholesky_ex(system)
     columns = y.T[:, :, None] if len(kernels) > 1 else y[None]
     solution = torch.cholesky_solve(columns, factor)

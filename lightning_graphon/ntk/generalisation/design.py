@@ -140,6 +140,7 @@ def _maximise(
     try:
         with torch.enable_grad(), _progress_bar(steps, progress) as advance:
             for step in range(steps + 1):
+                # The last evaluation has no step after it.
                 graphons, value = evaluate()
                 _check_value(value, step)
                 if not history or float(value.detach()) > max(history):
@@ -193,6 +194,7 @@ def _objective(
         return target
     if not 0 < ridge < float("inf"):
         raise ValueError(f"ridge must be a finite number > 0, got {ridge!r}")
+    # In units of the kernel, whose scale depends on the densities.
     scale = float(constants().diagonal().mean()) if target == "fit" else 1.0
     return kernel_objective(target, labels, ridge * scale)
 

@@ -14,12 +14,7 @@ Objective = Callable[[Tensor], Tensor]
 
 
 def kernel_objective(target: DesignTarget, labels: Tensor | None, ridge: float) -> Objective:
-    """The target by its name.
-
-    Args:
-        target: "fit", "speed", "alignment" or "energy".
-        labels: Class numbers [N] or targets [N, C]; not needed for "energy".
-        ridge: The ρ of "fit", in the kernel's units.
+    """The target by its name; `ridge` is the ρ of "fit" in the kernel's units.
 
     Raises:
         ValueError: An unknown target, or no labels.
@@ -57,5 +52,6 @@ def label_fit(kernel: Tensor, Y: Tensor, ridge: float) -> Tensor:
 
     Each mode is fitted by λ/(λ + ρ), similar to gradient flow after a time of 1/ρ, 1 - exp(-λ/ρ).
     """
+    # With a positive ridge the system is well conditioned, so no eigendecomposition is needed.
     shifted = kernel + ridge * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
     return 1 - ridge * (Y * torch.linalg.solve(shifted, Y.to(kernel))).sum() / Y.square().sum()

@@ -112,6 +112,7 @@ class _Reader:
     def _call_module(self, node: torch.fx.Node) -> None:
         name, module = str(node.target), self.model.get_submodule(str(node.target))
         label = f"layer {name!r} ({type(module).__name__})"
+        # Dropout and Flatten pass the chain's value on as well.
         self._advance(node, label)
         if isinstance(module, nn.Linear):
             if any(name == other for other, _ in self.found):
@@ -178,6 +179,7 @@ def _sequential_graph(model: nn.Module) -> torch.fx.Graph | None:
     """The graph of an `nn.Sequential` of torch's own layers; None for anything else."""
     # In a tenth of the time of tracing.
     steps = list(_steps(model)) if type(model) is nn.Sequential else []
+    # Subclasses and foreign layers may do anything in their forward, so they are traced.
     foreign = any(not module.__module__.startswith("torch.nn") for _, module in steps)
     if not steps or foreign or len({module for _, module in steps}) < len(steps):
         return None

@@ -77,6 +77,7 @@ def drift_kernel(
         if x2 is None and rows != cols:
             out[:, cols, rows] = block.mT
     out = shard.collect(out)
+    # Outputs may stand for groups of different size.
     weights = layers[-1].row_measure / layers[-1].row_measure.sum()
     return torch.einsum("c,cij->ij", weights, out) if reduce == "mean" else out
 
@@ -127,6 +128,7 @@ def _signals(
             inputs, slope = duals[number].shifted_mean(mean, variance)
             slopes.append(slope)
             moment = duals[number].shifted(mean, mean, variance, variance, variance)[0]
+    # Each output's own signal starts as 1 at that output.
     delta = torch.eye(len(layers[-1].covariance_map), dtype=x.dtype, device=x.device)[:, :, None].expand(-1, -1, len(x))
     signals.delta.append(delta)
     for adjoint, slope in zip(reversed(adjoints), reversed(slopes), strict=True):

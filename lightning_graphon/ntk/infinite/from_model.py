@@ -77,7 +77,9 @@ def graphon_ntk_from_model(
     check_options(propagate, parameterization, get, parameter_term, reduce)
     chain = read_chain(model, x)
     warn_of_unmasked_zeros({layer.weight_name: layer.module.weight.detach() for layer in chain}, masks)
+    # The chain needs a mask of each layer, so that neurons of dense layers have positions too.
     full = _all_masks(chain, masks)
+    # Float64 whatever the model's dtype: small eigenvalues need its digits.
     flat = x.detach().flatten(1).to(torch.float64)
     other = None if x2 is None else x2.detach().flatten(1).to(torch.float64)
     rule: Positions = positions or ("spectral" if propagate == "drift" else "degree")
@@ -126,6 +128,7 @@ def _with_own_parameters(
         changes |= {"parameter_map": torch.zeros_like(built.parameter_map), "ratio": 0.0}
     if bias is not None:
         b = bias.detach().to(built.bias_variance)
+        # Hidden neurons are exchangeable, so their biases enter with the mean over the layer.
         own = len(b) == len(built.bias_variance) and layer.dual is None  # outputs keep their identity
         mean = b if own else b.mean().expand_as(built.bias_variance)
         square = b.square() if own else b.square().mean().expand_as(built.bias_variance)

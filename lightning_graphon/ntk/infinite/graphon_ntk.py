@@ -144,6 +144,7 @@ def _centred_kernel(
     x: Tensor, x2: Tensor | None, layers: Sequence[Layer], duals: Sequence[DualActivation],
     get: Get, max_memory: int | None, shard: TileShard,
 ) -> Tensor:  # fmt: skip
+    # The diagonal is O(N) and shared by all tiles.
     y = x if x2 is None else x2
     dx = diagonals(x, layers, duals)
     dy = dx if x2 is None else diagonals(y, layers, duals)
@@ -159,6 +160,7 @@ def _centred_kernel(
         if rows != weighted_for:
             weighted, weighted_for = weighted_rows(x[rows], layers[0]), rows
         block = tile_kernel(weighted, dx, dy, rows, cols, layers, duals, get)
+        # Only the lower triangle is computed; tiles on the diagonal are symmetric up to rounding.
         diagonal = x2 is None and rows == cols
         out[:, rows, cols] = 0.5 * (block + block.mT) if diagonal else block
         if x2 is None and not diagonal:

@@ -26,6 +26,7 @@ def build_layers(
     biases = _per_layer("bias_variance", bias_variance, len(graphons))
     layers = []
     for i, (g, variance, bias, fan_in) in enumerate(zip(graphons, variances, biases, fan_ins, strict=True)):
+        # Only a kernel with drift counts the units of a layer's outputs.
         fan_out = widths[i + 1] if widths is not None and i + 1 < len(widths) else None
         layer = _layer(i, g, x, propagate, parameterization, variance, bias, fan_in, parameter_term, train_bias)
         layers.append(_with_drift(i, layer, g, fan_in, fan_out) if propagate == "drift" else layer)
@@ -37,6 +38,7 @@ def _layer(
     index: int, g: Graphon, x: Tensor, propagate: Propagate, parameterization: Parameterization, variance: float,
     bias: float, fan_in: int | None, parameter_term: ParameterTerm, train_bias: bool | None,
 ) -> Layer:  # fmt: skip
+    # In the dtype of the samples, which is that of the kernel.
     values, rows, cols = (_like(t, x) for t in (g.values, g.row_measure, g.col_measure))
     density = values * cols
     if propagate == "density":  # E = σ_w² W / n_in, so the fan-in cancels

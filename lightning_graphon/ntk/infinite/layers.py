@@ -99,6 +99,7 @@ def merge_positions(layers: Sequence[Layer]) -> list[Layer]:
     for layer in layers:
         if groups is not None:
             layer = _add_columns(layer, groups)
+        # Positions are equal if all that the recursion reads of them is equal.
         key = torch.cat([layer.covariance_map, layer.parameter_map, layer.bias_variance[:, None]], dim=1)
         unique, groups = torch.unique(key.detach(), dim=0, return_inverse=True)
         # The last layer's rows are the outputs, which the caller wants each.

@@ -61,6 +61,7 @@ def tile_edge(positions: int, itemsize: int, device: str, max_memory: int | None
     """Samples along the edge of a square tile, so that its tensors fit the cache and `max_memory` bytes."""
     budget = _CACHE.get(device, 64 << 20) * (torch.get_num_threads() if device == "cpu" else 1)
     budget = budget if max_memory is None else min(budget, max_memory)
+    # A tile has positions · edge² entries per tensor.
     edge = int((budget / (LIVE_TENSORS * positions * itemsize)) ** 0.5)
     return max(8, edge // 8 * 8)
 
@@ -86,6 +87,7 @@ def tile_kernel(
         if get == "ntk":
             inherited = _apply(layer.covariance_map, slope * tangent)  # from the parameters of earlier layers
             moment = None if layer.ratio is not None else _moment(dx, dy, rows, cols, number, distance)
+        # Squared distances of pre-activations: the bias, which both samples share, cancels.
         distance = _apply(layer.covariance_map, distance)
         qx, qy = (d.variances[number][:, s].unsqueeze(a) for d, s, a in ((dx, rows, 2), (dy, cols, 1)))
         if get == "ntk":

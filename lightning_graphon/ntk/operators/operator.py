@@ -139,6 +139,7 @@ def top_eigenpairs(
     if isinstance(kernel, Tensor):
         kernel = DenseOperator(kernel.reshape(int(kernel.numel() ** 0.5 + 0.5), -1))
     if k >= kernel.size - 1:
+        # ARPACK finds at most n - 1 eigenpairs.
         values, vectors = torch.linalg.eigh(kernel.to_dense().to(torch.float64).cpu())
         return values.flip(0)[:k], vectors.flip(1)[:, :k]
     # A fixed start vector: ARPACK's own is random, and the last digits would differ from call to call.

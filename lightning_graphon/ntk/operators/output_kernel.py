@@ -63,6 +63,7 @@ class OutputKernel:
         if self.form == "per_output":
             assert isinstance(self.kernel, Tensor)  # noqa: S101 - operators are shared or full
             return torch.einsum("cmn,nc->mc", self.kernel, field)
+        # (K ⊗ B) v is K V B for the field V, as B is symmetric.
         if self.mixing is not None:
             field = field @ self.mixing
         given = field.reshape(-1) if self.form == "full" else field

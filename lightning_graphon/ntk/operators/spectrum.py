@@ -75,6 +75,7 @@ def spectral_summary(kernel: Tensor | KernelOperator, labels: Tensor | None = No
     >>> summary.effective_rank, summary.spectral_gap, summary.trace, summary.condition_number
     (2.0, 2.0, 8.0, 4.0)
     """
+    # Beyond that the largest eigenvalues and the exact trace must do; λ_min stays unknown.
     if isinstance(kernel, KernelOperator) and kernel.shape[0] > _DENSE:
         return _from_operator(kernel, labels, k)
     matrix = symmetric_matrix(kernel.to_dense() if isinstance(kernel, KernelOperator) else kernel)
@@ -179,6 +180,7 @@ def _ratio(top: float, other: float) -> float:
 
 def _decay(values: Tensor) -> tuple[float, float]:
     """Decay rate and intercept of log λ_k against log k, without eigenvalues below rounding."""
+    # LAPACK's error of an eigenvalue is about n ε λ_max; a fit to logarithms would follow the noise.
     floor = max(0.0, float(values[0])) * len(values) * torch.finfo(torch.float64).eps
     index = (values > floor).nonzero()[:, 0]
     if len(index) < 2:

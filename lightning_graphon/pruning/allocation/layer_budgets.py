@@ -45,9 +45,6 @@ def layer_budgets(
         profile: "uniform", "er" or "erk".
         floors: Name -> least number to keep.
 
-    Returns:
-        Name -> number kept.
-
     >>> layer_budgets({"a": (10, 10), "b": (100, 10)}, 110, "uniform", {})
     {'a': 10, 'b': 100}
     """

@@ -121,10 +121,7 @@ def keep_in_groups(score: Tensor, keep: int, group: int) -> Tensor:
 
     The groups of a convolution are groups of input channels, separate for each tap, as sparse tensor cores need them.
 
-    Args:
-        score: Scores [out, in, *taps], `in` a multiple of `group`; no NaN.
-        keep: Number to keep in each group.
-        group: Size of the groups.
+    `score` is [out, in, *taps] with `in` a multiple of `group`, without NaN.
 
     >>> keep_in_groups(torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0]]), 2, 4).int()
     tensor([[1, 0, 1, 0, 1, 1, 0, 0]], dtype=torch.int32)
@@ -136,6 +133,7 @@ def keep_in_groups(score: Tensor, keep: int, group: int) -> Tensor:
 
 def _keep_in_groups(score: Tensor, keep: int, group: int) -> Tensor:
     grouped = score.movedim(1, -1).unflatten(-1, (-1, group))
+    # A stable sort keeps the earlier of equal scores.
     best = grouped.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
     mask = torch.zeros(grouped.shape, dtype=torch.bool, device=score.device).scatter_(-1, best, True)
     return mask.flatten(-2).movedim(-1, 1)

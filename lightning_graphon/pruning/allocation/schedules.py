@@ -31,9 +31,6 @@ def kept_after(total: int, density: float, kept: int, step: int, steps: int, sch
         steps: Number of rounds; 1 is one-shot.
         schedule: "exponential" or "linear".
 
-    Raises:
-        ValueError: Unknown schedule.
-
     >>> [kept_after(1000, 0.01, 10, step, 2) for step in (1, 2)]
     [100, 10]
     """

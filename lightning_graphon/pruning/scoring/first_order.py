@@ -21,6 +21,7 @@ def random(context: ScoringContext) -> dict[str, Tensor]:
 def magnitude(context: ScoringContext) -> LazyTensorMapping:
     """Magnitudes |w| without scaling between layers (Han et al. 2015)."""
     weights = context.weights
+    # Computed on access: a copy of all weights may not fit the memory.
     return LazyTensorMapping(
         {name: weight.shape for name, weight in weights.items()}, lambda name: weights[name].detach().abs()
     )

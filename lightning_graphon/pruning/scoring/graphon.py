@@ -60,6 +60,7 @@ def _check_support(context: ScoringContext, layers: Mapping[str, StepGraphon]) -
         sizes[name] * float(step.row_measure @ (step.values > 0).to(step.dtype) @ step.col_measure)
         for name, step in layers.items()
     )
+    # One weight per layer of tolerance, for rounding.
     wanted = context.density * sum(sizes.values())
     if wanted > room + len(sizes):
         raise ValueError(

@@ -28,6 +28,7 @@ def grasp(context: ScoringContext, *, absolute: bool = False, temperature: float
         # Pruned weights are not trained, so in later rounds the gradient flow is that of the kept ones.
         mean = [context.average(g) * context.masks[name] for name, g in zip(context.weights, mean, strict=True)]
         products = [torch.zeros_like(weight) for weight in context.weights.values()]
+        # The Hessian-vector product is linear in the loss, so products of batches add up.
         for loss in losses:
             for total, product in zip(products, _hessian_product(context, loss(), mean), strict=True):
                 total += product / len(losses)

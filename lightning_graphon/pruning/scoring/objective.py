@@ -58,6 +58,7 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
     Raises:
         TypeError: `batch` is not a pair.
     """
+    # A list of two tensors is what a default collate function returns.
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     kind = f"{type(batch).__name__} of length {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__

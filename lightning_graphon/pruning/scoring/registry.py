@@ -137,6 +137,7 @@ def register_method(
     check_choice("needs", needs, get_args(Needs))
 
     def register(score: ScoreT) -> ScoreT:
+        # The same function may be registered again, as when a notebook cell is run twice.
         known = _METHODS.get(name)
         if known is not None and known.score.__qualname__ != score.__qualname__:
             raise ValueError(f"a pruning method {name!r} exists already: {known.score.__qualname__}")

@@ -21,6 +21,7 @@ def checked_scores(method: Method, scores: Mapping[str, Tensor], shapes: Mapping
     unchecked = set(shapes)
 
     def checked(name: str) -> Tensor:
+        # A lazy mapping computes a score at each access, but it is checked only once.
         score = scores[name] if name not in unchecked else _of_shape(method, name, scores.get(name), shapes[name])
         score = score.detach().to(_floating(score.dtype))
         if name in unchecked:
