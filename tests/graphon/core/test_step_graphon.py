@@ -262,3 +262,10 @@ def test_gradients_flow_through_values():
 
 def test_repr_says_size_density_and_extras():
     assert repr(StepGraphon([[0.5]], energy=[[1.0]])) == "StepGraphon(rows=1, cols=1, density=0.5, energy)"
+
+
+def test_graphons_of_different_dtype_are_not_equal():
+    """A quarter is the same number in both."""
+    single, double = (StepGraphon(torch.tensor([[0.25]], dtype=dtype)) for dtype in (torch.float32, torch.float64))
+    assert single != double
+    assert single == double.to(dtype=torch.float32)

@@ -198,6 +198,8 @@ def test_repeatable_and_no_global_random_state():
     [
         ({"method": "exact"}, "unknown method 'exact'"),
         ({"alpha": 0}, "alpha must lie"),
+        ({"alpha": 1.0}, "alpha must lie"),
+        ({"alpha": 1.5}, "alpha must lie"),
         ({"draws": 0}, "draws be at least 1"),
     ],
 )

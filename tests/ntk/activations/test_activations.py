@@ -234,3 +234,12 @@ def test_truncation_reports_the_mass_beyond_the_series():
     full = dual_activation("tanh").truncation(scalar(0.0), scalar(4.0))[0].item()
     assert full < 1e-6
     assert relative(dual.second_moment(scalar(4.0)), dual_activation("tanh").second_moment(scalar(4.0))) < 1e-12
+
+
+def test_a_series_of_one_term_is_the_mean():
+    """E[φ(z)] E[φ(z')] for independent variables; the mass beyond it goes to the correlation."""
+    dual = HermiteDual(torch.exp, degree=1)
+    value, _ = dual.covariance(scalar(0.5), scalar(0.25), scalar(0.0))
+    assert value.item() == pytest.approx(np.exp(0.25) * np.exp(0.125), rel=1e-12)
+    with pytest.raises(ValueError, match="at least 1"):
+        HermiteDual(torch.exp, degree=0)
