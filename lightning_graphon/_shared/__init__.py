@@ -1,1 +1,1 @@
-"""What every package may use and no user needs."""
+"""Helpers of all packages, not for users."""

@@ -6,12 +6,15 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, allowed: Iterable[str], also: Iterable[str] = ()) -> str:
-    """End of an error message: the nearest allowed word if one is close, then all of them; `also` are not listed.
+    """End of an error message: the nearest allowed word if one is close, then all of them.
+
+    The words in `also` are only suggested, not listed.
 
     >>> nearest("synflwo", ["snip", "synflow"])
     "Did you mean 'synflow'? Allowed: 'snip', 'synflow'."
     """
     options = list(allowed)
+    # Reversed, so that of two names that differ in case the first one wins.
     by_lower = {option.lower(): option for option in reversed([*options, *also])}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
     hint = f"Did you mean {by_lower[close[0]]!r}? " if close else ""
@@ -35,9 +38,10 @@ def check_sparsity(value: object, name: str = "sparsity") -> float:
     """Return `value` as a float, the fraction of weights removed.
 
     Raises:
-        TypeError: `value` is no number.
+        TypeError: `value` is not a number.
         ValueError: `value` is not in [0, 1).
     """
+    # `True` is an int in Python, and a sparsity of 1 would remove everything.
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number in [0, 1), got {value!r} of type {type(value).__name__}")
     if not 0 <= float(value) < 1:

@@ -1,4 +1,4 @@
-"""A module as plain Python in full precision, for the time of an analysis."""
+"""Evaluate a module eagerly and in full precision while it is analysed."""
 
 import sys
 from collections.abc import Iterator
@@ -12,12 +12,10 @@ from torch import nn
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run `model` uncompiled, without TensorFloat-32, and by kernels that have all derivatives in every mode.
+    """Run `model` uncompiled, without TensorFloat-32, and with operations that have second derivatives.
 
-    Compiled graphs have no double backward and no per-sample gradients, torch.fx refuses to trace them, and each new
-    shape or mode would cost a compilation. TF32 keeps three digits, too few for a kernel's small eigenvalues, and cuDNN
-    uses it in convolutions unless told otherwise. cuDNN's recurrent layers have no backward pass in eval mode and no
-    second derivative.
+    Compiled graphs have no double backward and no per-sample gradients, and torch.fx refuses to trace them. TF32 keeps
+    three digits, too few for a kernel's small eigenvalues, and cuDNN uses it in convolutions by default.
 
     >>> compiled = torch.compile(torch.sin)
     >>> with uncompiled(nn.Identity()):
@@ -27,11 +25,13 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         dynamo: Any = sys.modules.get("torch._dynamo")
         # Private: torch.compiler has no switch for what the second line allows, tracing a compiled module by torch.fx.
-        if dynamo is not None:  # something has been compiled in this process
+        # Without dynamo nothing has been compiled in this process, and importing it would take seconds.
+        if dynamo is not None:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))
         if torch.cuda.is_initialized():
-            stack.enter_context(_float32_as_it_is())
+            stack.enter_context(_full_float32_precision())
+        # cuDNN's recurrent layers have no backward pass in eval mode and no second derivative.
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
             torch.backends.cudnn.enabled = False
@@ -40,10 +40,10 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_semantics(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode, gradients on, full precision, private randomness, uncompiled; every flag is put back afterwards."""
+    """Eval mode, gradients on, full precision, own random numbers, uncompiled; all flags are restored on leaving."""
     flags = {module: module.training for module in model.modules()}
     cuda = [device] if device.type == "cuda" else []
-    fused = torch.backends.mha.get_fastpath_enabled()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
     try:
         for module in flags:
             module.training = False
@@ -58,19 +58,17 @@ def eval_semantics(model: nn.Module, device: torch.device) -> Iterator[None]:
         ):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, training in flags.items():
             module.training = training
 
 
 @contextmanager
-def _float32_as_it_is() -> Iterator[None]:
-    """Products and convolutions of float32 numbers without TF32, whichever of torch's two ways it was allowed by.
-
-    The newer way, by operation, may not be asked by the older one, for all, once a user has chosen it.
-    """
+def _full_float32_precision() -> Iterator[None]:
+    """Products and convolutions of float32 numbers without TF32."""
     cuda: Any = torch.backends.cuda
     cudnn: Any = torch.backends.cudnn
+    # torch has two interfaces for this, and refuses the older one once a user has used the newer one.
     switches: list[tuple[Any, str, Any]] = [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
     if hasattr(cuda.matmul, "fp32_precision"):  # torch 2.9
         switches = [(part, "fp32_precision", "ieee") for part in (cuda.matmul, cudnn.conv, cudnn.rnn)]

@@ -1,10 +1,10 @@
-"""Running out of memory, by whatever name."""
+"""Recognise errors that mean: out of memory."""
 
 import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch's on a GPU, a RuntimeError of its CPU allocator, or Python's.
+    """Whether memory ran out: torch's error on a GPU, a RuntimeError of its CPU allocator, or Python's MemoryError.
 
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
     (True, False)

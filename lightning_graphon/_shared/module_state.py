@@ -1,4 +1,4 @@
-"""Run somebody's model and leave no trace: weights, buffers, gradients, flags and random numbers come back."""
+"""Restore a model after an analysis: weights, buffers, gradients, flags and random number generators."""
 
 import copy
 import random
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 Restore: TypeAlias = Callable[[], object]
+# Values that cannot change in place, or are restored elsewhere.
 _OPAQUE = (bool, int, float, str, type(None), nn.Parameter)
 # Private names of torch, as it has no others for the places themselves: setattr takes no plain tensor for a parameter,
 # and register_buffer forgets which buffers are saved. Nor has it another for `_version`, which counts writes.
@@ -37,8 +38,8 @@ def preserve_module_state(model: nn.Module, seed: int | None = None) -> Iterator
     with ExitStack() as stack:
         stack.enter_context(preserve_random_state(seed))
         for module in model.modules():
-            stack.callback(_restore_attributes, module, _attributes(module))
-            stack.callback(_restore_buffers, module, _buffers(module))
+            stack.callback(_restore_attributes, module, _save_attributes(module))
+            stack.callback(_restore_buffers, module, _save_buffers(module))
         for name, parameter in model.named_parameters():
             if isinstance(parameter, UninitializedParameter):
                 continue
@@ -50,14 +51,14 @@ def preserve_module_state(model: nn.Module, seed: int | None = None) -> Iterator
 
 @contextmanager
 def swap_tensors(model: nn.Module, substitutes: Mapping[Tensor, Tensor]) -> Iterator[None]:
-    """Inside, other tensors stand in the places of parameters and buffers.
+    """Replace parameters and buffers by other tensors inside the context.
 
-    In place of writing to `.data`: a parameter whose data take another dtype forgets what DDP has hung on its gradient,
-    and from then on each process trains for itself.
+    Writing to `.data` would not do: a parameter whose data change dtype loses the hooks of DDP on its gradient, and
+    each process would train on its own from then on.
 
     Args:
-        model: Its modules are looked through; what is tied stays tied.
-        substitutes: Parameter or buffer -> what takes its places.
+        model: Any module; tied parameters stay tied.
+        substitutes: Parameter or buffer -> the tensor that replaces it.
 
     >>> net = nn.Linear(2, 1)
     >>> with swap_tensors(net, {net.weight: nn.Parameter(net.weight.detach().double())}):
@@ -68,11 +69,11 @@ def swap_tensors(model: nn.Module, substitutes: Mapping[Tensor, Tensor]) -> Iter
     """
     with ExitStack() as stack:
         for module in model.modules():
-            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for store in stores:
-                own = {name: tensor for name, tensor in store.items() if tensor is not None and tensor in substitutes}
-                stack.callback(store.update, own)
-                store.update({name: substitutes[tensor] for name, tensor in own.items()})
+            registers: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for register in registers:
+                originals = {name: t for name, t in register.items() if t is not None and t in substitutes}
+                stack.callback(register.update, originals)
+                register.update({name: substitutes[tensor] for name, tensor in originals.items()})
         yield
 
 
@@ -99,7 +100,7 @@ def preserve_random_state(seed: int | None = None) -> Iterator[None]:
 
 
 def _seed(seed: int) -> None:
-    """As `torch.manual_seed` and the like, which would seed a GPU that is started later as well."""
+    """Seed all generators; `torch.manual_seed` would also seed a GPU that is started later."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
@@ -114,13 +115,15 @@ def _restore_parameter(
     name: str, parameter: nn.Parameter, data: Tensor, grad: Tensor | None, requires_grad: bool, version: int
 ) -> None:
     if parameter._version != version:
-        warnings.warn(f"the model wrote to its own parameter {name!r} while it was scored; that stays", stacklevel=2)
+        warnings.warn(
+            f"the model wrote to its own parameter {name!r} while it was scored; that is not undone", stacklevel=2
+        )
     parameter.data = data
     parameter.grad = grad
     parameter.requires_grad_(requires_grad)
 
 
-def _buffers(module: nn.Module) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+def _save_buffers(module: nn.Module) -> dict[str, tuple[Tensor | None, Tensor | None]]:
     return {
         name: (buffer, None if buffer is None else buffer.detach().clone()) for name, buffer in module._buffers.items()
     }
@@ -135,30 +138,34 @@ def _restore_buffers(module: nn.Module, saved: dict[str, tuple[Tensor | None, Te
         if buffer is not None and content is not None:
             if buffer.dtype == content.dtype:
                 buffer.copy_(content)
-            else:
+            else:  # the model was cast while it ran
                 buffer.data = content
         module._buffers[name] = buffer
 
 
-def _attributes(module: nn.Module) -> dict[str, tuple[Any, Restore]]:
-    """Each plain attribute with a function that puts its content back where it can be changed in place."""
-    return {name: (value, _content(value, set())) for name, value in module.__dict__.items() if name not in _STRUCTURE}
+def _save_attributes(module: nn.Module) -> dict[str, tuple[Any, Restore]]:
+    """Each plain attribute with a function that restores its content, where that can change in place."""
+    return {
+        name: (value, _content_restorer(value, set()))
+        for name, value in module.__dict__.items()
+        if name not in _STRUCTURE
+    }
 
 
-def _content(value: Any, seen: set[int]) -> Restore:
-    """Function that restores what a tensor, an array or a container holds, to any depth; other objects are opaque."""
+def _content_restorer(value: Any, seen: set[int]) -> Restore:
+    """Function that restores what a tensor, an array or a container holds, to any depth; `seen` stops cycles."""
     if isinstance(value, _OPAQUE) or id(value) in seen:
-        return _nothing
+        return _do_nothing
     if isinstance(value, dict) and not value:
-        return value.clear  # most of what a module holds: its hooks
+        return value.clear  # most attributes of a module are empty dicts of hooks
     seen.add(id(value))
     if isinstance(value, Tensor):
         return partial(_refill_tensor, value, value.detach().clone())
     if type(value).__name__ == "ndarray":
         return partial(value.__setitem__, ..., value.copy())
     if isinstance(value, (list, set, dict, deque)):
-        return partial(_refill, value, copy.copy(value), [_content(v, seen) for v in _members(value)])
-    return _nothing
+        return partial(_refill, value, copy.copy(value), [_content_restorer(v, seen) for v in _members(value)])
+    return _do_nothing
 
 
 @torch.no_grad()
@@ -180,7 +187,7 @@ def _members(container: Any) -> list[Any]:
     return list(container.values() if isinstance(container, dict) else container)
 
 
-def _nothing() -> None: ...
+def _do_nothing() -> None: ...
 
 
 def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Restore]]) -> None:

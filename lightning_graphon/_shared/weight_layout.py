@@ -14,9 +14,7 @@ def transposed_groups(model: nn.Module, name: str) -> int:
 
 
 def swap_sides(tensor: Tensor, groups: int) -> Tensor:
-    """[in, out / groups, *taps] to [out, in / groups, *taps], and back; with groups = 0 the tensor itself.
-
-    A view where there is one group.
+    """[in, out / groups, *taps] to [out, in / groups, *taps], and back; a view with one group, the same with none.
 
     >>> import torch
     >>> swap_sides(torch.ones(4, 3, 5), groups=2).shape

@@ -1,7 +1,7 @@
 """`GraphonMonitor`: the graphon of every layer, in pictures and numbers, while any network trains."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import LayerOrder
 from lightning_graphon.callbacks._analysis.kernel_spectrum import KernelSpectrum, SpectrumOptions, spectrum_scalars
 from lightning_graphon.callbacks._analysis.mask_snapshot import MaskSnapshot
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned, masks_in_use
@@ -18,7 +19,6 @@ from lightning_graphon.callbacks._distributed.sharded_analysis import check_memo
 from lightning_graphon.callbacks._logging.images import send_picture
 from lightning_graphon.callbacks._logging.scalars import layer_table, log_scalars
 from lightning_graphon.graphon import (
-    ORDERS,
     HomogeneityTest,
     StepGraphon,
     homogeneity_test,
@@ -90,7 +90,7 @@ class GraphonMonitor(Monitor):
         self,
         *,
         bins: int = 64,
-        order: str = "degree",
+        order: LayerOrder = "degree",
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
         every_n_epochs: int = 1,
@@ -102,7 +102,7 @@ class GraphonMonitor(Monitor):
         raise_errors: bool = False,
     ) -> None:
         super().__init__(figure=figure, verbose=verbose, raise_errors=raise_errors)
-        check_choice("order", order, ORDERS)
+        check_choice("order", order, get_args(LayerOrder))
         if bins < 1:
             raise ValueError(f"bins must be at least 1, got {bins!r}")
         if every_n_epochs < 0 or (every_n_steps is not None and every_n_steps < 1):

@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
@@ -11,13 +11,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Rescale, Schedule
 from lightning_graphon.callbacks._distributed import agreement
 from lightning_graphon.callbacks._logging.scalars import limit_scalars, log_scalars, print_masks, sparsity_scalars
 from lightning_graphon.callbacks._module.scoring import score_module
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
 from lightning_graphon.callbacks._sparsity.sparse_callback import SparseCallback
 from lightning_graphon.pruning import (
-    RESCALES,
     Enforcer,
     GivenMasks,
     Masks,
@@ -89,7 +89,7 @@ class PruneAtInit(SparseCallback):
         sparsity: float | None = None,
         *,
         allocation: str | dict[str, float] = "global",
-        schedule: str = "exponential",
+        schedule: Schedule = "exponential",
         steps: int | None = None,
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
@@ -101,7 +101,7 @@ class PruneAtInit(SparseCallback):
         eval_mode: bool = False,
         verbose: bool = True,
         report_limits: bool = False,
-        rescale: str | None = None,
+        rescale: Rescale | None = None,
     ) -> None:
         super().__init__()
         self.config: PruningConfig | None = None
@@ -115,7 +115,7 @@ class PruneAtInit(SparseCallback):
                 method, own, allocation, schedule, steps, include, exclude, min_density, seed, options
             )
         if rescale is not None:
-            check_choice("rescale", rescale, RESCALES)
+            check_choice("rescale", rescale, get_args(Rescale))
         if isinstance(batches, int) and batches < 1:
             raise ValueError(f"batches must be a number of batches, at least 1, or a list of batches, got {batches!r}")
         self.batches = batches
@@ -128,7 +128,7 @@ class PruneAtInit(SparseCallback):
         self._fresh = False
 
     @classmethod
-    def from_masks(cls, masks: GivenMasks, *, rescale: str | None = None, verbose: bool = True) -> "PruneAtInit":
+    def from_masks(cls, masks: GivenMasks, *, rescale: Rescale | None = None, verbose: bool = True) -> "PruneAtInit":
         """Train with masks that were found elsewhere, in place of a method and a sparsity.
 
         Args:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
 from lightning_graphon.dynamics.optimizer import OptimizerStep, RateGroups
@@ -45,7 +46,7 @@ class KernelPrediction:
     """
 
     ntk: str = "empirical"
-    propagate: str = "energy"
+    propagate: Propagate = "energy"
     full: bool = False
     start_step: int | None = None
     refresh_every_n_steps: int | None = None
@@ -54,7 +55,7 @@ class KernelPrediction:
 
     def __post_init__(self) -> None:
         check_choice("ntk", self.ntk, ("empirical", "graphon"))
-        check_choice("propagate", self.propagate, ("energy", "density", "drift"))
+        check_choice("propagate", self.propagate, get_args(Propagate))
         for name in ("refresh_every_n_steps", "change_every_n_steps", "change_tolerance"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.dynamics.optimizer import OptimizerView, RateGroups
 from lightning_graphon.dynamics.probed_network import ProbedNetwork
 from lightning_graphon.ntk import empirical_ntk, kronecker_ntk
@@ -43,7 +44,7 @@ class OptimizerKernels:
         grams = [part.outputs * part.samples.trace() for part in parts]
         return torch.stack([part.samples for part in parts]).double(), torch.stack(grams).double()
 
-    def graphon_kernels(self, groups: RateGroups, propagate: str) -> Tensor:
+    def graphon_kernels(self, groups: RateGroups, propagate: Propagate) -> Tensor:
         """[1, N, N]: the Graphon NTK, float64.
 
         Raises:

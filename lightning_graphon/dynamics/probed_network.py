@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.choices import Propagate
 from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.module_state import preserve_module_state, swap_tensors
 from lightning_graphon.ntk import graphon_ntk_from_model
@@ -95,7 +96,7 @@ class ProbedNetwork:
         with preserve_module_state(self.root):
             return own(self._inputs(lambda x: x))
 
-    def graphon(self, propagate: str, bins: int | None = None) -> Tensor:
+    def graphon(self, propagate: Propagate, bins: int | None = None) -> Tensor:
         """Graphon NTK [N, N], float64; `bins` and its default as in `graphon_ntk_from_model`.
 
         Raises:

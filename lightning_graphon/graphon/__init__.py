@@ -15,7 +15,7 @@ from lightning_graphon.graphon.distances.distances import (
     transport_distance,
 )
 from lightning_graphon.graphon.estimation.estimate import estimate_graphon
-from lightning_graphon.graphon.estimation.layers import ORDERS, layer_graphons
+from lightning_graphon.graphon.estimation.layers import layer_graphons
 from lightning_graphon.graphon.inputs.expressivity import (
     CoveredOrder,
     active_inputs,
@@ -42,7 +42,6 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "StepGraphon",
     "common_refinement",
     # from masks
-    "ORDERS",
     "estimate_graphon",
     "layer_graphons",
     # designed graphons
@@ -53,7 +52,7 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "power_law",
     "product",
     "values_at_density",
-    # which inputs a mask listens to
+    # which inputs a mask reads
     "coordinate_relevance",
     "input_path_density",
     # predicted limits
@@ -62,7 +61,7 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "fit_factorised_saliency",
     "limit_distances",
     "predicted_graphons",
-    # what a first layer can listen to
+    # what a first layer can express
     "CoveredOrder",
     "active_inputs",
     "covered_order",

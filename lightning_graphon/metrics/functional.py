@@ -1,8 +1,7 @@
 r"""Predicted against observed loss, as functions and as statistics that merge.
 
-The statistics of any two sets of points give those of their union, so that updates, processes and resumed runs
-add up: counts and sums are added, means and co-moments are merged by the pairwise formulas of Chan, Golub and
-LeVeque (1979), which do not cancel.
+The statistics of two sets of points give those of their union, over updates, processes and resumed runs: means and
+co-moments are merged by the pairwise formulas of Chan, Golub and LeVeque (1979), which do not cancel.
 """
 
 import torch
@@ -16,17 +15,16 @@ _ROWS, _COLUMNS = torch.triu_indices(3, 3).tolist()
 def loss_decay_errors(predicted: Tensor, observed: Tensor) -> Tensor:
     """Relative errors |p − o| / |o|, [K].
 
-    0 where both are equal, also both 0 or both the same infinity; inf where only the observed loss is 0 or only
-    one of them is infinite; NaN where one is NaN.
+    0 where both are equal, also both 0 or both the same infinity; inf where only the observed loss is 0 or where one is
+    infinite; NaN where one is NaN.
 
     >>> loss_decay_errors(torch.tensor([1.5, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])).tolist()
     [0.5, 0.0, inf]
     """
     error = (predicted - observed).abs() / observed.abs()
-    one_infinite = predicted.isinf() ^ observed.isinf()
-    error = torch.where(one_infinite & ~predicted.isnan() & ~observed.isnan(), torch.inf, error)
-    opposite = predicted.isinf() & observed.isinf() & (predicted != observed)
-    error = torch.where(opposite, torch.inf, error)
+    # The formula gives NaN for infinite losses and for 0 / 0.
+    infinite = (predicted.isinf() | observed.isinf()) & ~predicted.isnan() & ~observed.isnan()
+    error = torch.where(infinite, torch.inf, error)
     return torch.where(predicted == observed, 0.0, error)
 
 
@@ -50,18 +48,18 @@ def merge_moments(parts: Tensor) -> Tensor:
     if total == 0:
         return torch.zeros_like(parts[0])
     mean = (counts[:, None] * means).sum(0) / total
-    apart = means - mean
-    between = (counts[:, None] * apart[:, _ROWS] * apart[:, _COLUMNS]).sum(0)
+    offsets = means - mean
+    between = (counts[:, None] * offsets[:, _ROWS] * offsets[:, _COLUMNS]).sum(0)
     return torch.cat([total[None], mean, moments.sum(0) + between])
 
 
 def fits_from_moments(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Decay rates of the predicted and the observed loss per step, and the correlation of their logarithms.
 
-    Rates are −slopes of log L against step by least squares; NaN with fewer than two different steps.
-    The correlation is NaN with fewer than two points or where a curve is constant.
+    Rates are −slopes of log L against step by least squares, NaN with fewer than two different steps; the correlation
+    is NaN where a curve is constant or has fewer than two points.
     """
-    tt, tp, to, pp, po, oo = moments[4:]
+    tt, tp, to, pp, po, oo = moments[4:]  # of time (step), predicted and observed
     tt = torch.where(tt > 0, tt, torch.nan)
     scale = (pp * oo).sqrt()
     correlation = (po / torch.where(scale > 0, scale, torch.nan)).clamp(-1, 1)

@@ -32,8 +32,8 @@ class LossDecay(Metric):
 
     - `predicted` (Tensor or float): losses, a number or [K];
     - `observed` (Tensor or float): losses of the same points;
-    - `step` (Tensor or number): optimizer steps of the same points, in any order. Any other axis will do; rates
-      are then per unit of it (with the sum of learning rates they do not depend on the schedule).
+    - `step` (Tensor or number): optimizer steps of the same points, in any order; or any other axis, rates are then
+      per unit of it (with the sum of learning rates they do not depend on the schedule).
 
     As output `compute` returns a dictionary of float64 scalars
 
@@ -51,21 +51,20 @@ class LossDecay(Metric):
     0 where both losses are equal (both 0, too), inf where only the observed one is 0, and not within the
     tolerance where it is inf or NaN.
 
-    States merge over updates, processes and `merge_state` to what one metric would give that had seen all
-    points; a point seen on several processes counts several times, which changes no mean, fit or correlation.
-    `invalid_from` is the smallest over processes: a prediction fails once one process has seen it fail. Where
-    processes hold parts of the probe, average the losses first, then update. States are part of `state_dict`.
-    The curve for `plot` keeps at most `max_points`, evenly thinned over the steps; nothing else depends on it.
+    States merge over updates, processes and `merge_state`, as if one metric had seen all points; a point seen on
+    several processes counts several times, which changes no mean, fit or correlation. `invalid_from` is the smallest
+    over processes. Where processes hold parts of the probe, average the losses first, then update. States are part of
+    `state_dict`. The curve for `plot` keeps at most `max_points`, evenly thinned over the steps.
 
     Args:
-        tolerance: largest relative error of a valid prediction.
-        max_points: most points of the curve that is kept for `plot`, at least 2.
-        prefix: put before every key, e.g. "loss_decay/".
-        key: of the one number that `compute` is to return alone: `self.log("error", metric)` takes no dictionary.
-        kwargs: passed on to `torchmetrics.Metric`.
+        tolerance: Largest relative error of a valid prediction.
+        max_points: Largest number of points of the curve for `plot`, at least 2.
+        prefix: Prefix of every key, e.g. "loss_decay/".
+        key: Key of the one number that `compute` returns; needed by `self.log("error", metric)`, which takes no dict.
+        kwargs: Arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: a negative tolerance, fewer than two points, or an unknown key.
+        ValueError: A negative tolerance, fewer than two points, or an unknown key.
 
     >>> metric = LossDecay(tolerance=0.1)
     >>> for k in range(4):
@@ -115,12 +114,13 @@ class LossDecay(Metric):
         """Add points.
 
         Raises:
-            ValueError: not one of each a point, or steps that are not finite.
+            ValueError: Lengths differ, or steps are not finite.
         """
-        points = self._read(predicted, observed, step)
+        points = self._as_points(predicted, observed, step)
         if points.shape[1] == 0:
             return
         p, o, t = points
+        # In the common dtype float64, in which sums over many steps keep their digits.
         error = loss_decay_errors(p, o)
         finite = error.isfinite()
         # Not in place: a state made in inference mode could not be changed outside it.
@@ -133,16 +133,18 @@ class LossDecay(Metric):
         last = t == t.max()
         now = torch.stack([t.max(), error[last].sum(), last.sum().to(t)])
         self.latest = merge_latest(torch.stack([self.latest, now]))
-        self.curve = _kept(torch.cat([self.curve, points[[2, 0, 1]].T]), self.max_points)
+        self.curve = _thinned(torch.cat([self.curve, points[[2, 0, 1]].T]), self.max_points)
 
-    def _read(self, predicted: Tensor | float, observed: Tensor | float, step: Tensor | float) -> Tensor:
+    def _as_points(self, predicted: Tensor | float, observed: Tensor | float, step: Tensor | float) -> Tensor:
         """Points [3, K] on the metric's device."""
         given = [
             torch.as_tensor(v, dtype=torch.float64, device=self.points.device).detach().reshape(-1)
             for v in (predicted, observed, step)
         ]
         if len({len(v) for v in given}) != 1:
-            raise ValueError(f"give one predicted loss, observed loss and step a point, got {[len(v) for v in given]}")
+            raise ValueError(
+                f"give one predicted loss, observed loss and step per point, got {[len(v) for v in given]}"
+            )
         points = torch.stack(given)
         if not bool(points[2].isfinite().all()):
             raise ValueError("steps must be finite")
@@ -173,10 +175,10 @@ class LossDecay(Metric):
         return held.max() if len(held) else torch.full_like(self.points, torch.nan)
 
     def plot(self, ax: Any = None) -> "Figure":
-        """Both curves and the step from which the prediction no longer holds, as this process saw them.
+        """Draw both curves and the step from which the prediction no longer holds, as this process saw them.
 
         Args:
-            ax: matplotlib axes to draw on; a figure of its own by default, outside pyplot.
+            ax: Matplotlib axes to draw on; by default those of a new figure outside pyplot.
 
         Returns:
             The figure.
@@ -191,17 +193,17 @@ class LossDecay(Metric):
         return figure
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add what another metric has seen, or its states."""
+        """Add the points of another metric, or of its states."""
         super().merge_state(incoming_state)
-        self._seen()
+        self._mark_updated()
 
     # torch and torchmetrics leave these names to subclasses; a hook in their place would have to be pickled.
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._seen()
+        self._mark_updated()
 
-    def _seen(self) -> None:
-        """States came from elsewhere: drop the cached result, and let torchmetrics know that there were updates."""
+    def _mark_updated(self) -> None:
+        # States came from elsewhere: drop the cached result, and let torchmetrics know that there were updates.
         self._computed = None
         self._update_count = max(self._update_count, int(self.points))
 
@@ -210,16 +212,16 @@ def loss_decay_summary(predicted: Tensor, observed: Tensor, step: Tensor, tolera
     """Compare two curves; the functional form of `LossDecay`, which names the keys.
 
     Args:
-        predicted: losses [K].
-        observed: losses [K].
-        step: optimizer steps [K], in any order; or times.
-        tolerance: relative error up to which the prediction counts as valid.
+        predicted: Losses [K].
+        observed: Losses [K].
+        step: Optimizer steps [K], in any order; or times.
+        tolerance: Largest relative error of a valid prediction.
 
     Returns:
         Dictionary of float64 scalars.
 
     Raises:
-        ValueError: not one of each a point, or steps that are not finite.
+        ValueError: Lengths differ, or steps are not finite.
 
     >>> step = torch.arange(5.0)
     >>> values = loss_decay_summary(torch.exp(-0.2 * step), torch.exp(-0.1 * step), step, tolerance=0.15)
@@ -235,27 +237,28 @@ def loss_decay_summary(predicted: Tensor, observed: Tensor, step: Tensor, tolera
 def merge_latest(parts: Tensor) -> Tensor:
     """The last step, the sum of its errors and their number, from those of parts [P, 3]."""
     step = parts[:, 0].max()
-    at = parts[:, 0] == step
-    return torch.cat([step[None], parts[at, 1:].sum(0)])
+    latest = parts[:, 0] == step
+    return torch.cat([step[None], parts[latest, 1:].sum(0)])
 
 
 def merge_curves(parts: Tensor) -> Tensor:
     """Curves [P, max_points, 3] of (step, predicted, observed) as one [max_points, 3], by step, NaN rows last."""
-    return _kept(parts.flatten(0, 1), parts.shape[1])
+    return _thinned(parts.flatten(0, 1), parts.shape[1])
 
 
-def _kept(rows: Tensor, room: int) -> Tensor:
-    """At most `room` rows, by step; when they do not fit, the first of each of room/2 equal stretches, and the last."""
+def _thinned(rows: Tensor, size: int) -> Tensor:
+    """At most `size` rows by step; of more rows the first of each of size/2 equal ranges of steps, and the last."""
     rows = rows[~rows[:, 0].isnan()]
     rows = rows[rows[:, 0].argsort(stable=True)]
-    if len(rows) > room:
-        stretches = max(1, room // 2)
-        place = (rows[:, 0] - rows[0, 0]) / (rows[-1, 0] - rows[0, 0]).clamp_min(1e-300)
-        cell = (place * stretches).floor().clamp_max(stretches - 1)
-        keep = torch.cat([torch.ones_like(cell[:1], dtype=torch.bool), cell.diff() > 0])
+    if len(rows) > size:
+        # Half the size, so that thinning is not needed again at the very next point.
+        ranges = max(1, size // 2)
+        fraction = (rows[:, 0] - rows[0, 0]) / (rows[-1, 0] - rows[0, 0]).clamp_min(1e-300)
+        number = (fraction * ranges).floor().clamp_max(ranges - 1)
+        keep = torch.cat([torch.ones_like(number[:1], dtype=torch.bool), number.diff() > 0])
         keep[-1] = True
-        rows = rows[keep][-room:]
-    return torch.cat([rows, rows.new_full((room - len(rows), 3), torch.nan)])
+        rows = rows[keep][-size:]
+    return torch.cat([rows, rows.new_full((size - len(rows), 3), torch.nan)])
 
 
 def _draw(axis: Any, curve: Tensor, invalid: float, tolerance: float) -> None:

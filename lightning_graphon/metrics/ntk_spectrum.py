@@ -23,19 +23,18 @@ class NTKSpectrum(Metric):
 
     - `kernel` (Tensor or `KernelOperator`): symmetric kernel [N, N] or [N, C, N, C], floating point.
 
-    As output `compute` returns a dictionary of float64 scalars: `decay_rate`, `effective_rank`,
-    `spectral_gap`, `energy_top5`, `lambda_max`, `lambda_min`, `trace`, `condition_number`. See
-    `spectral_summary` for their definitions; a ratio over a zero eigenvalue is inf, and `lambda_min` is left
-    out of the mean where an operator does not give it. Over processes sums and counts are added. `last` keeps
-    this process's most recent `SpectralSummary`.
+    As output `compute` returns a dictionary of float64 scalars: `decay_rate`, `effective_rank`, `spectral_gap`,
+    `energy_top5`, `lambda_max`, `lambda_min`, `trace`, `condition_number`, as defined by `spectral_summary`; a ratio
+    over a zero eigenvalue is inf, and `lambda_min` is left out of the mean where an operator does not give it. `last`
+    keeps this process's most recent `SpectralSummary`.
 
     Args:
-        prefix: put before every key, e.g. "ntk/".
-        key: of the one number that `compute` is to return alone: `self.log("rank", metric)` takes no dictionary.
-        kwargs: passed on to `torchmetrics.Metric`.
+        prefix: Prefix of every key, e.g. "ntk/".
+        key: Key of the one number that `compute` returns; needed by `self.log("rank", metric)`, which takes no dict.
+        kwargs: Arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: an unknown key; or from `spectral_summary`, for kernels that are not square, symmetric and finite.
+        ValueError: An unknown key; or from `spectral_summary`, for kernels that are not square, symmetric and finite.
 
     >>> metric = NTKSpectrum(prefix="ntk/")
     >>> metric.update(torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0])))
@@ -57,6 +56,7 @@ class NTKSpectrum(Metric):
         self.prefix, self.key = prefix, key
         self.last: Any = None
         self.add_state("sums", torch.zeros(len(_KEYS), dtype=torch.float64), dist_reduce_fx="sum")
+        # Per key, as an operator does not give all of them.
         self.add_state("counts", torch.zeros(len(_KEYS), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, kernel: Tensor | KernelOperator) -> None:

@@ -17,11 +17,9 @@ COLOUR_TICKS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 def plot_graphons(
-    graphons: "Mapping[str, StepGraphon]",
-    tests: "Mapping[str, HomogeneityTest] | None" = None,
-    title: str = "",
+    graphons: "Mapping[str, StepGraphon]", tests: "Mapping[str, HomogeneityTest] | None" = None, title: str = ""
 ) -> "Figure":
-    """Graphons of the layers of one network, left to right from input to output, degree functions on the margins.
+    """Graphons of the layers of one network, from input to output, with degree functions on the margins.
 
     Args:
         graphons: Layer name -> graphon.
@@ -56,7 +54,7 @@ def plot_graphon_grid(
         raise ValueError("no graphons to draw: give at least one network with at least one layer")
     columns = max(len(group) for group in graphons.values())
     rows = len(graphons)
-    # Margins by hand, in inches: the automatic layout would take most of the drawing time.
+    # Fixed margins, in inches: the automatic layout would take most of the drawing time.
     figure, axes = new_figure(rows, columns, cell=(2.9, 2.9), layout=None)
     wide, high = 2.9 * columns, 2.9 * rows
     top = 0.62 + 0.19 * max(2, title.count("\n") + 1)
@@ -75,8 +73,8 @@ def plot_graphon_grid(
                 axis.set_ylabel(f"{label}\nu, outputs".lstrip(), fontsize=8)
         for axis in axes[row, len(group) :]:
             axis.set_axis_off()
-    beside = figure.add_axes((1 - 0.85 / wide, 0.55 / high, 0.12 / wide, 1 - (top + 0.55) / high))
-    bar = figure.colorbar(image, cax=beside, ticks=COLOUR_TICKS)
+    bar_axes = figure.add_axes((1 - 0.85 / wide, 0.55 / high, 0.12 / wide, 1 - (top + 0.55) / high))
+    bar = figure.colorbar(image, cax=bar_axes, ticks=COLOUR_TICKS)
     bar.ax.tick_params(labelsize=6)
     bar.set_label("W: probability that a weight is kept", fontsize=8 if rows > 1 else 6)
     figure.suptitle(title, fontsize=11, y=1 - 0.1 / high, va="top")
@@ -89,6 +87,7 @@ def _draw_graphon(axis: Any, graphon: "StepGraphon") -> Any:
 
     x, y = (edges(measure).numpy() for measure in (graphon.col_measure, graphon.row_measure))
     values = graphon.values.detach().float().cpu().numpy()
+    # Rasterised, as a vector image of 64 by 64 cells would be large; the root shows sparse layers.
     image = axis.pcolormesh(x, y, values, cmap="magma_r", norm=PowerNorm(0.5, 0, 1), rasterized=True)
     axis.set(xlim=(0, 1), ylim=(1, 0), xticks=[0, 1], yticks=[0, 1])
     axis.tick_params(labelsize=6)
@@ -96,7 +95,7 @@ def _draw_graphon(axis: Any, graphon: "StepGraphon") -> Any:
     top.stairs(graphon.col_degree.detach().cpu().numpy(), x, fill=True, color="0.4")
     right.stairs(graphon.row_degree.detach().cpu().numpy(), y, fill=True, color="0.4", orientation="horizontal")
     top.set(xlim=(0, 1), ylim=(0, 1), xticks=[])
-    top.set_yticks([0, 1], ["", "1"])  # its 0 would stand on the 0 of the cells, or on their 1 below
+    top.set_yticks([0, 1], ["", "1"])  # its 0 would cover the 0 of the cells, or their 1 below
     right.set(ylim=(1, 0), xlim=(0, 1), yticks=[])
     right.set_xticks([0, 1], ["", "1"])
     for margin in (top, right):
@@ -107,7 +106,7 @@ def _draw_graphon(axis: Any, graphon: "StepGraphon") -> Any:
 
 
 def p_value_text(p: float) -> str:
-    """How a p-value reads after the letter p."""
+    """A p-value for a caption, to follow the letter p."""
     return f"= {p:.1g}" if p >= 1e-16 else "< 1e-16"
 
 

@@ -1,4 +1,4 @@
-"""Which pixels of an image a network listens to."""
+"""Which pixels of an image a network reads."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,24 +20,25 @@ def plot_input_density(
     mean_image: Tensor | None = None,
     title: str = "",
 ) -> "Figure":
-    """Which pixels a network listens to: the share of first-layer units joined to each input, over the image.
+    """Which pixels a network reads: the share of first-layer units joined to each input, over the image.
 
     A row for each network or sparsity, a column for each method. The colour runs from 0 to 1 in every picture, on a
-    square-root scale; inputs that are cut off, without a single weight, are blue.
+    square-root scale; inputs without any weight are blue.
 
     Args:
         masks: Label of the row -> label of the column -> first-layer mask [units, inputs], bool or shares in [0, 1].
         image_shape: (height, width) or (channels, height, width) of the input; channels are averaged.
-        mean_image: Mean input of the data, any shape with as many entries, drawn in front of the first row.
+        mean_image: Mean input of the data, of any shape, drawn in front of the first row.
         title: Title of the whole figure.
 
     Raises:
-        ValueError: There is nothing to draw, or a mask does not have as many inputs as the image has pixels.
+        ValueError: There is nothing to draw, or a mask does not have one input per pixel.
     """
     from matplotlib.colors import PowerNorm
 
     if not masks or not all(masks.values()):
         raise ValueError("no masks to draw: give at least one row with at least one method")
+    # The mean image takes a column of its own.
     front = int(mean_image is not None)
     columns = front + max(len(group) for group in masks.values())
     figure, axes = new_figure(len(masks), columns, cell=(1.75, 1.95))

@@ -27,9 +27,9 @@ def plot_loss_decay(
 
     Args:
         curves: "observed", and where there are any "predicted" and "refreshed": step -> loss.
-        band: steps, lower and upper losses of the two predictions that differ in the probe's self-terms.
-        invalid_from: step from which the prediction no longer holds.
-        shares: share of the initial fall of the loss in each mode of the kernel, the largest eigenvalue first.
+        band: Steps, lower and upper losses of the two predictions that differ in the probe's self-terms.
+        invalid_from: Step from which the prediction no longer holds.
+        shares: Share of the initial fall of the loss in each mode of the kernel, the largest eigenvalue first.
         title: Title of the whole figure.
     """
     figure, axes = new_figure(1, 1 if shares is None else 2, cell=(4.6, 3.4), layout=None)
@@ -89,6 +89,7 @@ def _draw_losses(
     if invalid_from is not None:
         last = max(curves["observed"])
         axis.axvspan(invalid_from, last, color="0.5", alpha=0.13, lw=0, label="first prediction no longer holds")
+    # Predictions may be infinite or far off, so the observed curve gives the limits.
     low, high = _range([value for value in curves["observed"].values() if math.isfinite(value)])
     if low > 0:
         axis.set_yscale("log")

@@ -11,17 +11,17 @@ from lightning_graphon.plots.figure import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PIXELS = 256  # a mask is drawn at most this large; each pixel is then the density of its cell
+_PIXELS = 256  # per side at most; each pixel is the density of its cell
 
 
 def sort_by_degree(mask: Tensor) -> Tensor:
-    """A mask as [outputs, inputs], both by degree, the best connected first; stable.
+    """A mask as [outputs, inputs], both in descending order of degree; ties keep their order.
 
     Args:
-        mask: bool [out, in, ...]; the taps of a convolution are averaged.
+        mask: Mask [out, in, ...]; the taps of a convolution are averaged.
 
     Returns:
-        float32 [out, in] in [0, 1].
+        Densities [out, in] in [0, 1], float32.
 
     >>> sort_by_degree(torch.tensor([[False, False], [False, True]])).tolist()
     [[1.0, 0.0], [0.0, 0.0]]
@@ -74,6 +74,7 @@ _NOTE: dict[str, Any] = {
 def _draw_mask(axis: Any, mask: Tensor) -> Any:
     values = sort_by_degree(mask)
     size = (min(_PIXELS, values.shape[0]), min(_PIXELS, values.shape[1]))
+    # Averages over cells, so that a large mask is drawn as its density.
     pixels = torch.nn.functional.adaptive_avg_pool2d(values[None, None], size)[0, 0]
     axis.set_xticks([0, size[1] - 1], ["1", str(values.shape[1])], fontsize=6)
     axis.set_yticks([0, size[0] - 1], ["1", str(values.shape[0])], fontsize=6)

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def plot_spectrum(spectrum: "SpectralSummary", title: str = "") -> "Figure":
-    """Eigenvalues of a kernel with the power-law fit, and the share of the trace in the largest of them.
+    """Eigenvalues of a kernel with the power-law fit, and their cumulative share of the trace.
 
     Args:
         spectrum: What `spectral_summary` returned.
-        title: Title of the figure; it should say which kernel this is.
+        title: Title of the figure, which should name the kernel.
     """
-    # Margins by hand: the automatic layout would take most of the drawing time.
+    # Fixed margins: the automatic layout would take most of the drawing time.
     figure, axes = new_figure(1, 2, cell=(4.2, 3.2), layout=None)
     figure.subplots_adjust(left=0.09, right=0.98, bottom=0.16, top=0.84, wspace=0.25)
     left, right = axes[0]
@@ -33,6 +33,7 @@ def plot_spectrum(spectrum: "SpectralSummary", title: str = "") -> "Figure":
     note = f", {hidden} not positive are not shown" if hidden else ""
     left.set(xlabel=f"index k{note}", ylabel="eigenvalue λ of the kernel")
     left.legend(fontsize=7)
+    # Without a positive trace there are no shares.
     energy = (values.cumsum(0) / spectrum.trace).numpy() if spectrum.trace > 0 else values.numpy()
     right.semilogx(index.numpy(), energy, drawstyle="steps-post")
     right.axvline(5, color="0.6", lw=0.8, ls=":")

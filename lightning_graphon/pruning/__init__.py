@@ -1,4 +1,4 @@
-"""Which weights die: saliency, budgets, schedules, masks, and keeping them. Needs torch and scipy only."""
+"""Pruning: scores, budgets, schedules, masks, and keeping pruned weights at zero. Needs torch and scipy only."""
 
 from lightning_graphon.pruning.allocation.n_m import sparsity_of
 from lightning_graphon.pruning.config import PruningConfig
@@ -8,12 +8,11 @@ from lightning_graphon.pruning.macs import Macs, theoretical_macs
 from lightning_graphon.pruning.masks import GivenMasks, Masks, as_masks
 from lightning_graphon.pruning.prune import LayerCollapseWarning, compute_masks, prune
 from lightning_graphon.pruning.read_masks import check_readable, read_masks
-from lightning_graphon.pruning.rescale import RESCALES, rescale_
+from lightning_graphon.pruning.rescale import rescale_
 from lightning_graphon.pruning.scoring import ScoringContext, methods, register_method
 from lightning_graphon.pruning.sharding import full_tensor, is_sharded, summon_full_params
 
 __all__ = [
-    "RESCALES",
     "Enforcer",
     "GivenMasks",
     "LayerCollapseWarning",

@@ -3,18 +3,18 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice, check_sparsity, nearest
+from lightning_graphon._shared.choices import Schedule
 from lightning_graphon.pruning.allocation import layer_budgets
 from lightning_graphon.pruning.allocation.n_m import NMPattern, sparsity_of
-from lightning_graphon.pruning.allocation.schedules import SCHEDULES
 from lightning_graphon.pruning.layer_selection import LayerPatterns
 from lightning_graphon.pruning.scoring.registry import Method, get_method
 
-Allocation: TypeAlias = str | Mapping[str, float]
+AllocationLike: TypeAlias = str | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class PruningConfig:
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument has a value that is not allowed; the message names it and the nearest match.
+        ValueError: An argument has a value that is not allowed; the message suggests the nearest match.
     """
 
     method: str | Callable[..., Mapping[str, Tensor]]
     sparsity: float
-    allocation: Allocation = "global"
-    schedule: str = "exponential"
+    allocation: AllocationLike = "global"
+    schedule: Schedule = "exponential"
     steps: int | None = None
     include: LayerPatterns = None
     exclude: LayerPatterns = None
@@ -39,10 +39,11 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
+        # An N:M pattern is text that `check_allocation` does not know.
         if self.pattern is None:
             layer_budgets.check_allocation(self.allocation)
         sparsity_of(self.allocation, self.sparsity)
-        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("schedule", self.schedule, get_args(Schedule))
         layer_budgets.floor_counts({}, self.min_density, 0)
         steps = self.steps
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
@@ -60,13 +61,14 @@ class PruningConfig:
 
     @property
     def rounds(self) -> int:
-        """How many rounds; unless given, no more than the groups of a pattern have weights to lose."""
-        usual, pattern = self.resolved.steps, self.pattern
-        return self.steps or (usual if pattern is None else min(usual, pattern.group - pattern.keep))
+        """Number of rounds."""
+        default, pattern = self.resolved.steps, self.pattern
+        # More rounds than a group loses weights would leave some of them without any.
+        return self.steps or (default if pattern is None else min(default, pattern.group - pattern.keep))
 
     @property
     def pattern(self) -> NMPattern | None:
-        """The pattern, where the allocation is one."""
+        """The pattern that the allocation names, or None."""
         return NMPattern.read(self.allocation)
 
     def __str__(self) -> str:
@@ -74,6 +76,7 @@ class PruningConfig:
         return f"{self.resolved.name}, sparsity {self.sparsity}{f' ({self.allocation})' if self.pattern else by_layer}"
 
 
+# Options of a method are the keyword-only parameters of its scoring function.
 def _check_options(method: Method, options: Mapping[str, Any]) -> None:
     allowed = [
         p.name for p in inspect.signature(method.score).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY

@@ -1,4 +1,4 @@
-"""Keep pruned weights at zero while any optimizer trains the others."""
+"""Keep pruned weights at zero during training with any optimizer."""
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -12,34 +12,34 @@ from torch.optim import Optimizer
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.sharding import is_sharded, local_shard, local_shard_like, reshard
 
-# With weight, gradient and state at zero, one step of these leaves exactly zero: no need to look again.
+# With weight, gradient and state at zero, a step of these leaves exactly zero, so nothing has to be zeroed again.
 _ZERO_PRESERVING = {
     getattr(torch.optim, name)
     for name in ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
 }
-# Any second moment but zero will do where gradients are zero, and on a CPU torch takes fifteen times longer for the
+# Where gradients are zero the second moment does not matter, and on a CPU torch takes fifteen times longer for the
 # square root of an exact zero than for that of another number.
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
-_EVERY, _FADED = 64, 1e-12  # second moments fade: at least by half in 64 steps where beta2 is 0.99
+# Second moments decay, by half in 64 steps with beta2 = 0.99: they are checked every so many steps, against a floor.
+_CHECK_EVERY, _FLOOR = 64, 1e-12
 Version: TypeAlias = int | tuple[int, int]
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Enforcer:
-    """Keeps the pruned weights of a network exactly zero, and their gradients, until it is detached.
+    """Keep the pruned weights of a network and their gradients exactly zero until it is detached.
 
-    Gradients are zeroed as autograd writes them, before clipping or the optimizer sees them. Optimizer state of
-    pruned weights (momentum of an earlier, dense life) is zeroed on attaching and whenever the optimizer loads a
-    state. On a CPU their second moments are one while it is attached, which changes no weight and spares the slow
-    square roots of zeros. The weights are zeroed again after each step of an optimizer that could move a weight without
-    a gradient, and after somebody else wrote to weights or gradients (unseen only where that went through `.data`).
-
-    Of parameters that are cut over processes (DTensors) each process erases in its own part, without communication.
+    Gradients are zeroed as autograd writes them, before clipping or the optimizer sees them. The optimizer state of
+    pruned weights is zeroed on attaching and whenever the optimizer loads a state; on a CPU their second moments are
+    one while attached, which changes no weight and avoids the slow square roots of zeros. Weights are zeroed again
+    after each step of an optimizer that can move a weight without a gradient, and after other code wrote to weights or
+    gradients (noticed unless it used `.data`). Of sharded parameters (DTensors) each process zeroes its own part,
+    without communication.
 
     Args:
         model: The network; its parameters keep their identity.
-        masks: Which weights are kept.
-        optimizers: The optimizers that train it.
+        masks: Masks of the weights.
+        optimizers: The optimizers that train the network.
 
     Raises:
         ValueError: The masks were made for another model.
@@ -62,9 +62,9 @@ class Enforcer:
         self._handles: list[Any] = []
         self._grad_versions: dict[nn.Parameter, tuple[int, Version]] = {}
         self._weight_versions: dict[nn.Parameter, Version] = {}
-        # Asked for several times at every step, and so decided once.
+        # Decided once, as versions are compared several times at every step.
         self._version = _version if any(map(is_sharded, self._erasers)) else attrgetter("_version")
-        self._unseen: set[nn.Parameter] = set()
+        self._always_zeroed: set[nn.Parameter] = set()
         self._tiny = max((torch.finfo(parameter.dtype).tiny for parameter in self._erasers), default=0.0)
         self._steps = 0
         self.zero_weights()
@@ -95,28 +95,28 @@ class Enforcer:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer) -> None:
-        written = self._rewritten_gradients()
-        # To look at those on an accelerator, the host would wait for it at every step that clips or unscales. So these
-        # weights are zeroed after each step from now on, whatever momentum they may have got.
-        self._unseen.update(p for p in written if local_shard(p).device.type != "cpu")
+        rewritten = self._rewritten_gradients()
+        # To inspect gradients on an accelerator the host would wait for it at every step that clips or unscales.
+        # Their weights are zeroed after each step from now on instead, whatever momentum they may have.
+        self._always_zeroed.update(p for p in rewritten if local_shard(p).device.type != "cpu")
         if not self._preserves_zero(optimizer):
             self.zero_weights()
-        elif any(self._erasers[p].would_change(grad) for p, grad in written.items() if p not in self._unseen):
+        elif any(self._erasers[p].would_change(grad) for p, grad in rewritten.items() if p not in self._always_zeroed):
             self.zero_weights()
             self.zero_state()
-        for parameter in self._unseen:
+        for parameter in self._always_zeroed:
             self._erasers[parameter](parameter)
         self._floor_second_moments(optimizer)
         for parameter in self._erasers:
             self._weight_versions[parameter] = self._version(parameter)
 
     def _preserves_zero(self, optimizer: Optimizer) -> bool:
-        # Without eps, or with one that is nothing in float16, an update of a pruned weight is 0 / 0.
+        # Without eps, or with one that underflows in float16, the update of a pruned weight is 0 / 0.
         groups = optimizer.param_groups
         return type(optimizer) in _ZERO_PRESERVING and all(group.get("eps", 1) >= self._tiny for group in groups)
 
     def _rewritten_gradients(self) -> dict[nn.Parameter, Tensor]:
-        """Gradients that somebody has written to since autograd did, if only to scale them."""
+        """Gradients that were written to after autograd did, if only to scale them."""
         known = self._grad_versions
         grads = [(p, p.grad) for p in self._erasers if p.grad is not None]
         return {p: grad for p, grad in grads if known.get(p) != (id(grad), self._version(grad))}
@@ -131,7 +131,7 @@ class Enforcer:
 
     @torch.no_grad()
     def zero_state(self) -> None:
-        """Zero what the optimizers remember of pruned weights: every state tensor of a weight's shape."""
+        """Zero the optimizer state of pruned weights: every state tensor of a weight's shape."""
         for optimizer in self._optimizers:
             for parameter, erase in self._erasers.items():
                 for value in optimizer.state.get(parameter, {}).values():
@@ -141,7 +141,7 @@ class Enforcer:
 
     def _floor_second_moments(self, optimizer: Optimizer) -> None:
         """Keep the second moments of pruned weights away from zero."""
-        if self._steps % _EVERY == 0 and self._preserves_zero(optimizer):
+        if self._steps % _CHECK_EVERY == 0 and self._preserves_zero(optimizer):
             for parameter, erase in self._erasers.items():
                 for key in _SECOND_MOMENTS:
                     if (moment := optimizer.state.get(parameter, {}).get(key)) is not None:
@@ -150,15 +150,15 @@ class Enforcer:
 
     @torch.no_grad()
     def zero_saved(self, state_dict: Mapping[str, Any]) -> None:
-        """Zero the pruned entries of a state dict of the model, whole or cut over processes."""
+        """Zero the pruned entries of a state dict of the model, whole or sharded."""
         for name, erase in self._by_name.items():
-            # Strategies that gather a state dict leave out the prefix of compiled modules.
+            # Strategies that gather a state dict drop the prefix of compiled modules.
             for key in {name, name.replace("_orig_mod.", "")} & state_dict.keys():
                 if isinstance(state_dict[key], Tensor) and state_dict[key].shape == erase.shape:
                     erase(state_dict[key])
 
     def detach(self) -> None:
-        """Stop: remove every hook; optimizers remember nothing of pruned weights."""
+        """Remove every hook and zero the optimizer state of pruned weights."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -175,29 +175,29 @@ class Enforcer:
 
 
 class _Eraser:
-    """Sets pruned entries of a tensor to zero, also where they are NaN or infinite."""
+    """Sets pruned entries of a tensor to zero, even if they are NaN or infinite."""
 
     def __init__(self, mask: Tensor) -> None:
         self.shape = mask.shape
         self._mask = mask
-        self._pruned: list[list[int]] | None = None  # one pruned entry, if there is any
+        self._pruned: list[list[int]] | None = None  # index of one pruned entry, if there is any
         self._cache: dict[Any, Tensor] = {}
 
     def __call__(self, tensor: Tensor) -> None:
         if torch.is_grad_enabled():
             with torch.no_grad():
                 self._erase(tensor)
-        else:  # in a backward pass, where every microsecond is one of each step
+        else:  # in a backward pass, where the context manager would cost time at every step
             self._erase(tensor)
 
     def _erase(self, tensor: Tensor) -> None:
-        here = local_shard(tensor)
-        integer = _INTEGERS.get(here.element_size()) if here.device.type == "cpu" else None
-        if integer is None or here.is_complex():
-            here.masked_fill_(self._on(tensor, here.device, None), 0)
+        local = local_shard(tensor)
+        integer = _INTEGERS.get(local.element_size()) if local.device.type == "cpu" else None
+        if integer is None or local.is_complex():
+            local.masked_fill_(self._mask_for(tensor, local.device, None), 0)
         else:
             # On a CPU an AND with all-ones or all-zeros is four times faster than masked_fill.
-            here.view(integer).bitwise_and_(self._on(tensor, here.device, integer))
+            local.view(integer).bitwise_and_(self._mask_for(tensor, local.device, integer))
 
     @torch.no_grad()
     def floor_second_moments(self, tensor: Tensor) -> None:
@@ -205,16 +205,16 @@ class _Eraser:
         if tensor.device.type == "cpu" and not is_sharded(tensor) and tensor.shape == self.shape:
             if self._pruned is None:
                 self._pruned = (~self._mask).nonzero()[:1].tolist()
-            if self._pruned and float(tensor[tuple(self._pruned[0])]) < _FADED:
+            if self._pruned and float(tensor[tuple(self._pruned[0])]) < _FLOOR:
                 tensor.masked_fill_(~self._mask.to(tensor.device), 1)
 
     def would_change(self, tensor: Tensor) -> bool:
-        """Whether a pruned entry, of those that this process holds, is not zero."""
+        """Whether a pruned entry that this process holds is not zero."""
         erased = tensor.clone()
         self(erased)
         return not torch.equal(local_shard(erased), local_shard(tensor))
 
-    def _on(self, tensor: Tensor, device: torch.device, integer: torch.dtype | None) -> Tensor:
+    def _mask_for(self, tensor: Tensor, device: torch.device, integer: torch.dtype | None) -> Tensor:
         key = (device, integer, getattr(tensor, "placements", None))
         if key not in self._cache:
             mask = local_shard_like(self._mask, tensor)
@@ -223,6 +223,6 @@ class _Eraser:
 
 
 def _version(tensor: Tensor) -> Version:
-    """Changes whenever a tensor, or the part of it that this process holds, is written to."""
+    """A value that changes whenever a tensor, or the part that this process holds, is written to."""
     # By a private name, though the notes on autograd explain it: torch shows this counter in no other way.
     return (tensor._version, local_shard(tensor)._version) if is_sharded(tensor) else tensor._version

@@ -1,4 +1,4 @@
-"""Which weights may be pruned: selection by name, glob, regular expression or module type."""
+"""Select weights to prune by name, glob, regular expression or module type."""
 
 import re
 import warnings
@@ -16,16 +16,8 @@ from lightning_graphon.pruning.sharding import unsharded_class
 Pattern: TypeAlias = str | type[nn.Module]
 LayerPatterns: TypeAlias = Pattern | Sequence[Pattern] | None
 
-LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-# Weights that live fused in one module; pruned when asked for by name or type, skipped with a word otherwise.
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Modules with several weights in one parameter: pruned if `include` names them, else skipped with a warning.
 FUSED: dict[type[nn.Module], tuple[str, ...]] = {
     nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
     nn.RNNBase: ("weight_ih_", "weight_hh_", "weight_hr_"),
@@ -36,7 +28,7 @@ FUSED: dict[type[nn.Module], tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One prunable parameter: its canonical name, the module it belongs to, and how patterns may call it."""
+    """A parameter that can be pruned: its first name, its module, and all names that a pattern may use."""
 
     name: str
     parameter: nn.Parameter
@@ -57,18 +49,18 @@ def select_weights(
 ) -> dict[str, nn.Parameter]:
     """Weights to prune, by qualified parameter name, in the order of `model.named_parameters()`.
 
-    By default the `weight` of every Linear, Conv and ConvTranspose layer; never biases, normalisation,
-    frozen parameters or anything inside a torchmetrics metric. The fused weights of attention, recurrent
-    and bilinear layers are taken when `include` names them. A tied weight appears once.
+    By default the `weight` of every Linear, Conv and ConvTranspose layer; never biases, normalisation, frozen
+    parameters or anything inside a torchmetrics metric. The fused weights of attention, recurrent and bilinear layers
+    are selected if `include` names them. A tied weight appears once.
 
     Args:
         model: Any module.
-        include: Only these. A qualified parameter or module name ("encoder", "encoder.0.weight"), a glob
-            ("encoder.*.weight"), a regular expression ("re:^encoder"), a class name ("Conv2d") or a module type.
-        exclude: Without these; same forms.
+        include: Weights to select: qualified parameter or module names ("encoder", "encoder.0.weight"), globs
+            ("encoder.*.weight"), regular expressions ("re:^encoder"), class names ("Conv2d") or module types.
+        exclude: Weights to leave out, in the same forms.
 
     Returns:
-        The live parameters, keyed by qualified name.
+        The parameters themselves, by qualified name.
 
     Raises:
         TypeError: A pattern is neither a string nor a module type.
@@ -82,6 +74,7 @@ def select_weights(
     ['0.weight']
     """
     candidates = _candidates(model)
+    # Frozen weights are only needed for messages about patterns.
     wanted, unwanted = _both_patterns(include, exclude)
     frozen = _candidates(model, frozen=True) if wanted or unwanted else []
     for pattern in wanted:
@@ -107,11 +100,11 @@ def select_weights(
 
 
 def check_patterns(model: nn.Module, include: LayerPatterns = None, exclude: LayerPatterns = None) -> None:
-    """Raise unless every pattern names a weight that can be pruned, now or when it is no longer frozen.
+    """Raise unless every pattern names a weight that can be pruned, now or once it is no longer frozen.
 
     Raises:
         TypeError: A pattern is neither a string nor a module type.
-        ValueError: A pattern matches nothing, the message names the nearest; or `include` and `exclude` name the same.
+        ValueError: A pattern matches nothing (the message suggests the nearest), or both arguments name the same.
     """
     weights = [*_candidates(model), *_candidates(model, frozen=True)]
     for argument, patterns in zip(("include", "exclude"), _both_patterns(include, exclude), strict=True):
@@ -120,10 +113,10 @@ def check_patterns(model: nn.Module, include: LayerPatterns = None, exclude: Lay
 
 
 def match_layers(pattern: Pattern, model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Those of `names` (selected weights) that `pattern` matches.
+    """The `names` of selected weights that `pattern` matches.
 
     Raises:
-        ValueError: It matches none of them; the message names the nearest.
+        ValueError: It matches none of them; the message suggests the nearest.
     """
     allowed = set(names)
     candidates = [c for c in _candidates(model) if c.name in allowed]
@@ -133,22 +126,23 @@ def match_layers(pattern: Pattern, model: nn.Module, names: Iterable[str]) -> li
 
 def _candidates(model: nn.Module, frozen: bool = False) -> list[_Candidate]:
     """Every trainable (or frozen) weight that could be pruned, once, in the order of named_parameters()."""
-    homes: dict[nn.Parameter, list[tuple[str, str, nn.Module]]] = {}
+    # Every place of a parameter: a tied weight can be named by any of them.
+    places: dict[nn.Parameter, list[tuple[str, str, nn.Module]]] = {}
     modules = list(model.named_modules(remove_duplicate=False))
     for path, module in modules:
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            homes.setdefault(parameter, []).append((path, key, module))
+            places.setdefault(parameter, []).append((path, key, module))
     inside_metrics = _metric_paths(modules)
     found = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad == frozen or _is_empty(parameter) or any(name.startswith(p) for p in inside_metrics):
             continue
-        for _, key, module in homes[parameter]:
+        for _, key, module in places[parameter]:
             kind = _kind(module, key)
             if kind is not None:
                 aliases = {
                     a
-                    for p, k, m in homes[parameter]
+                    for p, k, m in places[parameter]
                     for a in (qualified(p, k), *_ancestors(p), unsharded_class(m).__name__)
                 }
                 found.append(_Candidate(name, parameter, module, frozenset(aliases - {""}), kind == "default"))
@@ -157,7 +151,7 @@ def _candidates(model: nn.Module, frozen: bool = False) -> list[_Candidate]:
 
 
 def _kind(module: nn.Module, key: str) -> str | None:
-    """'default', 'fused' (only on request) or None (never pruned)."""
+    """How a parameter is pruned: 'default', 'fused' (only on request) or None (never)."""
     if isinstance(module, LAYERS):
         return "default" if key == "weight" else None
     for kind, keys in FUSED.items():
@@ -167,13 +161,13 @@ def _kind(module: nn.Module, key: str) -> str | None:
 
 
 def _ancestors(path: str) -> list[str]:
-    """The module's own path and those of the modules it is in, so that naming a container takes what is inside."""
+    """The module's path and those of the modules that contain it, so that a container's name selects its content."""
     parts = path.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def _metric_paths(modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
-    """Prefixes of torchmetrics metrics: networks inside them (FID's Inception) judge, they do not train."""
+    """Prefixes of torchmetrics metrics, whose networks (FID's Inception) are not trained."""
     return [
         path + "."
         for path, module in modules
@@ -186,7 +180,7 @@ def _is_empty(parameter: nn.Parameter) -> bool:
 
 
 def qualified(path: str, key: str) -> str:
-    """Name in the whole network of a module's parameter."""
+    """Qualified name of a module's parameter."""
     return f"{path}.{key}" if path else key
 
 
@@ -218,7 +212,7 @@ def _check_regex(argument: str, pattern: str) -> None:
     try:
         re.compile(pattern[3:])
     except re.error as error:
-        raise ValueError(f"{argument} pattern {pattern!r} is no regular expression: {error}") from error
+        raise ValueError(f"{argument} pattern {pattern!r} is not a regular expression: {error}") from error
 
 
 def _check_matches(argument: str, pattern: Pattern, candidates: Sequence[_Candidate]) -> None:
@@ -237,7 +231,8 @@ def _report_fused(skipped: Sequence[_Candidate]) -> None:
 
 
 def _report_computed(model: nn.Module) -> None:
-    """Zeros in what such a weight is computed from would not be zeros of the weight."""
+    """Warn of weights that are computed from other parameters."""
+    # Zeros in those parameters would not be zeros of the weight.
     computed = [
         path
         for path, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""Tensors by name that are computed when looked at, so that they are never all in memory."""
+"""Tensors by name that are computed on access, so that they are never all in memory."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class LazyTensorMapping(Mapping[str, Tensor]):
-    """A mapping whose values are computed at each look and not kept.
+    """A mapping whose values are computed at each access and not kept.
 
     Args:
-        shapes: Name -> shape of the tensor; known without computing it.
-        compute: From a name to its tensor.
+        shapes: Name -> shape of the tensor.
+        compute: Function from a name to its tensor.
 
     >>> halves = LazyTensorMapping({"a": torch.Size([2])}, lambda name: torch.full((2,), 0.5))
     >>> halves["a"]
@@ -23,6 +23,7 @@ class LazyTensorMapping(Mapping[str, Tensor]):
         self._compute = compute
 
     def __getitem__(self, name: str) -> Tensor:
+        # Without this check `compute` would decide how an unknown name fails.
         if name not in self.shapes:
             raise KeyError(name)
         return self._compute(name)
@@ -38,7 +39,7 @@ class LazyTensorMapping(Mapping[str, Tensor]):
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """The shape of every tensor, none computed for it."""
+    """The shape of every tensor, without computing lazy ones."""
     return (
         dict(tensors.shapes)
         if isinstance(tensors, LazyTensorMapping)

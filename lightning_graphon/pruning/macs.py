@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a network, dense and under masks. Theoretical: masks give no speed-up by themselves."""
+"""Multiply-accumulates of a network, dense and with masks; masks give no speed-up by themselves."""
 
 import warnings
 from collections import Counter
@@ -25,21 +25,21 @@ class Macs(NamedTuple):
 def theoretical_macs(model: nn.Module, inputs: Any, masks: Mapping[str, Tensor] | None = None) -> dict[str, Macs]:
     """Multiply-accumulates of all Linear, Conv and ConvTranspose weights in one forward pass, by layer.
 
-    Every weight of a layer takes part as often as the layer is applied: once a sample and token, or a position of the
-    output (of a transposed convolution: of the input), padding included. Under masks only kept weights count, as on
+    Every weight of a layer is used as often as the layer is applied: once per sample and token, or per position of the
+    output (of a transposed convolution: of the input), padding included. With masks only kept weights count, as on
     hardware that skips all zeros: **masks give no speed-up by themselves**. Biases, norms, activations and products of
     activations with each other (attention scores) are not counted.
 
     Args:
-        model: Any module; run once in eval mode and left as it was.
-        inputs: What it is called with: a tensor, a tuple of arguments or a dict of keyword arguments. The numbers are
-            for this many samples.
+        model: Any module; run once in eval mode and restored.
+        inputs: Its inputs: a tensor, a tuple of arguments or a dict of keyword arguments. The numbers are for this
+            many samples.
         masks: Name -> bool tensor, True = kept; layers without one are dense.
 
     Returns:
-        Parameter name -> Macs, in network order, and last "total". A tied weight stands under its first name, with all
-        of its uses. Weights that were used in another way than by calling their layer (fused attention, recurrent
-        layers) or not at all are left out, and one warning names them.
+        Parameter name -> Macs, in network order, and last "total". A tied weight has its first name and all of its
+        uses. Weights that were not used by a call of their layer (fused attention, recurrent layers) are left out, and
+        one warning names them.
 
     Raises:
         ValueError: The masks were made for another model.
@@ -48,6 +48,7 @@ def theoretical_macs(model: nn.Module, inputs: Any, masks: Mapping[str, Tensor] 
     >>> theoretical_macs(net, torch.ones(2, 20))["total"]
     Macs(dense=1500, kept=1500)
     """
+    # A tied weight has several names; all of its uses are counted under the first.
     first = {parameter: name for name, parameter in model.named_parameters()}
     layers = {module: first.get(module.weight, name) for name, module in _layers(model)}
     sizes = {name: module.weight.numel() for module, name in layers.items()}
@@ -60,14 +61,14 @@ def theoretical_macs(model: nn.Module, inputs: Any, masks: Mapping[str, Tensor] 
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Every Linear, Conv and ConvTranspose layer with its weight's own name."""
+    """Every Linear, Conv and ConvTranspose layer with the name of its weight."""
     for path, module in model.named_modules():
         if isinstance(module, LAYERS):
             yield qualified(path, "weight"), module
 
 
 def _kept(masks: Mapping[str, Tensor], sizes: Mapping[str, int], aliases: Mapping[str, str]) -> dict[str, int]:
-    """Number of kept weights by the weight's own name."""
+    """Number of kept weights by the first name of the parameter."""
     kept = {}
     for alias, mask in masks.items():
         name = aliases.get(alias, alias)
@@ -82,19 +83,16 @@ def _kept(masks: Mapping[str, Tensor], sizes: Mapping[str, int], aliases: Mappin
 
 
 def _uses(model: nn.Module, inputs: Any, layers: Mapping[Any, str]) -> Counter[str]:
-    """Name -> in how many products each of the layer's weights takes part."""
+    """Name -> number of products in which each of the layer's weights takes part."""
     uses: Counter[str] = Counter()
 
     def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         source = args[0] if args else kwargs["input"]
+        # Each weight meets every position of every channel of one side: `len(module.weight)` is that side's channels.
         positions = source if getattr(module, "transposed", False) else output
         uses[layers[module]] += positions.numel() // len(module.weight)
 
-    with (
-        preserve_module_state(model),
-        uncompiled(model),
-        torch.no_grad(),
-    ):  # the first takes the hooks away again
+    with preserve_module_state(model), uncompiled(model), torch.no_grad():  # the first removes the hooks
         for module in layers:
             module.register_forward_hook(count, with_kwargs=True)
         call_model(model.eval(), inputs)

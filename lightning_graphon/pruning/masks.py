@@ -1,4 +1,4 @@
-"""`Masks`: which weights of a network are kept, beside the network and not in it."""
+"""`Masks`: which weights of a network are kept, stored outside the network."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -82,10 +82,9 @@ class Masks(Mapping[str, Tensor]):
         return 1 - self.kept / self.total if self.total else 0.0
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a layer: layer, shape, total, kept, sparsity, dead_out, dead_in.
+        """One row per layer: layer, shape, total, kept, sparsity, dead_out, dead_in.
 
-        `dead_out` counts the output units (first axis) without a kept weight, `dead_in` the inputs
-        (second axis) that no kept weight reads.
+        `dead_out` counts output units (first axis) without a kept weight, `dead_in` inputs (second axis) without one.
         """
         return [_row(name, mask) for name, mask in self.items()]
 
@@ -106,6 +105,7 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             ValueError: `model` has no parameter of that name and shape; the message names it.
         """
+        # Tied parameters may be named by any of their names.
         parameters = dict(model.named_parameters(remove_duplicate=False))
         pairs = []
         for name, mask in self.items():
@@ -127,7 +127,8 @@ class Masks(Mapping[str, Tensor]):
         return Masks({name: mask.to(device) for name, mask in self.items()})
 
     def shuffled(self, seed: int = 0) -> "Masks":
-        """Each layer's mask in a random order: the same counts, no structure (a sanity ablation)."""
+        """Each layer's mask in a random order: the same counts without structure, a sanity check."""
+        # Drawn on the CPU, so that a seed gives the same masks on every device.
         source = generator(seed, "shuffled masks")
         return Masks(
             {
@@ -137,14 +138,14 @@ class Masks(Mapping[str, Tensor]):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks packed to one bit a weight; plain tensors, lists and numbers only."""
+        """The masks packed to one bit per weight, as plain tensors, lists and numbers."""
         return {"format": _FORMAT, "masks": pack_all(self)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace these masks by those of `state_dict()`.
 
         Raises:
-            ValueError: `state` is not what `state_dict` makes.
+            ValueError: `state` does not come from `state_dict`.
         """
         if not isinstance(state, Mapping) or state.get("format") != _FORMAT or "masks" not in state:
             raise ValueError(f"not a state of Masks (format {_FORMAT}): got {type(state).__name__} without it")
@@ -164,18 +165,18 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "Masks":
-        """Read masks written by `save`, under `weights_only=True`.
+        """Read masks written by `save`, with `weights_only=True`.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It holds something else than masks; the message names it.
+            ValueError: It does not hold masks; the message names it.
         """
         masks = cls({})
         try:
             masks.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except OSError:
             raise
-        except Exception as error:  # torch's reader fails in many ways on files of other programs
+        except Exception as error:  # torch raises many kinds of errors for files of other programs
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"{str(path)!r} is no file of masks, such as masks.save(path) writes: {reason}") from error
         return masks
@@ -184,7 +185,7 @@ class Masks(Mapping[str, Tensor]):
     def from_zeros(cls, model: nn.Module, include: LayerPatterns = None, exclude: LayerPatterns = None) -> "Masks":
         """Masks of a network that is already sparse: a weight is kept where it is not zero.
 
-        `include` and `exclude` as in `prune`. Where weights are cut over processes, every process must call it.
+        `include` and `exclude` as in `prune`. If weights are sharded, every process must call it.
         """
         return cls({name: full_tensor(w.detach() != 0) for name, w in select_weights(model, include, exclude).items()})
 
@@ -210,6 +211,7 @@ def as_masks(masks: GivenMasks) -> Masks:
 
 def _row(name: str, mask: Tensor) -> dict[str, Any]:
     kept, total = int(mask.count_nonzero()), mask.numel()
+    # Scalars and vectors count as one input, or one unit.
     units = mask.reshape(mask.shape[0], -1) if mask.ndim else mask.reshape(1, 1)
     inputs = mask.transpose(0, 1).reshape(mask.shape[1], -1) if mask.ndim > 1 else units.T
     return {

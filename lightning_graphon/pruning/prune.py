@@ -1,4 +1,4 @@
-"""`prune`: score, select, repeat."""
+"""`prune`: score the weights and select those to keep, in rounds."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.choices import Schedule
 from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.module_state import preserve_module_state, preserve_random_state
 from lightning_graphon.pruning.allocation.keep_counts import KeepCounts
 from lightning_graphon.pruning.allocation.n_m import GroupKeepCounts, sparsity_of
-from lightning_graphon.pruning.config import Allocation, PruningConfig
+from lightning_graphon.pruning.config import AllocationLike, PruningConfig
 from lightning_graphon.pruning.layer_selection import LayerPatterns, select_weights
 from lightning_graphon.pruning.lazy_tensors import LazyTensorMapping, shapes_of
 from lightning_graphon.pruning.masks import Masks
@@ -23,7 +24,7 @@ from lightning_graphon.pruning.sharding import is_sharded
 
 
 class LayerCollapseWarning(UserWarning):
-    """No signal passes: a layer kept no weight at all, or those that were kept form no path."""
+    """No signal passes: a layer has no weight left, or the weights that are left form no path."""
 
 
 def prune(
@@ -33,8 +34,8 @@ def prune(
     sparsity: float | None = None,
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
-    allocation: Allocation = "global",
-    schedule: str = "exponential",
+    allocation: AllocationLike = "global",
+    schedule: Schedule = "exponential",
     steps: int | None = None,
     include: LayerPatterns = None,
     exclude: LayerPatterns = None,
@@ -42,34 +43,34 @@ def prune(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> Masks:
-    """Find the masks of a sparse network at initialisation; the model itself is left exactly as it was.
+    """Find the masks of a sparse network at initialisation; the model itself is not changed.
 
     `prune(...).apply_(model)` then zeroes the pruned weights. Exactly round((1 - sparsity) · N) of the N selected
-    weights are kept, ties broken by position, and a weight once pruned stays pruned through the rounds.
+    weights are kept, ties are broken by position, and a pruned weight stays pruned in later rounds.
 
     Args:
-        model: Any module, in the train or eval mode in which it is to be scored.
+        model: Any module; it is scored in its own train or eval mode.
         method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", your own (`register_method`) or a function
-            `(context) -> {name: score}`; larger scores stay.
-        sparsity: Fraction of the selected weights to remove, in [0, 1); an N:M allocation says it by itself.
-        batches: Iterable of (inputs, targets); needed by snip and grasp. SynFlow takes the input's shape from it.
+            `(context) -> {name: score}`; the largest scores are kept.
+        sparsity: Fraction of the selected weights to remove, in [0, 1); an N:M allocation gives it by itself.
+        batches: Iterable of (inputs, targets); needed by snip and grasp. SynFlow reads the input's shape from it.
         loss_fn: `loss_fn(outputs, targets)` -> scalar; cross-entropy when None.
         allocation: "global" (one threshold over all layers), "uniform", "er", "erk", a dict from names or patterns
             to the sparsity of those layers (the others get `sparsity`), or "2:4" and other N:M: the N best of every M
             consecutive inputs of a unit (of a convolution: input channels, at each tap).
-        schedule: "exponential" or "linear" fall of the kept number over the rounds.
-        steps: Number of rounds; 1 is one-shot. None: 100 for SynFlow, 1 for the others; under N:M at most M - N.
-        include: Which weights; see `select_weights`.
-        exclude: Which weights not.
+        schedule: "exponential" or "linear" decrease of the kept number over the rounds.
+        steps: Number of rounds; 1 is one-shot. Default: 100 for SynFlow, 1 for the others; with N:M at most M - N.
+        include: Weights to prune; see `select_weights`.
+        exclude: Weights not to prune.
         min_density: Least fraction kept in every layer.
-        seed: Seed of random methods and of dropout while scoring; the global generators are not touched.
+        seed: Seed of random methods and of dropout while scoring; the global generators are not changed.
         options: Options of the method, such as {"absolute": True} for grasp.
 
     Returns:
-        Masks, bool tensors on the device of each weight.
+        Masks on the devices of the weights.
 
     Raises:
-        TypeError: An argument has the wrong type, or there is no sparsity.
+        TypeError: An argument has the wrong type, or no sparsity is given.
         ValueError: An argument is out of range, unknown or contradicts another, nothing is selected, a data method has
             no batches, the loss does not depend on the weights, or a score is not finite (the message names the layer).
 
@@ -78,22 +79,13 @@ def prune(
     >>> masks.kept
     75
     """
-    plan = PruningConfig(
-        method,
-        sparsity_of(allocation, sparsity),
-        allocation,
-        schedule,
-        steps,
-        include,
-        exclude,
-        min_density,
-        seed,
-        {} if options is None else options,
-    )
+    options = {} if options is None else options
+    wanted = sparsity_of(allocation, sparsity)
+    config = PruningConfig(method, wanted, allocation, schedule, steps, include, exclude, min_density, seed, options)
     _check_types(model, batches, loss_fn)
     with preserve_random_state(seed):  # a shuffling DataLoader draws from the global generator
         drawn = [] if batches is None else list(batches)
-    return compute_masks(model, plan, SupervisedObjective(model, loss_fn), drawn)
+    return compute_masks(model, config, SupervisedObjective(model, loss_fn), drawn)
 
 
 def _check_types(model: Any, batches: Any, loss_fn: Any) -> None:
@@ -117,7 +109,7 @@ def _check_whole(weights: Mapping[str, Tensor]) -> None:
 
 def compute_masks(
     model: nn.Module,
-    plan: PruningConfig,
+    config: PruningConfig,
     objective: Objective,
     batches: Sequence[Any],
     *,
@@ -125,58 +117,60 @@ def compute_masks(
     on_round: Callable[[int, int], None] = lambda step, steps: None,
     on_scores: Callable[[int, Mapping[str, Tensor]], None] = lambda step, scores: None,
 ) -> Masks:
-    """The rounds behind `prune`, for any objective.
+    """The rounds of `prune`, for any objective.
 
     Args:
-        model: Any module; left exactly as it was, also when scoring raises.
-        plan: What to prune and how.
+        model: Any module; not changed, even if scoring raises an error.
+        config: What to prune and how.
         objective: Loss and flow of the model.
-        batches: What `objective` understands.
+        batches: Batches of the form that `objective` expects.
         average: Averages a tensor over the processes of a distributed run.
-        on_round: Called with (round, rounds) after each one, for progress bars.
+        on_round: Called with (round, rounds) after each round, for progress bars.
         on_scores: Called with (round, scores by name) before the selection.
     """
-    method, weights = plan.resolved, select_weights(model, plan.include, plan.exclude)
+    method, weights = config.resolved, select_weights(model, config.include, config.exclude)
     if method.needs == "loss" and not len(batches):
         raise ValueError(f"{method.name} scores weights by the loss on data: give at least one batch (batches=...)")
     _check_whole(weights)
     shapes = {name: weight.shape for name, weight in weights.items()}
-    select = partial(_budget(model, plan, shapes).select, rounds=plan.rounds, schedule=plan.schedule)
+    select = partial(_budget(model, config, shapes).select, rounds=config.rounds, schedule=config.schedule)
     originals = {name: weight.data for name, weight in weights.items()}
-    # One number a layer: memory for masks is needed from the first selection on.
+    # One number per layer: masks need memory only from the first selection on.
     masks = {n: torch.ones((), dtype=torch.bool, device=d.device).expand(d.shape) for n, d in originals.items()}
-    dead_since = None
-    with preserve_module_state(model, plan.seed), torch.enable_grad(), uncompiled(model):
-        for step in range(1, plan.rounds + 1):
-            context = ScoringContext(model, weights, masks, batches, objective, 1 - plan.sparsity, plan.seed, average)
-            scores = checked_scores(method, method.score(context, **plan.options), shapes)
+    zero_since = None
+    with preserve_module_state(model, config.seed), torch.enable_grad(), uncompiled(model):
+        for step in range(1, config.rounds + 1):
+            context = ScoringContext(
+                model, weights, masks, batches, objective, 1 - config.sparsity, config.seed, average
+            )
+            scores = checked_scores(method, method.score(context, **config.options), shapes)
             if step == 1 and method.needs == "loss":
                 check_any(method, scores)
-            if step > 1 and dead_since is None and all_zero(scores):
-                dead_since = step
+            if step > 1 and zero_since is None and all_zero(scores):
+                zero_since = step
             on_scores(step, scores)
             with torch.no_grad():
                 chosen = _select_among(masks, scores, partial(select, step=step))
                 del scores  # the next round needs their memory
-                if step < plan.rounds and method.zeroed:
+                if step < config.rounds and method.zeroed:
                     _zero_dropped(weights, masks, chosen, first=step == 1)
                 masks = chosen
-            on_round(step, plan.rounds)
+            on_round(step, config.rounds)
     result = Masks(masks)
-    _warn_of_collapse(result, plan, dead_since)
+    _warn_of_collapse(result, config, zero_since)
     return result
 
 
-def _budget(model: nn.Module, plan: PruningConfig, shapes: Mapping[str, torch.Size]) -> KeepCounts | GroupKeepCounts:
-    if plan.pattern is None:
-        return KeepCounts.from_allocation(model, shapes, plan.allocation, plan.sparsity, plan.min_density)
-    return GroupKeepCounts.from_pattern(model, plan.pattern, shapes, plan.min_density)
+def _budget(model: nn.Module, config: PruningConfig, shapes: Mapping[str, torch.Size]) -> KeepCounts | GroupKeepCounts:
+    if config.pattern is None:
+        return KeepCounts.from_allocation(model, shapes, config.allocation, config.sparsity, config.min_density)
+    return GroupKeepCounts.from_pattern(model, config.pattern, shapes, config.min_density)
 
 
 def _zero_dropped(
     weights: Mapping[str, nn.Parameter], before: Mapping[str, Tensor], now: Mapping[str, Tensor], first: bool
 ) -> None:
-    """Let the parameters hold the effective weights, in one copy beside the originals."""
+    """Zero the pruned entries of the parameters, in one copy of the weights; the originals are restored later."""
     for name, weight in weights.items():
         if first:
             weight.data = weight.data * now[name]
@@ -189,9 +183,9 @@ def _select_among(
     scores: Mapping[str, Tensor],
     select: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
-    """Select among the weights still kept: once pruned, always pruned."""
+    """Select among the weights still kept, so that a pruned weight stays pruned."""
     chosen = select(scores)
-    # Pruned weights are zero and most saliencies score them lowest; only where that failed is the pass below needed.
+    # Pruned weights are zero and most methods score them lowest. Only where that fails a second selection is needed.
     if any(_any_beyond(chosen[name], mask) for name, mask in masks.items()):
         chosen = select(
             LazyTensorMapping(shapes_of(scores), lambda name: torch.where(masks[name], scores[name], -torch.inf))
@@ -206,21 +200,22 @@ def _any_beyond(flags: Tensor, others: Tensor) -> bool:
     return bool((flags & ~others).any())
 
 
-def _warn_of_collapse(masks: Masks, plan: PruningConfig, dead_since: int | None) -> None:
+def _warn_of_collapse(masks: Masks, config: PruningConfig, zero_since: int | None) -> None:
     empty = [row["layer"] for row in masks.table() if row["kept"] == 0]
-    if not empty and dead_since is None:
+    if not empty and zero_since is None:
         return
     left = "weights that pass no signal from the inputs to the loss."
     if empty:
         left = f"{len(empty)} of {len(masks)} layers without a single weight: {', '.join(empty)}. No signal passes."
-    if dead_since is not None:
+    if zero_since is not None:
         left += (
-            f" Every score was zero from round {dead_since} of {plan.rounds} on, so what was left to prune was chosen "
-            "by position."
+            f" Every score was zero from round {zero_since} of {config.rounds} on, so what was left to prune was "
+            "chosen by position."
         )
+    method = config.resolved.name
     warnings.warn(
-        f"layer collapse: {plan.resolved.name} at sparsity {plan.sparsity} left {left} Set min_density (e.g. 0.01), "
-        "another allocation (e.g. 'erk') or a lower sparsity.",
+        f"layer collapse: {method} at sparsity {config.sparsity} left {left} Set min_density (e.g. 0.01), another "
+        "allocation (e.g. 'erk') or a lower sparsity.",
         LayerCollapseWarning,
         stacklevel=4,
     )

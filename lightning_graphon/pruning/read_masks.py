@@ -1,4 +1,4 @@
-"""Masks of a network that somebody else made sparse: by torch.nn.utils.prune, ModelPruning, or zeros."""
+"""Masks of a network that other software pruned: torch.nn.utils.prune, ModelPruning, or zeros in weights."""
 
 from torch import Tensor, nn
 
@@ -8,14 +8,14 @@ from lightning_graphon.pruning.sharding import full_tensor
 
 
 def read_masks(model: nn.Module, include: LayerPatterns = None, exclude: LayerPatterns = None) -> Masks:
-    """Masks as they are now: buffers of `torch.nn.utils.prune` (which ModelPruning uses), else non-zero weights.
+    """Masks of a network: buffers of `torch.nn.utils.prune` (which ModelPruning uses), else non-zero weights.
+
+    If weights are sharded, every process must call it.
 
     Args:
         model: Any module; a dense one has masks that keep everything.
-        include: Which weights, as in `prune`; those that torch.nn.utils.prune masks are always read.
-        exclude: Which not.
-
-    Where weights are cut over processes, every process must call it.
+        include: Weights to read, as in `prune`; those that torch.nn.utils.prune masks are always read.
+        exclude: Weights not to read.
 
     Returns:
         Masks by the weight's qualified name, in network order.
@@ -38,23 +38,25 @@ def read_masks(model: nn.Module, include: LayerPatterns = None, exclude: LayerPa
     found = {**foreign, **{name: full_tensor(weight.detach() != 0) for name, weight in weights.items()}}
     if not foreign:
         return Masks(found)
+    # Masks of both kinds in network order.
     order = [qualified(path, "weight") for path, _ in model.named_modules()]
     rank = {name: place for place, name in enumerate(order)}
     return Masks(dict(sorted(found.items(), key=lambda item: rank.get(item[0], len(rank)))))
 
 
 def check_readable(model: nn.Module, include: LayerPatterns = None, exclude: LayerPatterns = None) -> None:
-    """Raise where `include` or `exclude` name what `read_masks` will never find in this model.
+    """Raise where `include` or `exclude` name weights that `read_masks` cannot find in this model.
 
     Raises:
         TypeError, ValueError: As `check_patterns`.
     """
-    if not _foreign_masks(model):  # whose weights have other names
+    # With torch.nn.utils.prune parameters have other names, so patterns cannot be checked.
+    if not _foreign_masks(model):
         check_patterns(model, include, exclude)
 
 
 def _foreign_masks(model: nn.Module) -> dict[str, Tensor]:
-    """`weight_mask` buffers that stand beside a `weight_orig` parameter."""
+    """`weight_mask` buffers of modules with a `weight_orig` parameter."""
     return {
         qualified(path, "weight"): mask.detach() != 0
         for path, module in model.named_modules()

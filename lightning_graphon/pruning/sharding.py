@@ -1,6 +1,6 @@
-"""Weights cut into shards over processes (FSDP2's `fully_shard`, tensor parallelism): the part here, and the whole.
+"""Sharded weights (FSDP2's `fully_shard`, tensor parallelism): this process's shard, and the full tensor.
 
-Such parameters are `torch.distributed.tensor.DTensor`s. Every function leaves plain tensors and modules as they are.
+Such parameters are `torch.distributed.tensor.DTensor`s. All functions also take plain tensors and modules.
 """
 
 import sys
@@ -15,14 +15,14 @@ from lightning_graphon._shared.module_state import swap_tensors
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether `tensor` is a DTensor: a tensor of which each process may hold a part only."""
-    # Whoever made a DTensor has imported this module; importing it here would slow down everybody else.
+    """Whether `tensor` is a DTensor, of which each process may hold a part only."""
+    # Where a DTensor exists this module has been imported; importing it here would slow down all other users.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """The entries that this process holds, as a view without gradient; a plain tensor itself.
+    """The entries that this process holds, as a view without gradient; for a plain tensor the tensor itself.
 
     >>> weight = torch.ones(2)
     >>> local_shard(weight) is weight
@@ -38,43 +38,40 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def local_shard_like(whole_tensor: Tensor, like: Tensor) -> Tensor:
-    """The entries of a plain tensor that lie where `local_shard(like)` has its own; no communication.
+    """The entries of a plain tensor at the places of `local_shard(like)`, on its device; no communication.
 
     Args:
-        whole_tensor: Any dtype, of the shape that `like` has as a whole; the same on all processes.
-        like: Cut over processes or plain.
-
-    Returns:
-        A tensor of the shape and on the device of `local_shard(like)`.
+        whole_tensor: Tensor of the full shape of `like`, the same on all processes.
+        like: Sharded or plain tensor.
     """
-    here = local_shard(like)
+    shard = local_shard(like)
     if not is_sharded(like):
-        return whole_tensor.to(here.device)
+        return whole_tensor.to(shard.device)
     from torch.distributed.tensor import DTensor, Replicate
 
     sharded: Any = like
     mesh = sharded.device_mesh
-    # A partial sum is erased where the sum is.
+    # Each term of a partial sum has the full shape, so it takes the whole tensor.
     placements = [Replicate() if placement.is_partial() else placement for placement in sharded.placements]
     replicated = DTensor.from_local(whole_tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return replicated.redistribute(mesh, placements).to_local().to(here.device)
+    return replicated.redistribute(mesh, placements).to_local().to(shard.device)
 
 
 @torch.no_grad()
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All entries, gathered from all processes; a plain tensor itself. Every process must call it.
+    """All entries, gathered from all processes, all of which must call it; for a plain tensor the tensor itself.
 
     >>> weight = torch.ones(2)
     >>> full_tensor(weight) is weight
     True
     """
     sharded: Any = tensor
-    # Offloaded shards lie on the CPU, and are gathered over the mesh's devices.
+    # Offloaded shards are on the CPU but are gathered over the mesh's devices.
     return sharded.detach().to(sharded.device_mesh.device_type).full_tensor() if is_sharded(tensor) else tensor
 
 
 def reshard(model: nn.Module) -> None:
-    """Let every FSDP2 module hold its shards again, where a forward pass has left it with whole weights."""
+    """Let every FSDP2 module hold its shards again; a forward pass may have left it with full weights."""
     for module in model.modules():
         if unsharded_class(module) is not type(module):
             fsdp: Any = module
@@ -88,20 +85,19 @@ def unsharded_class(module: nn.Module) -> type[nn.Module]:
     'Linear'
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    made = getattr(fsdp, "FSDPModule", ())
-    return next(kind for kind in type(module).__mro__ if not issubclass(kind, made))
+    wrapper = getattr(fsdp, "FSDPModule", ())
+    return next(kind for kind in type(module).__mro__ if not issubclass(kind, wrapper))
 
 
 @contextmanager
 def summon_full_params(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is what it was before it was parallelised: whole plain weights, its own classes, no hooks.
+    """Inside, the model is as before it was parallelised: full plain weights, its own classes, no hooks.
 
-    Every process must enter, and holds all weights of the model while inside; what happens inside needs no other
-    process. On leaving, the sharded parameters are back, the same objects with the same values. A model in which
-    nothing is sharded is not touched.
+    Every process must enter and holds all weights of the model inside, without further communication. On leaving, the
+    sharded parameters are restored, the same objects with the same values. A model without shards is not changed.
 
     Args:
-        model: Sharded by `fully_shard` or `parallelize_module`; not in the middle of a forward or backward pass.
+        model: A model sharded by `fully_shard` or `parallelize_module`; not during a forward or backward pass.
 
     >>> net = nn.Linear(2, 1)
     >>> with summon_full_params(net):
@@ -124,28 +120,28 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _dismantle(module: nn.Module, stack: ExitStack) -> None:
-    """Take the hooks, the wrapped methods and the derived class away until `stack` closes."""
+    """Remove the hooks, the wrapped methods and the derived class until `stack` closes."""
     # Private, since torch has no other list of a module's hooks.
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
-        stack.callback(_put_back, hooks, dict(hooks), _take(hooks))
-    stack.callback(module.__dict__.update, _take(module.__dict__))
+        stack.callback(_restore_hooks, hooks, dict(hooks), _remove_distributed(hooks))
+    stack.callback(module.__dict__.update, _remove_distributed(module.__dict__))
     stack.callback(setattr, module, "__class__", type(module))
     module.__class__ = unsharded_class(module)
 
 
-def _take(functions: MutableMapping[Any, Any]) -> dict[Any, Any]:
-    """Remove what torch.distributed has put there, and return it."""
-    taken = {key: f for key, f in functions.items() if callable(f) and _of_torch_distributed(f)}
-    for key in taken:
+def _remove_distributed(functions: MutableMapping[Any, Any]) -> dict[Any, Any]:
+    """Remove functions of torch.distributed, and return them."""
+    removed = {key: f for key, f in functions.items() if callable(f) and _of_torch_distributed(f)}
+    for key in removed:
         del functions[key]
-    return taken
+    return removed
 
 
-def _put_back(hooks: MutableMapping[Any, Any], before: Mapping[Any, Any], taken: Mapping[Any, Any]) -> None:
-    """The taken hooks at their places among those that are still there, new ones last."""
+def _restore_hooks(hooks: MutableMapping[Any, Any], before: Mapping[Any, Any], removed: Mapping[Any, Any]) -> None:
+    """Put removed hooks back at their places among those that are still there, new ones last."""
     now = dict(hooks)
     hooks.clear()
-    hooks.update({key: hook for key, hook in before.items() if key in taken or key in now})
+    hooks.update({key: hook for key, hook in before.items() if key in removed or key in now})
     hooks.update(now)
 
 

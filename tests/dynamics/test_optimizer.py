@@ -130,3 +130,15 @@ def test_groups_with_different_momentum():
     a, b = (torch.zeros(2, requires_grad=True) for _ in range(2))
     with pytest.raises(ValueError, match="different momentum"):
         read_optimizer_step(SGD([{"params": [a], "momentum": 0.9}, {"params": [b]}], lr=0.1))
+
+
+@pytest.mark.parametrize("kind", [Adam, RMSprop])
+def test_entries_without_a_gradient_do_not_move(kind):
+    """An input that is always zero: its weights have a state of zeros, and one over eps would be 1e8."""
+    model, x, y = problem()
+    x[:, 2] = 0
+    optimizer = kind(model.parameters(), lr=0.1)
+    step(model, x, y, optimizer)
+    diagonal = optimizer_preconditioner(optimizer, model)["weight"]
+    assert bool((diagonal[:, 2] == 0).all())
+    assert bool((diagonal[:, [0, 1, 3, 4]] > 0).all())

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork, find_network
 from lightning_graphon.ntk import SpectralSummary, empirical_ntk, spectral_summary
 
@@ -34,7 +36,7 @@ class SpectrumOptions:
     """
 
     ntk: str = "auto"
-    propagate: str = "energy"
+    propagate: Propagate = "energy"
     bins: int | None = None
     probe_size: int = 128
     probe_seed: int = 0
@@ -42,7 +44,7 @@ class SpectrumOptions:
 
     def __post_init__(self) -> None:
         check_choice("ntk", self.ntk, ("auto", "graphon", "empirical"))
-        check_choice("propagate", self.propagate, ("energy", "density", "drift"))
+        check_choice("propagate", self.propagate, get_args(Propagate))
         for name in ("bins", "probe_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,7 +1,7 @@
 """Named families of graphons with an exact density, to train on a designed graphon.
 
-A family fixes a shape g(u, v); the graphon is min(1, c · g) with the c that gives the asked density. Shapes
-are averaged over cells exactly before they are capped at 1, so the density of the step graphon is exact.
+A family fixes a shape g(u, v); the graphon is min(1, c · g) with the c that gives the density. Shapes are averaged
+over cells before they are capped at 1, so the density of the step graphon is exact.
 """
 
 import inspect
@@ -31,7 +31,7 @@ def product(density: float, power: float = 1.0, bins: int = 64) -> StepGraphon:
     Args:
         density: ∬ W in [0, 1].
         power: 0 is the constant graphon, larger is more uneven; not negative.
-        bins: cells of each axis.
+        bins: Cells of each axis.
 
     >>> product(0.2, power=2.0)
     StepGraphon(rows=64, cols=64, density=0.2)
@@ -47,8 +47,8 @@ def power_law(density: float, exponent: float = 0.5, bins: int = 64) -> StepGrap
 
     Args:
         density: ∬ W in [0, 1].
-        exponent: in [0, 1), so that the shape is integrable.
-        bins: cells of each axis.
+        exponent: In [0, 1), so that the shape is integrable.
+        bins: Cells of each axis.
 
     >>> power_law(0.1, exponent=0.5)
     StepGraphon(rows=64, cols=64, density=0.1)
@@ -63,10 +63,10 @@ def block(values: Any, density: float | None = None, row_measure: Any = None, co
     """Stochastic block model: constant on given blocks.
 
     Args:
-        values: non-negative shape [rows, cols]; probabilities where `density` is None.
-        density: scale the shape to this density, capped at 1; None keeps it.
-        row_measure: shares [rows] of the outputs in each block, default equal.
-        col_measure: shares [cols] of the inputs.
+        values: Non-negative shape [rows, cols]; probabilities where `density` is None.
+        density: Scale the shape to this density, capped at 1; None keeps it.
+        row_measure: Shares [rows] of the outputs in each block, default equal.
+        col_measure: Shares [cols] of the inputs.
 
     >>> block([[4.0, 1.0], [1.0, 4.0]], density=0.25).values.tolist()
     [[0.4, 0.1], [0.1, 0.4]]
@@ -87,16 +87,16 @@ FAMILIES: dict[str, Callable[..., StepGraphon]] = {
 
 
 def as_graphon(spec: Any) -> StepGraphon:
-    """Read a graphon from what a user, or a YAML file, may write.
+    """Read a graphon from what a user or a YAML file may give.
 
     Args:
-        spec: a StepGraphon; cell values as tensor, numpy array or nested list; one number (a constant);
+        spec: A StepGraphon; cell values as tensor, numpy array or nested list; one number (a constant);
             a mapping such as `{"family": "power-law", "exponent": 0.5, "density": 0.1}`; or the same as text,
             `"power-law(exponent=0.5, density=0.1)"`.
 
     Raises:
-        ValueError: unknown family, or an argument that it does not take; the message names the nearest.
-        TypeError: anything else.
+        ValueError: Unknown family, or an argument that it does not take; the message names the nearest.
+        TypeError: `spec` is none of these.
 
     Example:
         >>> as_graphon({"family": "power-law", "exponent": 0.5, "density": 0.1})
@@ -155,18 +155,20 @@ def _density(density: float) -> float:
 
 
 def _cell_powers(bins: int, power: float) -> Tensor:
-    """Means [bins] of x^power over equal cells of [0, 1], power > −1, exact."""
+    """Means [bins] of x^power over equal cells of [0, 1], power > −1."""
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins!r}")
+    # From the antiderivative: point values would be infinite at 0 for negative powers.
     cuts = torch.linspace(0, 1, bins + 1, dtype=torch.float64) ** (power + 1)
     return cuts.diff() * bins / (power + 1)
 
 
 def _scaled(shape: Tensor, density: float, row_measure: Any = None, col_measure: Any = None) -> StepGraphon:
-    """min(1, c · shape) with the c that gives the density: cells are capped from the largest down."""
+    """min(1, c · shape) with the c that gives the density."""
     density = _density(density)
     if shape.ndim != 2 or not bool((shape >= 0).all()) or not bool(shape.isfinite().all()):
         raise ValueError("the shape of a block graphon must be a matrix of finite numbers >= 0")
+    # A graphon of zeros checks and normalises the measures.
     grid = StepGraphon(torch.zeros_like(shape), row_measure, col_measure)
     rows, cols = grid.row_measure, grid.col_measure
     area = rows[:, None] * cols
@@ -177,15 +179,17 @@ def _scaled(shape: Tensor, density: float, row_measure: Any = None, col_measure:
 
 
 def _scale(shape: Tensor, area: Tensor, density: float) -> float:
-    """The c of min(1, c · shape): the mean is piecewise linear in c with a kink at 1 / each value."""
+    """The c of min(1, c · shape)."""
+    # The mean is piecewise linear in c with a kink at each 1 / value. So cells are capped from the largest down: entry
+    # k of `scales` is the c with k cells capped, and the first one that leaves cell k uncapped is right.
     order = shape.flatten().argsort(descending=True)
     values, areas = shape.flatten()[order], area.flatten()[order]
     capped = areas.cumsum(0) - areas
     mass = values * areas
-    rest = mass.flip(0).cumsum(0).flip(0)
-    scales = (density - capped) / rest.clamp_min(1e-300)
-    fits = (scales * values <= 1 + 1e-12) & (rest > 0)
+    uncapped = mass.flip(0).cumsum(0).flip(0)
+    scales = (density - capped) / uncapped.clamp_min(1e-300)
+    fits = (scales * values <= 1 + 1e-12) & (uncapped > 0)
     if bool(fits.any()):
         return max(float(scales[fits][0]), 0.0)
-    positive = values[values > 0]  # the density is the whole support: all of it is capped
+    positive = values[values > 0]  # the density is the whole support, so all of it is capped
     return 1 / float(positive.min()) if len(positive) else 0.0

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Points
 from lightning_graphon._shared.random import generator as seeded
 from lightning_graphon.graphon.core.partition import locate
 
+# Entries drawn at a time. Other values gave the same masks for a seed on a CPU, but need not on another device.
 _CHUNK = 1 << 20
-"""Entries drawn at a time. Other values gave the same masks for a seed on a CPU, but need not on another device."""
 
 
 def sample_mask(
@@ -22,44 +24,30 @@ def sample_mask(
     *,
     seed: int,
     generator: torch.Generator | None,
-    positions: str,
+    points: Points,
 ) -> Tensor:
-    """Draw M ~ Bernoulli(W(u, v)); arguments as in `StepGraphon.sample`.
-
-    Args:
-        values: Cells [rows, cols] of W.
-        row_measure: [rows].
-        col_measure: [cols].
-        shape: [out, in, *taps].
-        seed: For a generator of its own, where none is given.
-        generator: Draws on its own device.
-        positions: "grid" or "random".
-
-    Returns:
-        Bool, on the device of `values`.
-
-    Raises:
-        ValueError: Fewer than two axes, an empty axis, or unknown `positions`.
-    """
-    check_choice("positions", positions, ("grid", "random"))
+    """Draw M ~ Bernoulli(W(u, v)) from cells `values` [rows, cols]; the other arguments as in `StepGraphon.sample`."""
+    check_choice("points", points, get_args(Points))
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"shape must be [out, in, *taps] with no empty axis, got {tuple(shape)}")
     source = generator if generator is not None else seeded(seed, "sampled masks")
     device = source.device
-    rows = locate(_positions(shape[0], positions, source), row_measure.to(device))
-    cols = locate(_positions(shape[1], positions, source), col_measure.to(device))
-    table = values.detach().to(device=device, dtype=torch.float64)
+    rows = locate(_points(shape[0], points, source), row_measure.to(device))
+    cols = locate(_points(shape[1], points, source), col_measure.to(device))
+    # Drawn in float64 on the generator's device, so that a seed gives one mask whatever the graphon's dtype and device.
+    probabilities = values.detach().to(device=device, dtype=torch.float64)
     mask = torch.empty(tuple(shape), dtype=torch.bool, device=values.device)
     step = max(1, _CHUNK // math.prod(shape[1:]))
     for start in range(0, shape[0], step):
-        p = table[rows[start : start + step]][:, cols]
+        p = probabilities[rows[start : start + step]][:, cols]
+        # Every tap of a convolution is a draw of its own, with the probability of its pair of channels.
         p = p.reshape(p.shape + (1,) * (len(shape) - 2))
         noise = torch.rand((len(p), *shape[1:]), generator=source, dtype=torch.float64, device=device)
         mask[start : start + step] = noise < p
     return mask
 
 
-def _positions(count: int, kind: str, source: torch.Generator) -> Tensor:
+def _points(count: int, kind: Points, source: torch.Generator) -> Tensor:
     if kind == "random":
         return torch.rand(count, generator=source, dtype=torch.float64, device=source.device)
     return (torch.arange(count, dtype=torch.float64, device=source.device) + 0.5) / count

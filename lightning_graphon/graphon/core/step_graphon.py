@@ -6,7 +6,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from lightning_graphon.graphon.core.partition import common, equal_measure, locate, overlap
+from lightning_graphon._shared.choices import Points
+from lightning_graphon.graphon.core.partition import equal_measure, locate, overlap, refine
 from lightning_graphon.graphon.core.sampling import sample_mask
 from lightning_graphon.graphon.core.validation import as_cells, as_flags, as_measure, as_values
 
@@ -14,23 +15,23 @@ _OPTIONAL = ("energy", "drift", "std_error", "sparse_cells")
 
 
 class StepGraphon:
-    """Bipartite graphon W: [0, 1]² → [0, 1], constant on the cells of a grid. Immutable.
+    """Bipartite graphon W: [0, 1]² → [0, 1], constant on the cells of a grid. Immutable; tensors are copied.
 
     W(u, v) is the probability that output `u` is joined to input `v`. Rows are outputs (axis u), columns are
-    inputs (axis v), as in a weight `[out, in]`. What is given is copied; attributes cannot be set afterwards.
+    inputs (axis v), as in a weight `[out, in]`.
 
     Args:
-        values: cell values [rows, cols] in [0, 1]. Lists, numpy arrays and integer or bool tensors become
+        values: Cell values [rows, cols] in [0, 1]. Lists, numpy arrays and integer or bool tensors become
             float64; floating tensors keep their dtype and device.
-        row_measure: lengths [rows] of the intervals of u, positive, summing to 1. Default: all equal.
-        col_measure: lengths [cols] of the intervals of v, likewise.
-        energy: cell means [rows, cols] of w²·M for weights w under the mask M, non-negative; or None.
-        drift: cell means [rows, cols] of w·M; or None.
-        std_error: standard error [rows, cols] of each cell of an estimate; or None.
-        sparse_cells: bool [rows, cols], True where a cell expects fewer than 5 edges; or None.
+        row_measure: Lengths [rows] of the intervals of u, positive, summing to 1. Default: all equal.
+        col_measure: Lengths [cols] of the intervals of v. Default: all equal.
+        energy: Cell means [rows, cols] of w²·M for weights w under the mask M, non-negative; or None.
+        drift: Cell means [rows, cols] of w·M; or None.
+        std_error: Standard error [rows, cols] of each cell of an estimate; or None.
+        sparse_cells: Bool [rows, cols], True where a cell expects fewer than 5 edges; or None.
 
     Raises:
-        ValueError: a shape does not fit, a value is not finite or outside its range, or a measure is not
+        ValueError: A shape does not fit, a value is not finite or outside its range, or a measure is not
             positive or does not sum to 1.
 
     Example:
@@ -72,6 +73,7 @@ class StepGraphon:
             "std_error": as_cells("std_error", std_error, values, low=0.0),
             "sparse_cells": as_flags(sparse_cells, values),
         }
+        # Past the own `__setattr__`, which refuses.
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
@@ -81,7 +83,7 @@ class StepGraphon:
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"StepGraphon is immutable, cannot delete {name!r}")
 
-    # ---- what it is
+    # ---- shape, density, degrees
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,7 +102,7 @@ class StepGraphon:
 
     @property
     def density(self) -> float:
-        """Mean ∬ W du dv, the fraction of possible edges that are there."""
+        """Mean ∬ W du dv, the fraction of all possible edges."""
         rows, cols = self.row_measure.double(), self.col_measure.double()
         return float(rows @ self.values.detach().double() @ cols)
 
@@ -116,7 +118,7 @@ class StepGraphon:
 
     @property
     def relative_values(self) -> Tensor:
-        """Normalised values W / ρ [rows, cols], of mean 1, the object of sparse graph limits; 0 if ρ = 0."""
+        """Values W / ρ [rows, cols] of mean 1, as in the limits of sparse graphs; 0 if ρ = 0."""
         density = self.density
         return self.values / density if density > 0 else torch.zeros_like(self.values)
 
@@ -124,7 +126,7 @@ class StepGraphon:
         """Evaluate W at points of [0, 1]; `u` and `v` broadcast against each other.
 
         Raises:
-            ValueError: a point is outside [0, 1].
+            ValueError: A point is outside [0, 1].
         """
         points = [torch.as_tensor(p, dtype=torch.float64, device=self.device) for p in (u, v)]
         for name, p in zip("uv", points, strict=True):
@@ -138,7 +140,7 @@ class StepGraphon:
         """Integral operator (W f)(u) = ∫ W(u, v) f(v) dv for a step function on the column intervals.
 
         Args:
-            function: values [cols] or [cols, k] of f.
+            function: Values [cols] or [cols, k] of f.
 
         Returns:
             Values [rows] or [rows, k].
@@ -151,19 +153,20 @@ class StepGraphon:
 
     def singular_values(self) -> Tensor:
         """Singular values [min(rows, cols)] of the integral operator on L²([0, 1]), descending."""
+        # An orthonormal basis of step functions has 1 / √length on each interval, hence the roots.
         scaled = self.row_measure.sqrt()[:, None] * self.values * self.col_measure.sqrt()
         return torch.linalg.svdvals(scaled)
 
     def compose(self, following: "StepGraphon") -> "StepGraphon":
-        """Path graphon of this layer and the `following` one: ∫ W₂(x, u) W₁(u, v) du, exact.
+        """Path graphon of this layer and the `following` one: ∫ W₂(x, u) W₁(u, v) du.
 
         Its value is the share of the neurons between that join input v to output x. The rows of this graphon
         and the columns of the following one are the same neurons; their partitions may differ.
         """
-        measure, mine, theirs = common(self.row_measure, following.col_measure.to(self.device))
-        right = following.to(device=self.device, dtype=self.dtype)
-        product = (right.values[:, theirs] * measure.to(self.dtype)) @ self.values[mine]
-        return StepGraphon(product.clamp(0, 1), right.row_measure, self.col_measure)
+        measure, own_rows, following_cols = refine(self.row_measure, following.col_measure.to(self.device))
+        second = following.to(device=self.device, dtype=self.dtype)
+        product = (second.values[:, following_cols] * measure.to(self.dtype)) @ self.values[own_rows]
+        return StepGraphon(product.clamp(0, 1), second.row_measure, self.col_measure)
 
     def __matmul__(self, previous: "StepGraphon") -> "StepGraphon":
         """`second @ first` is `first.compose(second)`, as for matrices."""
@@ -174,7 +177,7 @@ class StepGraphon:
     def rebin(self, row_measure: Any, col_measure: Any) -> "StepGraphon":
         """Cell averages on another grid; exact if it refines this one, an L² projection otherwise.
 
-        Energy and drift follow. `std_error` and `sparse_cells` belong to the old cells and are dropped.
+        Energy and drift are averaged too; `std_error` and `sparse_cells` belong to the old cells and are dropped.
         """
         rows = torch.as_tensor(row_measure, dtype=self.dtype, device=self.device)
         cols = torch.as_tensor(col_measure, dtype=self.dtype, device=self.device)
@@ -195,48 +198,42 @@ class StepGraphon:
         return self.rebin(equal_measure(rows, rows), equal_measure(cols, cols))
 
     def reorder(self, rows: Tensor, cols: Tensor) -> "StepGraphon":
-        """Relabel: take the row and column intervals in the order of two index vectors."""
+        """Take the row and column intervals in the order of two index vectors."""
         extra = {n: None if (c := getattr(self, n)) is None else c[rows][:, cols] for n in _OPTIONAL}
         return StepGraphon(self.values[rows][:, cols], self.row_measure[rows], self.col_measure[cols], **extra)
 
     def sort_by_degree(self) -> "StepGraphon":
-        """Relabel so that both degree functions descend; ties keep their order."""
+        """Reorder rows and columns so that both degree functions descend; ties keep their order."""
         rows = self.row_degree.argsort(descending=True, stable=True)
         return self.reorder(rows, self.col_degree.argsort(descending=True, stable=True))
 
     # ---- masks
 
     def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        seed: int = 0,
-        generator: torch.Generator | None = None,
-        positions: str = "grid",
+        self, shape: Sequence[int], *, seed: int = 0, generator: torch.Generator | None = None, points: Points = "grid"
     ) -> Tensor:
         """Draw a mask M_ij ~ Bernoulli(W(u_i, v_j)), all entries independent.
 
-        Numbers are drawn on the CPU (or on the generator's own device) and only then moved, so a seed gives
-        the same mask whatever device the graphon is on. The global random state is not touched.
+        A seed gives the same mask whatever device the graphon is on. The global random state is not changed.
 
         Args:
             shape: `[out, in]`, or `[out, in, *taps]` for a convolution; every tap is its own draw.
-            seed: seed of the draw when no generator is given.
-            generator: source of randomness instead of the seed.
-            positions: "grid" puts output i at u = (i + ½) / out, so blocks keep their sizes;
-                "random" draws positions uniformly, as in the definition of a W-random graph.
+            seed: Seed of the draw when no generator is given.
+            generator: Source of randomness instead of the seed.
+            points: "grid" puts output i at u = (i + ½) / out, so blocks keep their sizes; "random" draws the
+                points uniformly, as in the definition of a W-random graph.
 
         Returns:
             Bool mask of the given shape on the graphon's device.
 
         Raises:
-            ValueError: fewer than two axes, an empty axis, or unknown `positions`.
+            ValueError: Fewer than two axes, an empty axis, or unknown `points`.
         """
         return sample_mask(
-            self.values, self.row_measure, self.col_measure, shape, seed=seed, generator=generator, positions=positions
+            self.values, self.row_measure, self.col_measure, shape, seed=seed, generator=generator, points=points
         )
 
-    # ---- moving, comparing, keeping
+    # ---- devices, states, equality
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> "StepGraphon":
         """Return a copy on another device and/or with another floating dtype."""
@@ -259,9 +256,10 @@ class StepGraphon:
         """Whether all tensors are equal, exactly."""
         if not isinstance(other, StepGraphon):
             return NotImplemented
-        mine, theirs = self.state_dict(), other.state_dict()
-        return mine.keys() == theirs.keys() and all(
-            t.dtype == theirs[n].dtype and torch.equal(t, theirs[n].to(t.device)) for n, t in mine.items()
+        own, others = self.state_dict(), other.state_dict()
+        # `torch.equal` promotes dtypes, so it would call float32 and float64 values equal.
+        return own.keys() == others.keys() and all(
+            t.dtype == others[n].dtype and torch.equal(t, others[n].to(t.device)) for n, t in own.items()
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -273,7 +271,7 @@ class StepGraphon:
 
 
 def common_refinement(a: StepGraphon, b: StepGraphon) -> tuple[StepGraphon, StepGraphon]:
-    """Both graphons on the coarsest grid that refines both: same functions, same cells.
+    """Both graphons on the coarsest grid that refines both.
 
     >>> a, b = common_refinement(StepGraphon([[0.1], [0.2]]), StepGraphon([[0.3, 0.4]]))
     >>> a.values.tolist(), b.values.tolist()
@@ -281,8 +279,8 @@ def common_refinement(a: StepGraphon, b: StepGraphon) -> tuple[StepGraphon, Step
     """
     b = b.to(device=a.device, dtype=torch.promote_types(a.dtype, b.dtype))
     a = a.to(dtype=b.dtype)
-    rows, a_rows, b_rows = common(a.row_measure, b.row_measure)
-    cols, a_cols, b_cols = common(a.col_measure, b.col_measure)
+    rows, a_rows, b_rows = refine(a.row_measure, b.row_measure)
+    cols, a_cols, b_cols = refine(a.col_measure, b.col_measure)
     return (
         StepGraphon(a.values[a_rows][:, a_cols], rows.to(a.dtype), cols.to(a.dtype)),
         StepGraphon(b.values[b_rows][:, b_cols], rows.to(a.dtype), cols.to(a.dtype)),

@@ -19,6 +19,7 @@ def as_values(data: Any) -> Tensor:
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"values must be [rows, cols] and not empty, got shape {tuple(values.shape)}")
     low, high = float(values.detach().min()), float(values.detach().max())
+    # Means of float32 entries may leave [0, 1] by rounding; the comparison is false for NaN.
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         raise ValueError(f"values are probabilities and must lie in [0, 1], got values from {low} to {high}")
     return values.clamp(0, 1)

@@ -1,4 +1,4 @@
-"""How far two graphons are apart."""
+"""Distances between graphons."""
 
 from lightning_graphon.graphon.distances.cut_norm import CutNorm, cut_norm
 from lightning_graphon.graphon.distances.distances import (
@@ -9,12 +9,4 @@ from lightning_graphon.graphon.distances.distances import (
     transport_distance,
 )
 
-__all__ = [
-    "CutDistance",
-    "CutNorm",
-    "cut_distance",
-    "cut_norm",
-    "l1_distance",
-    "l2_distance",
-    "transport_distance",
-]
+__all__ = ["CutDistance", "CutNorm", "cut_distance", "cut_norm", "l1_distance", "l2_distance", "transport_distance"]

@@ -4,9 +4,8 @@ The cut norm ‖U‖□ = sup_{S,T} |∫_{S×T} U| of a step function is reached
 masses B_ij = r_i c_j U_ij it is max |sᵀ B t| over 0/1 vectors. Adding the row and column sums to B as one
 more row and column gives a matrix B̃ with ‖U‖□ = ¼ max x̃ᵀ B̃ ỹ over signs (Alon and Naor, Approximating the
 Cut-Norm via Grothendieck's Inequality, SIAM J. Comput. 2006). The maximum over unit vectors instead of signs
-is a semidefinite program. It is solved in low rank (Burer and Monteiro 2003), its rounded vectors start the
-search for the lower bound, and its multipliers give a dual feasible point, which is an upper bound whether
-or not the solver has converged.
+is a semidefinite program. It is solved in low rank (Burer and Monteiro 2003). Its rounded vectors are starts for the
+lower bound; its multipliers give a dual feasible point, which is an upper bound even if the solver has not converged.
 """
 
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_MARGIN = 1e-12
-"""Relative allowance of an upper bound for rounding in float64."""
+_MARGIN = 1e-12  # relative: what rounding in float64 can take from an upper bound
+_SUBSET_SUMS = 1 << 21  # sums of subsets that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,11 @@ class CutNorm:
     """Bracket of a cut norm.
 
     Attributes:
-        lower: the integral over the witness sets, in absolute value.
-        upper: certified upper bound; equals `lower` up to rounding where `exact`.
-        rows: bool [rows], the witness S.
-        cols: bool [cols], the witness T.
-        exact: whether all subsets of the smaller side were enumerated.
+        lower: The integral over the witness sets, in absolute value.
+        upper: Certified upper bound; equals `lower` up to rounding where `exact`.
+        rows: The witness S, bool [rows].
+        cols: The witness T, bool [cols].
+        exact: Whether all subsets of the smaller side were enumerated.
     """
 
     lower: float
@@ -49,21 +48,21 @@ def cut_norm(
 ) -> CutNorm:
     """Bracket sup_{S,T} |∫_{S×T} U| for a step function U.
 
-    The cut norm is NP-hard. Up to `exact_side` cells on the smaller side all its subsets are enumerated.
-    Beyond, the lower bound is alternating maximisation from random, singular and rounded starts; the upper
+    The cut norm is NP-hard. If the smaller side has at most `exact_side` cells, all its subsets are enumerated.
+    Otherwise the lower bound is alternating maximisation from random, singular and rounded starts; the upper
     bound is the least of the L1 norm, the spectral norm σ_max of [sqrt(r_i c_j) U_ij] and the value of a dual
-    feasible point of the semidefinite relaxation. The relaxation is never more than Krivine's 1.783 times the
-    cut norm. Measured on 64 x 64: upper / lower is at most 1.16 for noise (Gaussian, signs, sparse), 1.10 to
-    1.17 between two estimates of one graphon (noise again), and 1.005 to 1.02 between estimates of two.
+    feasible point of the semidefinite relaxation. The relaxation is at most Krivine's 1.783 times the cut norm.
+    Measured on 64 x 64: upper / lower is at most 1.16 for noise (Gaussian, signs, sparse), 1.10 to 1.17 between
+    two estimates of one graphon, and 1.005 to 1.02 between estimates of two different ones.
 
     Args:
         values: U [rows, cols], any finite numbers; computed in float64 on the CPU.
-        row_measure: interval lengths [rows]; default all equal.
-        col_measure: interval lengths [cols].
-        exact_side: enumerate when the smaller side is at most this; cost 2^side.
-        restarts: random starts, and as many rounded ones, of the lower bound.
-        iterations: steps of the low-rank solver; more only make the upper bound tighter.
-        seed: of the starts; the global random state is not touched.
+        row_measure: Interval lengths [rows]; default all equal.
+        col_measure: Interval lengths [cols].
+        exact_side: Longest smaller side that is enumerated; the cost is 2^side.
+        restarts: Random starts, and as many rounded ones, of the lower bound.
+        iterations: Steps of the low-rank solver; more only make the upper bound tighter.
+        seed: Seed of the starts; the global random state is not changed.
 
     Raises:
         ValueError: `values` is not a matrix or not finite.
@@ -106,17 +105,18 @@ def _enumerate(mass: Tensor) -> Tensor:
         _, rows = _best_columns(mass.T, _enumerate(mass.T))
         return rows
     bits = 2 ** torch.arange(mass.shape[0])
-    best, winner = -1.0, mass.new_zeros(mass.shape[0])
+    best, best_rows = -1.0, mass.new_zeros(mass.shape[0])
     total = 2 ** mass.shape[0]
-    step = max(1, (1 << 21) // mass.shape[1])
+    step = max(1, _SUBSET_SUMS // mass.shape[1])
     for start in range(0, total, step):
         codes = torch.arange(start, min(start + step, total))
         sets = (codes[:, None] & bits > 0).to(mass)
         sums = sets @ mass
+        # Given the rows, the best columns are those of positive sum, or those of negative sum.
         value, index = torch.maximum(sums.clamp_min(0).sum(1), -sums.clamp_max(0).sum(1)).max(0)
         if float(value) > best:
-            best, winner = float(value), sets[index]
-    return winner
+            best, best_rows = float(value), sets[index]
+    return best_rows
 
 
 def _best_columns(mass: Tensor, rows: Tensor) -> tuple[float, Tensor]:
@@ -130,6 +130,7 @@ def _best_columns(mass: Tensor, rows: Tensor) -> tuple[float, Tensor]:
 def _starts(mass: Tensor, left: Tensor, restarts: int, generator: torch.Generator) -> Tensor:
     """Row sets [k, rows] to start from: rounded vectors of the relaxation, random sets, singular vectors."""
     planes = torch.randn(left.shape[1], restarts, generator=generator, dtype=torch.float64)
+    # Random hyperplanes turn unit vectors into signs; relative to the sign of the border row they choose rows.
     rounded = (left @ planes).T
     rounded = rounded[:, 1:] * rounded[:, :1]
     noise = torch.randn(restarts, mass.shape[0], generator=generator, dtype=torch.float64)
@@ -139,8 +140,8 @@ def _starts(mass: Tensor, left: Tensor, restarts: int, generator: torch.Generato
 
 
 def _alternate(mass: Tensor, rows: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Best of all starts after improving rows and columns in turn until nothing moves, for both signs."""
-    best, winner = -1.0, rows[0]
+    """Best of all starts after improving rows and columns in turn until nothing changes, for both signs."""
+    best, best_rows = -1.0, rows[0]
     for signed in (mass, -mass):
         current = rows
         for _ in range(100):
@@ -151,9 +152,9 @@ def _alternate(mass: Tensor, rows: Tensor) -> tuple[float, Tensor, Tensor]:
             current = improved
         value, index = (current @ signed).clamp_min(0).sum(1).max(0)
         if float(value) > best:
-            best, winner = float(value), current[index]
-    lower, cols = _best_columns(mass, winner)
-    return lower, winner, cols
+            best, best_rows = float(value), current[index]
+    lower, cols = _best_columns(mass, best_rows)
+    return lower, best_rows, cols
 
 
 # ---- upper bound
@@ -167,6 +168,8 @@ def _border(mass: Tensor) -> Tensor:
 
 def _low_rank(matrix: Tensor, iterations: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Unit vectors x_i, y_j that maximise Σ B_ij <x_i, y_j>, by exact steps in x and y in turn."""
+    # With so many dimensions the non-convex problem has no spurious local maxima for almost all matrices (Barvinok's
+    # bound on the rank of a solution; Boumal, Voroninski and Bandeira 2016).
     rank = int((2 * sum(matrix.shape)) ** 0.5) + 1
     y = torch.randn(matrix.shape[1], rank, generator=generator, dtype=torch.float64)
     y = torch.nn.functional.normalize(y, dim=1)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_graphon.graphon.core.partition import common
+from lightning_graphon.graphon.core.partition import refine
 from lightning_graphon.graphon.core.step_graphon import StepGraphon, common_refinement
 from lightning_graphon.graphon.distances.cut_norm import cut_norm
 
+# Simplex steps of one transport problem; POT's own 500 stop before the optimum at 64 bins.
 _TRANSPORT_STEPS = 1_000_000
-"""Simplex steps of one transport problem; POT's own 500 stop before the optimum at 64 bins."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class CutDistance:
     """Bracket of the cut norm of the difference of two graphons.
 
     Attributes:
-        lower: cut norm of the difference is at least this, by a witness.
-        upper: and at most this, certified.
-        alignment: "given" or "degree", the relabelling that both numbers belong to.
-        relabelling_lower: no relabelling whatever can bring the distance below this.
-        exact: whether `lower` is the cut norm itself.
+        lower: Lower bound of the cut norm of the difference, by a witness.
+        upper: Certified upper bound.
+        alignment: "given" or "degree", the relabelling to which both bounds belong.
+        relabelling_lower: Lower bound of the distance over all relabellings.
+        exact: Whether `lower` is the cut norm itself.
     """
 
     lower: float
@@ -40,16 +40,16 @@ def cut_distance(
     The cut distance δ□ of graph limits (Lovász, Large Networks and Graph Limits, 2012, Section 8.2; here
     bipartite, so rows and columns are relabelled separately) is the least over all relabellings. That minimum
     is not computed. With `align=True` two relabellings are tried, the given one and sorting both graphons by
-    degree, and the one with the smaller `upper` is kept: so `upper` bounds δ□ from above, `lower` belongs to
-    the kept relabelling only, and `relabelling_lower` bounds δ□ from below: half the L1 distance between the
+    degree, and the one with the smaller `upper` is kept. So `upper` is an upper bound of δ□, `lower` belongs to
+    the kept relabelling only, and `relabelling_lower` is a lower bound of δ□: half the L1 distance between the
     sorted degree functions of the rows or of the columns, or the difference of densities.
 
     Args:
-        a: first graphon.
-        b: second graphon, on any grid.
-        align: also try the relabelling by degree.
-        restarts: see `cut_norm`.
-        seed: see `cut_norm`.
+        a: First graphon.
+        b: Second graphon, on any grid.
+        align: Also try the relabelling by degree.
+        restarts: See `cut_norm`.
+        seed: See `cut_norm`.
 
     Example:
         >>> a, b = StepGraphon([[0.5]]), StepGraphon([[0.9, 0.1], [0.1, 0.9]])
@@ -57,7 +57,7 @@ def cut_distance(
         >>> round(d.lower, 6), round(d.upper, 6), d.exact
         (0.1, 0.1, True)
     """
-    found = []
+    norms = []
     for name, pair in _alignments(a, b, align):
         left, right = common_refinement(*pair)
         norm = cut_norm(
@@ -67,10 +67,10 @@ def cut_distance(
             restarts=restarts,
             seed=seed,
         )
-        found.append((norm.upper, name, norm))
-    _, name, norm = min(found, key=lambda item: item[0])
-    floor = min(_relabelling_lower(a, b), norm.upper)
-    return CutDistance(norm.lower, norm.upper, name, floor, norm.exact)
+        norms.append((norm.upper, name, norm))
+    _, name, norm = min(norms, key=lambda item: item[0])
+    relabelling_lower = min(_relabelling_lower(a, b), norm.upper)  # above it by rounding only
+    return CutDistance(norm.lower, norm.upper, name, relabelling_lower, norm.exact)
 
 
 def l2_distance(a: StepGraphon, b: StepGraphon, *, align: bool = True) -> float:
@@ -103,10 +103,10 @@ def transport_distance(a: StepGraphon, b: StepGraphon) -> float:
     The minimum is over couplings π of the row measures and γ of the column measures (Redko et al., CO-Optimal
     Transport, NeurIPS 2020, eq. 1), so it is at most the L2 distance of any relabelling. The problem is not
     convex: block coordinate descent runs from the independent coupling, from the degree order and from the
-    order as given, and the least is returned. That is an upper bound of the distance.
+    given order, and the least value is returned, an upper bound of the distance.
 
     Raises:
-        ImportError: the library POT is not installed.
+        ImportError: POT is not installed.
     """
     try:
         from ot.coot import co_optimal_transport2
@@ -141,7 +141,8 @@ def _norm(a: StepGraphon, b: StepGraphon, power: int) -> float:
 
 
 def _relabelling_lower(a: StepGraphon, b: StepGraphon) -> float:
-    """‖U‖□ ≥ ½ ∫ |∫ U dv| du, and rearranging both degree functions in order makes that least."""
+    """Half the L1 distance of sorted degree functions, or the difference of densities, whichever is larger."""
+    # ‖U‖□ ≥ ½ ∫ |∫ U dv| du, and among all relabellings sorting both degree functions makes the right side least.
     a, b = a.to(dtype=torch.float64).sort_by_degree(), b.to(dtype=torch.float64).sort_by_degree()
     rows = _l1(a.row_degree, a.row_measure, b.row_degree, b.row_measure)
     cols = _l1(a.col_degree, a.col_measure, b.col_degree, b.col_measure)
@@ -149,18 +150,19 @@ def _relabelling_lower(a: StepGraphon, b: StepGraphon) -> float:
 
 
 def _l1(f: Tensor, f_measure: Tensor, g: Tensor, g_measure: Tensor) -> float:
-    measure, i, j = common(f_measure, g_measure)
+    measure, i, j = refine(f_measure, g_measure)
     return float((f.detach()[i] - g.detach()[j]).abs() @ measure)
 
 
 def _warm_starts(a: StepGraphon, b: StepGraphon) -> list[dict[str, tuple[object, object] | object] | None]:
-    """Couplings to start from: none (independent), the order by degree, the order as given."""
+    """Couplings to start from: None (independent), the order by degree, the given order."""
     starts: list[dict[str, tuple[object, object] | object] | None] = [None]
     for by_degree in (True, False):
         plans = [
-            _monotone(getattr(a, m).double(), getattr(b, m).double(), getattr(a, d), getattr(b, d), by_degree)
+            _rank_coupling(getattr(a, m).double(), getattr(b, m).double(), getattr(a, d), getattr(b, d), by_degree)
             for m, d in (("row_measure", "row_degree"), ("col_measure", "col_degree"))
         ]
+        # POT takes dual variables with a warm start; zeros stand for none.
         duals = [(p.sum(1).numpy() * 0, p.sum(0).numpy() * 0) for p in plans]
         starts.append(
             {
@@ -173,11 +175,11 @@ def _warm_starts(a: StepGraphon, b: StepGraphon) -> list[dict[str, tuple[object,
     return starts
 
 
-def _monotone(p: Tensor, q: Tensor, f: Tensor, g: Tensor, by_degree: bool) -> Tensor:
-    """Coupling of two measures that joins equal ranks, by degree or as given."""
+def _rank_coupling(p: Tensor, q: Tensor, f: Tensor, g: Tensor, by_degree: bool) -> Tensor:
+    """Coupling of two measures that joins equal ranks, by degree or in the given order."""
     p, q, f, g = (t.detach().cpu() for t in (p, q, f, g))
     i = f.argsort(descending=True, stable=True) if by_degree else torch.arange(len(p))
     j = g.argsort(descending=True, stable=True) if by_degree else torch.arange(len(q))
-    measure, left, right = common(p[i], q[j])
+    measure, left, right = refine(p[i], q[j])
     plan = torch.zeros(len(p), len(q), dtype=torch.float64)
     return plan.index_put_((i[left], j[right]), measure, accumulate=True)

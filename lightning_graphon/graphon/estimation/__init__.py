@@ -3,7 +3,4 @@
 from lightning_graphon.graphon.estimation.estimate import estimate_graphon
 from lightning_graphon.graphon.estimation.layers import layer_graphons
 
-__all__ = [
-    "estimate_graphon",
-    "layer_graphons",
-]
+__all__ = ["estimate_graphon", "layer_graphons"]

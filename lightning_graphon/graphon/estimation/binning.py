@@ -1,4 +1,4 @@
-"""From an order of rows and columns to cell means, exactly and without a second copy of the mask."""
+"""From an order of rows and columns to cell means, without a second copy of the mask."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,9 @@ from torch import Tensor
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 
 
-def quantised(keys: Tensor) -> Tensor:
-    """Sums of weights up to rounding: sums over another order of the same numbers must stay ties."""
+def rounded_keys(keys: Tensor) -> Tensor:
+    """Keys in [-1, 1], relative to the largest, without their last digits."""
+    # Sums of the same weights in another order differ by rounding and must still be ties.
     keys = keys.to(torch.float64)
     scale = keys.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return torch.round(keys / scale, decimals=11)
@@ -25,24 +26,25 @@ def average_ties(keys: Tensor, bins: int) -> Tensor:
 
     A group of equal keys covers a range of places; every item of the group lies in each bin with the share
     of the range that the bin covers. Cell means with this membership are the expectation over all orders of
-    the tied items, so they do not depend on how the items came.
+    the tied items, so they do not depend on the given order.
     """
     n = len(keys)
-    _, group = torch.unique(-quantised(keys), return_inverse=True)
+    _, group = torch.unique(-rounded_keys(keys), return_inverse=True)
     count = torch.bincount(group).to(torch.float64)
     last = count.cumsum(0)
     first = last - count
     ends = bin_sizes(n, bins, keys.device).cumsum(0)
     starts = ends - bin_sizes(n, bins, keys.device)
+    # Length of the overlap of each group's range of places with each bin's.
     covered = torch.minimum(last[:, None], ends) - torch.maximum(first[:, None], starts)
     return (covered.clamp_min(0) / count[:, None])[group]
 
 
 def index_ties(keys: Tensor | None, n: int, bins: int, device: torch.device) -> Tensor:
-    """Membership [n, bins] of items sorted by descending key, ties in the given order; no keys: as given."""
+    """Membership [n, bins] of items sorted by descending key, ties in the given order; without keys unsorted."""
     order = torch.arange(n, device=device)
     if keys is not None:
-        order = quantised(keys).argsort(descending=True, stable=True)
+        order = rounded_keys(keys).argsort(descending=True, stable=True)
     label = torch.empty(n, dtype=torch.long, device=device)
     label[order] = torch.arange(bins, device=device).repeat_interleave(bin_sizes(n, bins, device).long())
     return one_hot(label, bins)
@@ -60,13 +62,14 @@ def cell_means(graph: ChannelGraph, rows: Tensor | None, cols: Tensor | None) ->
     """Mean of the graph's entries in each cell, float64.
 
     Args:
-        graph: the channel graph, [out, in].
-        rows: membership [out, row bins], or None where every row is its own bin.
-        cols: membership [in, col bins], or None where every column is its own bin.
+        graph: The channel graph, [out, in].
+        rows: Membership [out, row bins], or None where every row is its own bin.
+        cols: Membership [in, col bins], or None where every column is its own bin.
     """
     sums = []
     total: Tensor | None = None
     for span, part in graph.chunks():
+        # Columns first: the product of a chunk of rows with them is small, whatever the number of inputs.
         block = part if cols is None else part @ cols
         if rows is None:
             sums.append(block)
@@ -80,12 +83,12 @@ def cell_means(graph: ChannelGraph, rows: Tensor | None, cols: Tensor | None) ->
 
 
 def sizes(membership: Tensor) -> Tensor:
-    """Number of items in each bin: whole numbers, whatever the shares of single items."""
+    """Number of items in each bin; whole numbers, though single items may be shared between bins."""
     return membership.sum(0).round()
 
 
 def effective_count(membership: Tensor | None, n: int, device: torch.device) -> Tensor:
-    """Number of independent items in each bin, (Σ a)² / Σ a²; one each where every item is its own bin."""
+    """Kish's effective number of items in each bin, (Σ a)² / Σ a² of the memberships a; 1 without membership."""
     if membership is None:
         return torch.ones(n, dtype=torch.float64, device=device)
     return sizes(membership) ** 2 / (membership**2).sum(0)

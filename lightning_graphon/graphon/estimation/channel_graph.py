@@ -1,8 +1,8 @@
 """The graph between channels behind a mask of any shape, read in chunks of rows.
 
 A mask [out, in] is its own graph. A convolution's mask [out, in / groups, *taps] is a graph between channels
-whose edge weight is the mean over the taps; channels of different groups are not joined. No copy of the
-whole mask in a wider dtype is ever made.
+whose edge weight is the mean over the taps; channels of different groups are not joined. The whole mask is never
+copied to a wider dtype.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lightning_graphon._shared.weight_layout import swap_sides
 
-_CHUNK = 1 << 20
-"""Entries converted to float64 at a time (8 MiB)."""
+_CHUNK = 1 << 20  # entries converted to float64 at a time, 8 MiB
 
 
 class ChannelGraph:
@@ -21,23 +20,17 @@ class ChannelGraph:
 
     Args:
         mask: [out, in / groups, *taps], bool or numbers in [0, 1].
-        weight: weights of the same shape, or None.
-        power: exponent of the weights: 1 for drift, 2 for energy.
-        groups: number of groups of the convolution.
-        transposed: the mask is [in, out / groups, *taps], as in nn.ConvTranspose.
+        weight: Weights of the same shape, or None.
+        power: Exponent of the weights: 1 for drift, 2 for energy.
+        groups: Number of groups of the convolution.
+        transposed: The mask is [in, out / groups, *taps], as in nn.ConvTranspose.
 
     Raises:
-        ValueError: the mask has fewer than two axes or an empty one, or the groups do not divide its first.
+        ValueError: The mask has fewer than two axes or an empty one, or the groups do not divide its first.
     """
 
     def __init__(
-        self,
-        mask: Tensor,
-        weight: Tensor | None = None,
-        *,
-        power: int = 1,
-        groups: int = 1,
-        transposed: bool = False,
+        self, mask: Tensor, weight: Tensor | None = None, *, power: int = 1, groups: int = 1, transposed: bool = False
     ) -> None:
         if mask.ndim < 2 or 0 in mask.shape:
             raise ValueError(f"a mask must be [out, in, *taps] with no empty axis, got shape {tuple(mask.shape)}")
@@ -50,6 +43,7 @@ class ChannelGraph:
             weight = None if weight is None else swap_sides(weight, groups)
         self.mask, self.weight, self.power, self.groups = mask, weight, power, groups
         self.shape = (mask.shape[0], mask.shape[1] * groups)
+        # MPS has no float64.
         self.device = torch.device("cpu") if mask.device.type == "mps" else mask.device
         self._degrees: tuple[Tensor, Tensor] | None = None
 
@@ -58,16 +52,17 @@ class ChannelGraph:
         step = max(1, _CHUNK // max(self.shape[1], self.mask[0].numel()))
         for start in range(0, self.shape[0], step):
             rows = slice(start, min(start + step, self.shape[0]))
-            yield rows, self._expand(rows, self._taps(rows))
+            yield rows, self._fill_groups(rows, self._edge_weights(rows))
 
-    def _taps(self, rows: slice) -> Tensor:
+    def _edge_weights(self, rows: slice) -> Tensor:
         part = self.mask[rows].to(self.device, torch.float64)
         if self.weight is not None:
             weight = self.weight[rows].to(self.device, torch.float64)
             part = part * (weight if self.power == 1 else weight**self.power)
         return part.flatten(2).mean(2) if part.ndim > 2 else part
 
-    def _expand(self, rows: slice, part: Tensor) -> Tensor:
+    def _fill_groups(self, rows: slice, part: Tensor) -> Tensor:
+        """Rows [k, in / groups] to [k, in], with zeros between channels of different groups."""
         if self.groups == 1:
             return part
         out_per_group, in_per_group = self.shape[0] // self.groups, part.shape[1]
@@ -77,10 +72,10 @@ class ChannelGraph:
         return full.flatten(1)
 
     def degrees(self) -> tuple[Tensor, Tensor]:
-        """Row sums [out] and column sums [in], float64, summed once; checks that a mask's entries lie in [0, 1].
+        """Row sums [out] and column sums [in], float64, computed once.
 
         Raises:
-            ValueError: an entry of a floating mask is outside [0, 1] or not a number.
+            ValueError: An entry of a floating mask is outside [0, 1] or not a number.
         """
         if self._degrees is None:
             self._degrees = self._sums()

@@ -1,10 +1,12 @@
 """Estimate the graphon of one mask by sorting and averaging."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import LayerOrder, Order, Ties
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.binning import (
     average_ties,
@@ -18,60 +20,53 @@ from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 from lightning_graphon.graphon.estimation.spectral_order import spectral_parts
 from lightning_graphon.graphon.estimation.total_variation import total_variation
 
-ORDERS = ("degree", "spectral", "none")
-TIES = ("average", "index")
-
 
 def estimate_graphon(
     mask: Tensor,
     bins: int | Sequence[int] = 64,
-    order: str = "degree",
+    order: Order = "degree",
     *,
-    ties: str = "average",
+    ties: Ties = "average",
     smoothing: float = 0.0,
     groups: int = 1,
 ) -> StepGraphon:
     """Step graphon of one mask: sort rows and columns by degree, cut into bins, average the cells.
 
-    This is the estimator of Pham et al. (NeurIPS 2025, arXiv:2510.17515, Section 4), the sort-and-smooth
+    This is the estimator of [P1] (Pham et al., NeurIPS 2025, arXiv:2510.17515, Section 4), the sort-and-smooth
     estimator of Chan and Airoldi (A Consistent Histogram Estimator for Exchangeable Graph Models, ICML 2014)
     for bipartite graphs: rows by in-degree, columns by out-degree, both descending. The mean of the estimate
-    is the density of the mask, exactly, because bins that cannot be equal have unequal measures.
+    is the density of the mask, because bins that cannot be equal have unequal measures.
 
-    What a degree sort cannot see: it is consistent where the degree functions are strictly monotone. Rows
-    that differ in their neighbours but not in their degree are mixed. `order="spectral"` tells these apart: rows
-    (and columns) are projected on the leading singular vectors of the mask and cut in two, and again, where a part is
-    wider than chance alone would make it (three standard deviations). Bins are then as many as the mask has
-    evidence for, at most `bins`, and of unequal measure: a homogeneous mask has one. It is an estimator of our own,
-    in the spirit of spectral clustering (Rohe, Chatterjee and Yu 2011).
+    Sorting by degree is consistent where the degree functions are strictly monotone; it mixes rows that differ in
+    their neighbours but not in their degree. `order="spectral"` separates these: rows (and columns) are projected on
+    the leading singular vectors of the mask and split in two as long as a part is wider than chance alone would make
+    it (three standard deviations). There are then as many bins as the mask has evidence for, at most `bins`, of
+    unequal measure; a homogeneous mask has one. This estimator is our own, in the spirit of spectral clustering
+    (Rohe, Chatterjee and Yu 2011).
 
-    Tied degrees: with `ties="average"` tied rows share their places, which is the mean of [P1]'s estimate
-    over all orders of the tied rows (and columns), so the result does not depend on the order of rows and
-    columns at all. `ties="index"` is [P1] to the letter, a stable sort: it keeps the given order among equal
-    degrees (the blocks of a grouped convolution stay visible), but another order of the same mask then gives
-    another picture; no rule based on degrees can be canonical there.
+    Tied degrees: with `ties="average"` tied rows share their places. That is the mean of [P1]'s estimate over all
+    orders of the tied rows (and columns), so it does not depend on the given order. `ties="index"` is [P1]'s own
+    stable sort: it keeps the given order among equal degrees (the blocks of a grouped convolution stay visible), but
+    another order of the same mask then gives another picture.
 
     Args:
         mask: [out, in], bool, or numbers in [0, 1]; or [out, in / groups, *taps] of a convolution, read as
             the graph between channels whose edge weight is the mean over the taps.
-        bins: number of intervals of each axis, or a pair (rows, columns), at most with "spectral"; never more than
-            the side.
+        bins: Number of intervals of each axis, or a pair (rows, columns); the largest number with "spectral". Never
+            more than the side.
         order: "degree", "spectral", or "none" to keep the given order of rows and columns.
         ties: "average" or "index", see above; used with `order="degree"`.
-        smoothing: weight of total-variation denoising of the cells (the second step of Chan and Airoldi), in
-            units of the typical standard error of a cell; 1 is a sound start, 0 (as in [P1]) is off. The mean
-            is kept.
-        groups: number of groups of the convolution; entries between groups are 0.
+        smoothing: Weight of total-variation denoising of the cells (the second step of Chan and Airoldi), in
+            units of the typical standard error of a cell; 1 is a good start, 0 (as in [P1]) is off. The mean is kept.
+        groups: Number of groups of the convolution; entries between groups are 0.
 
     Returns:
-        Values, measures, `std_error` and `sparse_cells` in float64, on the mask's device (on the CPU for MPS,
-        which has no float64). The standard error of a cell with n entries and mean p is that of n independent
-        draws, sqrt(p̃ (1 − p̃) / (n + 4)) with Agresti and Coull's p̃ = (n p + 2) / (n + 4), so a cell without
-        edges is not certain. It leaves out the error of the sort itself. `sparse_cells` marks cells where
-        density × n < 5. Both describe the cells before smoothing.
+        Values, measures, `std_error` and `sparse_cells` in float64, on the mask's device (for MPS on the CPU). The
+        standard error of a cell is that of n independent draws, without the error of the sort; `sparse_cells` marks
+        cells where density × n < 5. Both describe the cells before smoothing.
 
     Raises:
-        ValueError: unknown `order` or `ties`, `bins` below 1, negative smoothing, a mask with fewer than two
+        ValueError: Unknown `order` or `ties`, `bins` below 1, negative smoothing, a mask with fewer than two
             axes, an empty axis or entries outside [0, 1].
 
     Example:
@@ -81,8 +76,8 @@ def estimate_graphon(
         tensor([[1., 1., 1.],
                 [1., 0., 0.]], dtype=torch.float64)
     """
-    check_choice("order", order, ORDERS)
-    check_choice("ties", ties, TIES)
+    check_choice("order", order, get_args(Order))
+    check_choice("ties", ties, get_args(Ties))
     if not 0 <= smoothing < float("inf"):
         raise ValueError(f"smoothing must be a finite number >= 0, got {smoothing!r}")
     graph = ChannelGraph(mask, groups=groups)
@@ -90,7 +85,7 @@ def estimate_graphon(
     return from_memberships(graph, rows, cols, smoothing=smoothing)
 
 
-def memberships(graph: ChannelGraph, bins: int | Sequence[int], order: str, ties: str) -> tuple[Tensor, Tensor]:
+def memberships(graph: ChannelGraph, bins: int | Sequence[int], order: LayerOrder, ties: Ties) -> tuple[Tensor, Tensor]:
     """Membership of rows [out, row bins] and of columns [in, col bins] for one mask sorted for itself."""
     n_row, n_col = _bins(bins, graph.shape)
     if order == "spectral":
@@ -119,7 +114,7 @@ def from_memberships(
     drift: Tensor | None = None,
     smoothing: float = 0.0,
 ) -> StepGraphon:
-    """Step graphon of a channel graph whose rows and columns lie in the given bins, with errors per cell."""
+    """Step graphon of a channel graph whose rows and columns lie in the given bins."""
     values = cell_means(graph, rows, cols).clamp(0, 1)
     row_measure = measure(rows, graph.shape[0], graph.device)
     col_measure = measure(cols, graph.shape[1], graph.device)
@@ -128,6 +123,7 @@ def from_memberships(
     std_error = _standard_error(values, entries)
     density = row_measure @ values @ col_measure
     if smoothing > 0:
+        # The noise is the unit of the denoising weight, so one setting serves any size and density.
         weight = smoothing * float((std_error**2).mean().sqrt())
         values = total_variation(values, row_measure, col_measure, weight)
     return StepGraphon(
@@ -142,6 +138,7 @@ def from_memberships(
 
 
 def _standard_error(values: Tensor, entries: Tensor) -> Tensor:
+    # Agresti and Coull's interval: two successes and two failures more, so that a cell without edges is not certain.
     p = (entries * values + 2) / (entries + 4)
     return (p * (1 - p) / (entries + 4)).sqrt()
 

@@ -1,25 +1,24 @@
-"""Graphons of all the masks of a network."""
+"""Graphons of all masks of a network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice, nearest
+from lightning_graphon._shared.choices import LayerOrder, Positions, Ties
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.binning import cell_means, one_hot
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 from lightning_graphon.graphon.estimation.estimate import from_memberships, memberships
 from lightning_graphon.graphon.estimation.joint_positions import (
-    POSITIONS,
-    added_up,
     nested_quantile_labels,
     spectral_labels,
+    sum_by_neuron,
 )
-
-ORDERS = ("degree", "spectral", "none", "joint")
 
 
 @dataclass(frozen=True)
@@ -37,55 +36,53 @@ def layer_graphons(
     *,
     model: nn.Module | None = None,
     bins: int = 64,
-    order: str = "degree",
-    positions: str = "degree",
-    ties: str = "average",
+    order: LayerOrder = "degree",
+    positions: Positions = "degree",
+    ties: Ties = "average",
     drift: bool = True,
 ) -> dict[str, StepGraphon]:
     """Step graphon of every mask of a network, with energy and drift where the model is given.
 
-    `order="degree"` sorts each mask for itself (the pictures of [P1]), `order="spectral"` also tells neurons of
-    equal degree apart (see `estimate_graphon` for both), `order="none"` keeps the given orders.
+    `order="degree"` sorts each mask separately (the pictures of [P1]), `order="spectral"` also separates neurons of
+    equal degree (see `estimate_graphon` for both), `order="none"` keeps the given orders.
 
     `order="joint"` is what kernels need: the rows of one mask and the columns of the next are the same
     neurons and get the same bins, so consecutive graphons share a partition. Inputs and outputs of the
     network are not exchangeable (pixels, classes) and keep their identity, one bin each. The masks must be a
     chain in network order: the columns of each are the rows of the one before. A convolution that is
     flattened into a linear layer is a chain too: the columns of one channel (a block of `in / channels`
-    neighbours, as `nn.Flatten` lays them out) are in the bin of their channel. How the neurons get their bins
-    is `positions`:
+    neighbours, as `nn.Flatten` lays them out) are in the bin of their channel. Neurons that the rule cannot tell
+    apart share one bin: a dense mask has one bin per hidden layer. The rule is `positions`:
 
     * "degree": quantiles of in-degree, then of out-degree inside each, about √bins times √bins;
     * "energy": the same with the sums of w²·M along the row and the column in place of degrees (needs the
-      model): what a forward and a backward pass feel of a neuron;
+      model): they scale the signals of a forward and of a backward pass;
     * "spectral": halving along the leading singular vectors of both masks (of both energies with a model).
 
-    Neurons that the rule cannot tell apart share one bin: a dense mask has one bin per hidden layer.
     Measured against the network's own NTK (64-256-256-256-10 on digits, density 0.2, ReLU, energies of the
     cells) the three rules differ by at most 0.02 in relative error, for random, magnitude, SynFlow and SNIP
-    masks; 4, 16 and 64 bins by less than 0.05: the simplest is the default.
+    masks; 4, 16 and 64 bins by less than 0.05. So the simplest is the default.
 
-    Without a model, a convolution with groups is recognised only in a chain, by rows that are a multiple of
-    the next mask's columns; with a model, groups and the [in, out] layout of transposed convolutions are
-    read from the modules.
+    With a model, groups and the [in, out] layout of transposed convolutions are read from the modules. Without one,
+    groups are recognised only in a chain, by rows that are a multiple of the next mask's columns.
 
     Args:
-        masks: qualified parameter name to bool tensor of the weight's shape, in network order.
-        model: the model whose parameters the masks belong to; fills `energy` and `drift`, the cell means of
+        masks: Qualified parameter name to bool tensor of the weight's shape, in network order.
+        model: The model whose parameters the masks belong to; fills `energy` and `drift`, the cell means of
             w²·M and w·M (mean over taps for convolutions, as for the mask).
-        bins: number of bins; for "joint", the most per hidden layer; for "spectral", the most.
+        bins: Number of bins; the largest number for "joint" (per hidden layer) and "spectral".
         order: "degree", "spectral", "none" or "joint".
         positions: "degree", "energy" or "spectral", used by "joint".
         ties: "average" or "index", used by "degree", see `estimate_graphon`.
-        drift: whether the model's drift is wanted; without it there is one pass less over the weights.
+        drift: Whether to compute the drift, one more pass over the weights.
 
     Returns:
         Graphons by the same names, in the same order.
 
     Raises:
-        ValueError: an unknown choice, a mask that does not fit its parameter, no mask at all,
+        ValueError: An unknown choice, a mask that does not fit its parameter, no mask at all,
             `positions="energy"` without a model, or with "joint" a layer that breaks the chain.
-        KeyError: the model has no parameter of that name.
+        KeyError: The model has no parameter of that name.
 
     Example:
         >>> import torch
@@ -93,8 +90,8 @@ def layer_graphons(
         >>> {name: W.shape for name, W in layer_graphons(masks, order="joint", bins=4).items()}
         {'0.weight': (3, 4), '2.weight': (3, 3)}
     """
-    check_choice("order", order, ORDERS)
-    check_choice("positions", positions, POSITIONS)
+    check_choice("order", order, get_args(LayerOrder))
+    check_choice("positions", positions, get_args(Positions))
     if not masks:
         raise ValueError("masks is empty: give at least one mask by the name of its parameter")
     if bins < 1:
@@ -103,14 +100,14 @@ def layer_graphons(
         raise ValueError("positions='energy' needs the weights: pass model=, or use positions='degree'")
     if order != "joint":
         layers = [_layer(name, mask, model, drift=drift) for name, mask in masks.items()]
-        return {layer.name: _own(layer, bins, order, ties) for layer in layers}
+        return {layer.name: _separate(layer, bins, order, ties) for layer in layers}
     return _joint(_chain(masks, model, drift), bins, positions)
 
 
-# ---- each mask for itself
+# ---- each mask separately
 
 
-def _own(layer: _Layer, bins: int, order: str, ties: str) -> StepGraphon:
+def _separate(layer: _Layer, bins: int, order: LayerOrder, ties: Ties) -> StepGraphon:
     return _graphon(layer, *memberships(layer.graph, bins, order, ties))
 
 
@@ -139,7 +136,7 @@ def _layer(name: str, mask: Tensor, model: nn.Module | None, groups: int = 1, dr
 
 
 def _weight(model: nn.Module, name: str) -> tuple[nn.Module, Tensor]:
-    """Module and weight of a qualified name; works for attributes that a reparametrisation computes."""
+    """Module and weight of a qualified name; the weight may be computed, as by a parametrization."""
     path, _, leaf = name.rpartition(".")
     try:
         module = model.get_submodule(path)
@@ -156,7 +153,7 @@ def _weight(model: nn.Module, name: str) -> tuple[nn.Module, Tensor]:
 def _chain(masks: Mapping[str, Tensor], model: nn.Module | None, drift: bool) -> list[_Layer]:
     layers: list[_Layer] = []
     for name, mask in masks.items():
-        layer = _layer(name, mask, model, _guess_groups(mask, layers) if model is None else 1, drift)
+        layer = _layer(name, mask, model, _infer_groups(mask, layers) if model is None else 1, drift)
         if layers and not _joins(layers[-1], layer):
             raise ValueError(
                 f"order='joint' needs a chain of layers: mask {name!r} has {layer.graph.shape[1]} inputs, "
@@ -173,7 +170,7 @@ def _joins(before: _Layer, layer: _Layer) -> bool:
     return inputs == outputs or (flattened and inputs % outputs == 0)
 
 
-def _guess_groups(mask: Tensor, layers: list[_Layer]) -> int:
+def _infer_groups(mask: Tensor, layers: list[_Layer]) -> int:
     if not layers or mask.ndim < 3:
         return 1
     channels = layers[-1].graph.shape[0]
@@ -181,31 +178,31 @@ def _guess_groups(mask: Tensor, layers: list[_Layer]) -> int:
     return groups if groups and mask.shape[0] % groups == 0 else 1
 
 
-def _joint(layers: list[_Layer], bins: int, positions: str) -> dict[str, StepGraphon]:
+def _joint(layers: list[_Layer], bins: int, positions: Positions) -> dict[str, StepGraphon]:
     rows: list[Tensor | None] = []
     cols: list[Tensor | None] = [None]
     for before, after in pairwise(layers):
-        owner = _owner(before.graph.shape[0], after.graph)
-        label = _labels(before, after, owner, bins, positions)
-        member = one_hot(label)
-        rows.append(member)
-        cols.append(member[owner.to(label.device)])
+        column_neuron = _column_neuron(before.graph.shape[0], after.graph)
+        label = _labels(before, after, column_neuron, bins, positions)
+        membership = one_hot(label)
+        rows.append(membership)
+        cols.append(membership[column_neuron.to(label.device)])
     rows.append(None)
     return {layer.name: _graphon(layer, row, col) for layer, row, col in zip(layers, rows, cols, strict=True)}
 
 
-def _owner(neurons: int, after: ChannelGraph) -> Tensor:
-    """Neuron of each column of the next mask."""
+def _column_neuron(neurons: int, after: ChannelGraph) -> Tensor:
+    """Neuron of each column of the next mask: a flattened channel has several neighbouring columns."""
     index = torch.arange(after.shape[1], device=after.device)
     return index // (after.shape[1] // neurons)
 
 
-def _labels(before: _Layer, after: _Layer, owner: Tensor, bins: int, positions: str) -> Tensor:
+def _labels(before: _Layer, after: _Layer, column_neuron: Tensor, bins: int, positions: Positions) -> Tensor:
     incoming, outgoing = before.graph, after.graph
     if positions != "degree" and before.energy is not None and after.energy is not None:
         incoming, outgoing = before.energy, after.energy
     if positions == "spectral":
-        return spectral_labels(incoming, outgoing, owner, bins)
+        return spectral_labels(incoming, outgoing, column_neuron, bins)
     in_degree = incoming.degrees()[0]
-    out_degree = added_up(outgoing.degrees()[1].to(in_degree), owner, len(in_degree))
+    out_degree = sum_by_neuron(outgoing.degrees()[1].to(in_degree), column_neuron, len(in_degree))
     return nested_quantile_labels(in_degree, out_degree, bins)

@@ -9,24 +9,15 @@ def total_variation(
 ) -> Tensor:
     """Minimise ½ Σ m_ij (x_ij − h_ij)² / m̄ + weight · TV(x), the isotropic total variation of the grid.
 
-    The model of Rudin, Osher and Fatemi (1992), solved by accelerated projected gradient on the dual
-    (Beck and Teboulle, Fast Gradient-Based Algorithms for Constrained Total Variation Image Denoising and
-    Deblurring Problems, IEEE TIP 2009)
-    with a fixed number of steps. Every iterate keeps the mean Σ m_ij x_ij, because the divergence of the dual
-    field sums to zero.
+    The model of Rudin, Osher and Fatemi (1992), solved by a fixed number of accelerated projected gradient steps on
+    the dual (Beck and Teboulle, IEEE TIP 2009).
 
-    Args:
-        values: noisy cell values h [rows, cols] in [0, 1].
-        row_measure: [rows].
-        col_measure: [cols]; m_ij is the product of the two and m̄ its mean.
-        weight: weight of the total variation, 0 or more.
-        iterations: number of dual steps.
-
-    Returns:
-        Denoised values [rows, cols] in [0, 1] with the mean of the noisy ones.
+    The values h [rows, cols] lie in [0, 1], m_ij is the product of the measures of row and column and m̄ its mean. The
+    result lies in [0, 1] and has the mean of h.
     """
     mass = row_measure[:, None] * col_measure
     mass = mass / mass.mean()
+    # The dual's gradient is Lipschitz with 8 · weight / min m, as ‖div‖² ≤ 8 on a grid.
     step = float(mass.min()) / (8 * weight) if weight > 0 else 0.0
     dual = momentum = values.new_zeros(2, *values.shape)
     t = 1.0
@@ -40,6 +31,7 @@ def total_variation(
 
 
 def _primal(values: Tensor, dual: Tensor, weight: float, mass: Tensor) -> Tensor:
+    # The divergence of the dual field sums to zero, so every iterate keeps the mean Σ m_ij x_ij.
     return values + weight * _divergence(dual) / mass
 
 

@@ -1,4 +1,4 @@
-"""Which inputs a mask listens to, and how many of them at a time."""
+"""Which inputs a mask reads, and how many of them together."""
 
 from lightning_graphon.graphon.inputs.expressivity import (
     CoveredOrder,

@@ -1,10 +1,10 @@
-"""What a sparse first layer can listen to: active inputs, and the units that see several inputs together.
+"""What a sparse first layer can express: its active inputs, and the units that are joined to several inputs.
 
 [P2] (Pham, Ta, Tran-Thanh, ICML 2026, arXiv:2602.06675) proves universal approximation for sparse networks on the
-subspace of their active coordinates. A function of k of the inputs needs hidden units joined to all k of them: of n
-units n ∫ ∏_j W(u, v_j) du are expected to be. Everything takes a mask, and is then exact, or the graphon of a first
-layer, and is then the expectation for a layer of n units. A graphon must keep the identity of the inputs, one column
-each, as `layer_graphons(order="joint")` and `order="none"` do.
+subspace of their active coordinates. A function of k inputs needs hidden units joined to all k of them; of n units
+n ∫ ∏_j W(u, v_j) du are expected to be. Functions give exact numbers for a mask, and expectations for a layer of n
+units for a graphon. A graphon must keep the identity of the inputs, one column each, as
+`layer_graphons(order="joint")` and `order="none"` do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from lightning_graphon.graphon.core.step_graphon import StepGraphon
 def active_inputs(first: Tensor | StepGraphon) -> Tensor:
     """Inputs with at least one weight (positive density): the active coordinates, bool [in].
 
-    Their number is the intrinsic dimension of [P2]; the others are cut off, the network is constant in them.
+    Their number is the intrinsic dimension of [P2]. The network does not depend on the other inputs.
 
     Args:
-        first: mask [out, in] of the first layer ([out, in, *taps] is read as [out, in · taps]), or its graphon.
+        first: Mask [out, in] of the first layer ([out, in, *taps] is read as [out, in · taps]), or its graphon.
 
     Raises:
-        ValueError: a mask with fewer than two axes, an empty axis or entries other than 0 and 1.
+        ValueError: A mask with fewer than two axes, an empty axis or entries other than 0 and 1.
 
     >>> active_inputs(torch.tensor([[1, 0, 1], [0, 0, 1]])).tolist()
     [True, False, True]
@@ -37,7 +37,7 @@ def active_inputs(first: Tensor | StepGraphon) -> Tensor:
 
 
 def dead_units(first: Tensor) -> Tensor:
-    """Outputs of a mask without a single weight, bool [out]: constant hidden units.
+    """Outputs of a mask without any weight, bool [out]: constant hidden units.
 
     >>> dead_units(torch.tensor([[1, 0], [0, 0]])).tolist()
     [False, True]
@@ -48,8 +48,8 @@ def dead_units(first: Tensor) -> Tensor:
 def effective_inputs(first: Tensor | StepGraphon) -> float:
     """Number of inputs that share the weights evenly: (Σ d_j)² / Σ d_j² of the inputs' degrees d_j.
 
-    The soft count beside the hard one of `active_inputs`: an input with one weight counts as active there and for next
-    to nothing here. 0 for an empty mask.
+    A soft version of the count of `active_inputs`: an input with a single weight is active but adds almost nothing
+    here. 0 for an empty mask.
 
     >>> effective_inputs(torch.tensor([[1, 0, 1], [1, 0, 1]]))
     2.0
@@ -63,13 +63,13 @@ def common_neighbour_count(first: Tensor | StepGraphon, inputs: Sequence[int], u
     """Number of hidden units joined to every one of the given inputs: n ∫ ∏_j W(u, v_j) du.
 
     Args:
-        first: mask of the first layer, where the number is exact; or its graphon, where it is expected.
-        inputs: their column indices, all different; none gives all units.
-        units: n, the number of hidden units; needed with a graphon, the rows of a mask.
+        first: Mask of the first layer for the exact number, or its graphon for the expected one.
+        inputs: Column indices, all different; none gives all units.
+        units: Number n of hidden units; needed with a graphon.
 
     Raises:
         ValueError: `units` is missing or does not fit, or two inputs are the same.
-        IndexError: an input that the layer does not have.
+        IndexError: An input that the layer does not have.
 
     >>> common_neighbour_count(torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 1]]), [0, 1])
     2.0
@@ -93,9 +93,9 @@ def mean_common_neighbour_count(first: Tensor | StepGraphon, size: int, units: i
     same mean of products: elementary symmetric polynomials of the values W(u, ·).
 
     Args:
-        first: mask of the first layer, or its graphon.
-        size: k, at least 1.
-        units: number of hidden units, with a graphon.
+        first: Mask of the first layer, or its graphon.
+        size: Number k of inputs, at least 1.
+        units: Number of hidden units, with a graphon.
 
     Raises:
         ValueError: `size` is below 1, or `units` is missing or does not fit.
@@ -111,18 +111,19 @@ def mean_common_neighbour_count(first: Tensor | StepGraphon, size: int, units: i
     if isinstance(first, StepGraphon):
         return count * float(measure @ _mean_products(values, size))
     degree = values.sum(1).cpu().numpy()
+    # Logarithms, as binomials of hundreds of inputs overflow.
     logs = _log_binomial(degree[degree >= size], size) - _log_binomial(np.float64(active), size)
     return float(np.exp(logs).sum())
 
 
 @dataclass(frozen=True)
 class CoveredOrder:
-    """Bracket of the largest k such that any k active inputs are joined to one hidden unit together.
+    """Bracket of the largest k such that for any k active inputs one hidden unit is joined to them all.
 
     Attributes:
-        lower: every set of so many active inputs is covered.
-        upper: not every set of more is; `witness` is one of `upper + 1` inputs that is not.
-        witness: column indices of that set; empty where every set is covered.
+        lower: Every set of this many active inputs is covered.
+        upper: Not every larger set is covered: `witness`, of `upper + 1` inputs, is not.
+        witness: Column indices of that set; empty where every set is covered.
     """
 
     lower: int
@@ -131,20 +132,18 @@ class CoveredOrder:
 
 
 def covered_order(first: Tensor | StepGraphon, units: int | None = None) -> CoveredOrder:
-    """How many inputs, whichever, some hidden unit sees all together: the largest k that is covered.
+    """Largest k such that any k active inputs are covered, as a bracket.
 
-    A set is covered by a mask if at least one unit is joined to all of it, by a graphon if one of n units is expected
-    to be, n ∫ ∏_j W(u, v_j) du >= 1. Only active inputs count.
+    A mask covers a set of inputs if at least one unit is joined to all of them, a graphon if at least one of n units
+    is expected to be, n ∫ ∏_j W(u, v_j) du >= 1.
 
-    The smallest set that a mask does not cover hits the complement of every row: finding it is the minimum hitting set
-    problem, which is NP-hard. So the answer is a bracket. The upper end is a witness, found greedily from every input.
-    The lower end is the best of: every single input; every pair (all counted); and k − 1 for the least k with which
-    the k least connected inputs could miss every row, Σ_j (n − d_j) >= n. For a graphon the witness collects the input
-    that lowers the expected number most, and the lower end takes the smallest values of W(u, ·) at every u.
+    The smallest set that a mask does not cover hits the complement of every row. To find it is the minimum hitting set
+    problem, which is NP-hard. So the upper end is a witness that is found greedily, and the lower end the best of three
+    bounds: counts of all pairs, degrees, and the smallest values of each row.
 
     Args:
-        first: mask of the first layer, or its graphon.
-        units: number of hidden units, with a graphon.
+        first: Mask of the first layer, or its graphon.
+        units: Number of hidden units, with a graphon.
 
     Raises:
         ValueError: `units` is missing or does not fit.
@@ -157,23 +156,23 @@ def covered_order(first: Tensor | StepGraphon, units: int | None = None) -> Cove
     values, weight = values[:, active], measure * _units(first, units)
     if not len(active):
         return CoveredOrder(0, 0, ())
-    witness = _uncovered(values, weight)
+    witness = _uncovered_set(values, weight)
     upper = len(witness) - 1 if witness else len(active)
-    lower = max(_by_pairs(values, weight), _by_degrees(values, weight), _by_smallest(values, weight))
+    lower = max(bound(values, weight) for bound in (_pairs_bound, _degrees_bound, _smallest_values_bound))
     return CoveredOrder(lower, upper, tuple(active[witness].tolist()))
 
 
 def expressivity_table(layers: Mapping[str, Tensor], sizes: Sequence[int] = (1, 2, 3)) -> list[dict[str, Any]]:
-    """One row for each first-layer mask: what it listens to, exactly.
+    """One row for each first-layer mask: numbers of the inputs that it reads, alone and together.
 
     Args:
-        layers: label (method, sparsity) to the mask [out, in] of a first layer.
-        sizes: numbers k of inputs for which units are counted.
+        layers: Label (method, sparsity) to the mask [out, in] of a first layer.
+        sizes: Numbers k of inputs for which units are counted.
 
     Returns:
         Rows with `layer`, `density`, `active_inputs`, `cut_off_inputs`, `effective_inputs`, `dead_units`,
-        `covered_lower` and `covered_upper` (the largest k that is covered), and for each k `joined_k`, the mean number
-        of units joined to all of k active inputs.
+        `covered_lower` and `covered_upper` (see `covered_order`), and for each k `joined_k`, the mean number of units
+        joined to k active inputs.
 
     >>> expressivity_table({"snip": torch.tensor([[1, 1, 0], [1, 0, 0]])}, sizes=(2,))  # doctest: +NORMALIZE_WHITESPACE
     [{'layer': 'snip', 'density': 0.5, 'active_inputs': 2, 'cut_off_inputs': 1, 'effective_inputs': 1.8,
@@ -197,7 +196,7 @@ def _row(mask: Tensor, sizes: Sequence[int]) -> dict[str, Any]:
     }
 
 
-# ---- masks and graphons alike
+# ---- masks and graphons in one form
 
 
 def _rows(first: Tensor | StepGraphon) -> tuple[Tensor, Tensor]:
@@ -235,7 +234,8 @@ def _mean_products(values: Tensor, size: int) -> Tensor:
     """Mean over all sets of `size` columns of the product of their values, for each row."""
     table = [values.new_ones(len(values)), *(values.new_zeros(len(values)) for _ in range(size))]
     for count, column in enumerate(values.T, start=1):
-        # Means in place of sums, so that nothing overflows: the new column is in k of the `count` with share k / count.
+        # Elementary symmetric polynomials by their recursion, as means so that nothing overflows: the new column is in
+        # the share k / count of all sets of k among `count` columns.
         for k in range(min(size, count), 0, -1):
             table[k] = table[k] * (1 - k / count) + table[k - 1] * column * (k / count)
     return table[size]
@@ -244,42 +244,42 @@ def _mean_products(values: Tensor, size: int) -> Tensor:
 # ---- the covered order; `weight` is the number of units that a row stands for
 
 
-def _covers(counts: Tensor) -> Tensor:
-    """One unit, up to the rounding of sums of up to a million shares."""
+def _is_covered(counts: Tensor) -> Tensor:
+    """At least one unit, up to the rounding of sums of a million shares."""
     return counts >= 1 - 1e-9
 
 
-def _uncovered(values: Tensor, weight: Tensor) -> list[int]:
-    """A small set that is not covered, or none: from every input, add the one that leaves the fewest units."""
+def _uncovered_set(values: Tensor, weight: Tensor) -> list[int]:
+    """A small set that is not covered, or none: starting from each input, add the one that leaves the fewest units."""
     best: list[int] = []
     starts = (weight @ values).argsort(stable=True)[:16]
     for start in starts.tolist():
         chosen, left = [start], weight * values[:, start]
-        while bool(_covers(left.sum())) and len(chosen) < values.shape[1] and (not best or len(chosen) < len(best)):
+        while bool(_is_covered(left.sum())) and len(chosen) < values.shape[1] and (not best or len(chosen) < len(best)):
             counts = left @ values
             counts[chosen] = torch.inf
             chosen.append(int(counts.argmin()))
             left = left * values[:, chosen[-1]]
-        if not bool(_covers(left.sum())) and (not best or len(chosen) < len(best)):
+        if not bool(_is_covered(left.sum())) and (not best or len(chosen) < len(best)):
             best = chosen
     return sorted(best)
 
 
-def _by_pairs(values: Tensor, weight: Tensor) -> int:
-    """0, 1 or 2: whether every input, and every pair, is covered."""
+def _pairs_bound(values: Tensor, weight: Tensor) -> int:
+    """2 if every pair is covered, else 1 if every input is, else 0."""
     pairs = values.T @ (values * weight[:, None])
-    if not bool(_covers(pairs.diagonal()).all()):
+    if not bool(_is_covered(pairs.diagonal()).all()):
         return 0
     pairs.fill_diagonal_(torch.inf)
-    return 2 if len(pairs) > 1 and bool(_covers(pairs).all()) else 1
+    return 2 if len(pairs) > 1 and bool(_is_covered(pairs).all()) else 1
 
 
-def _by_degrees(values: Tensor, weight: Tensor) -> int:
+def _degrees_bound(values: Tensor, weight: Tensor) -> int:
     """A set of k inputs misses at most Σ_j (n − d_j) units; while those are fewer than n, one is joined to all k."""
     missed = ((1 - values).T @ weight).sort(descending=True).values.cumsum(0)
-    return int(_covers(weight.sum() - missed).count_nonzero())
+    return int(_is_covered(weight.sum() - missed).count_nonzero())
 
 
-def _by_smallest(values: Tensor, weight: Tensor) -> int:
+def _smallest_values_bound(values: Tensor, weight: Tensor) -> int:
     """At every row the product over any k inputs is at least that of its k smallest values."""
-    return int(_covers(weight @ values.sort(1).values.cumprod(1)).count_nonzero())
+    return int(_is_covered(weight @ values.sort(1).values.cumprod(1)).count_nonzero())

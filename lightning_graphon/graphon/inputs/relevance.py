@@ -1,21 +1,23 @@
-"""Which coordinates of the input a network listens to, and whether they are those that tell the classes apart."""
+"""Which coordinates of the input a network reads, and which of them tell the classes apart."""
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
-from lightning_graphon.graphon.core.partition import same
+from lightning_graphon._shared.choices import Relevance
+from lightning_graphon.graphon.core.partition import same_partition
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 
 
 def input_path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> Tensor:
-    """Share of the possible paths from each input coordinate to the outputs that are there.
+    """Share of all possible paths from each input coordinate to the outputs that a network has.
 
-    The adjoint operators one after the other, W₁* ⋯ W_{L+1}* 1; its mean over the inputs is `path_density`.
+    This is W₁* ⋯ W_{L+1}* 1 with the adjoint operators; its mean over the inputs is `path_density`.
 
     Args:
         layers: StepGraphons (consecutive ones on one partition of the neurons, as `layer_graphons` with
@@ -23,10 +25,10 @@ def input_path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> Tens
             the mean over its taps.
 
     Returns:
-        float64 [cols of the first layer], in [0, 1].
+        Float64 [cols of the first layer], in [0, 1].
 
     Raises:
-        ValueError: no layer, graphons mixed with masks, or sides that do not fit.
+        ValueError: No layer, graphons mixed with masks, or sides that do not fit.
 
     >>> input_path_density([torch.tensor([[1, 0], [1, 1]]), torch.tensor([[1, 0]])])
     tensor([0.5000, 0.0000], dtype=torch.float64)
@@ -37,7 +39,7 @@ def input_path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> Tens
     _check_chain(chain)
     share = torch.ones(chain[-1].shape[0], dtype=torch.float64, device=chain[-1].device)
     for layer in reversed(chain):
-        share = _back(layer, share)
+        share = _mean_over_outputs(layer, share)
     return share
 
 
@@ -48,7 +50,7 @@ def _check_chain(layers: Sequence[StepGraphon | Tensor]) -> None:
     for index, (before, after) in enumerate(pairwise(layers)):
         fits = before.shape[0] == after.shape[1]
         if fits and isinstance(before, StepGraphon) and isinstance(after, StepGraphon):
-            fits = same(before.row_measure, after.col_measure)
+            fits = same_partition(before.row_measure, after.col_measure)
         if not fits:
             raise ValueError(
                 f"the outputs of layer {index} ({before.shape[0]}) are not the inputs of layer {index + 1} "
@@ -57,7 +59,7 @@ def _check_chain(layers: Sequence[StepGraphon | Tensor]) -> None:
             )
 
 
-def _back(layer: StepGraphon | Tensor, share: Tensor) -> Tensor:
+def _mean_over_outputs(layer: StepGraphon | Tensor, share: Tensor) -> Tensor:
     """Mean over the outputs of a layer of `share` along its edges."""
     if isinstance(layer, StepGraphon):
         return layer.to(dtype=torch.float64).apply_adjoint(share)
@@ -68,31 +70,28 @@ def _back(layer: StepGraphon | Tensor, share: Tensor) -> Tensor:
     return total / graph.shape[0]
 
 
-RELEVANCES = ("mean_difference", "correlation_ratio")
-
-
-def coordinate_relevance(x: Tensor, labels: Tensor, kind: str = "mean_difference") -> Tensor:
-    """How much each input coordinate says of the class, by itself.
+def coordinate_relevance(x: Tensor, labels: Tensor, kind: Relevance = "mean_difference") -> Tensor:
+    """How much each input coordinate alone tells about the class.
 
     Args:
-        x: samples [N, ...], flattened to [N, d].
-        labels: class numbers [N].
+        x: Samples [N, ...], flattened to [N, d].
+        labels: Class numbers [N].
         kind: "mean_difference" is the standard deviation of the class means, weighted by class: for two equally
             frequent classes half of the absolute difference of their means, in the units of the input.
             "correlation_ratio" is Fisher's η², the share of the coordinate's variance that lies between the
-            classes, in [0, 1]; 0 for a constant coordinate. The kernel of a network feels the scale of an
-            input, so the first is the one to compare with path densities.
+            classes, in [0, 1]; 0 for a constant coordinate. A network's kernel depends on the scale of an input, so
+            compare path densities with the first.
 
     Returns:
-        float64 [d], not negative, finite.
+        Float64 [d], not negative, finite.
 
     Raises:
-        ValueError: an unknown kind, labels that are not [N] whole numbers, or a single class.
+        ValueError: An unknown kind, labels that are not [N] whole numbers, or a single class.
 
     >>> coordinate_relevance(torch.tensor([[0.0, 3.0], [1.0, 3.0]]), torch.tensor([0, 1]))
     tensor([0.5000, 0.0000], dtype=torch.float64)
     """
-    check_choice("kind", kind, RELEVANCES)
+    check_choice("kind", kind, get_args(Relevance))
     if labels.shape != x.shape[:1] or labels.is_floating_point():
         raise ValueError(f"labels must be class numbers [{len(x)}], got {tuple(labels.shape)} of {labels.dtype}")
     centred = x.detach().flatten(1).to(torch.float64)

@@ -1,4 +1,4 @@
-"""Graphons that scores predict before any mask is drawn."""
+"""Graphons predicted from scores, before any mask is made."""
 
 from lightning_graphon.graphon.limits.factorised_saliency import (
     FactorisedSaliency,
@@ -8,10 +8,4 @@ from lightning_graphon.graphon.limits.factorised_saliency import (
 )
 from lightning_graphon.graphon.limits.scaled_saliency import ScaledSaliency
 
-__all__ = [
-    "FactorisedSaliency",
-    "ScaledSaliency",
-    "fit_factorised_saliency",
-    "limit_distances",
-    "predicted_graphons",
-]
+__all__ = ["FactorisedSaliency", "ScaledSaliency", "fit_factorised_saliency", "limit_distances", "predicted_graphons"]

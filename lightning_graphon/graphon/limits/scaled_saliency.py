@@ -1,4 +1,4 @@
-"""Scores that are a known scale times i.i.d. noise: thresholds, keep probabilities and the graphon they imply."""
+"""Scores that are a known scale times i.i.d. noise: thresholds, probabilities to be kept, and the graphon."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.choices import Order
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.estimate import estimate_graphon
 
+# Quantiles that represent a distribution: probabilities are exact to about 1 / RESOLUTION = 6e-5.
 RESOLUTION = 1 << 14
-"""Quantiles that stand for a law: probabilities are certain to about 1 / RESOLUTION = 6e-5."""
 
 
 class Threshold(NamedTuple):
-    """Scores above `high` stay, and of those in (low, high] the fraction `share`.
+    """Scores above `high` are kept, and of those in (low, high] the fraction `share`.
 
-    `low` and `high` are neighbours in floating point, so `share` only matters where many scores are equal.
+    `low` and `high` are neighbouring floating-point numbers, so `share` only matters where many scores are equal.
     """
 
     low: float
@@ -30,16 +31,16 @@ class Threshold(NamedTuple):
 class ScaledSaliency:
     """Scores S_ij = s_ij ξ_ij with scales s and noise ξ that is i.i.d. and independent of them.
 
-    What is kept at the threshold τ is then random with P(M_ij = 1) = P(ξ > τ / s_ij), independently. A weight's
-    score |w · ∂L/∂w| has this form with s = |∂L/∂w| and ξ = |w| as far as the gradient does not depend on that very
-    weight, which it does less and less as the layer widens.
+    At the threshold τ weights are kept independently with P(M_ij = 1) = P(ξ > τ / s_ij). SNIP's score |w · ∂L/∂w|
+    has this form with s = |∂L/∂w| and ξ = |w| if the gradient does not depend on the weight itself; that dependence
+    vanishes as the layer widens.
 
     Args:
-        scales: [out, in, *taps], finite and not negative; zero where the score is zero whatever the noise.
-        noise: sample [k] of ξ, in any order; it may be signed.
+        scales: Scales [out, in, *taps], finite and not negative; zero where the score is always zero.
+        noise: Sample [k] of ξ, in any order; it may be signed.
 
     Raises:
-        ValueError: a scale is negative or not finite, the noise is empty or not finite.
+        ValueError: A scale is negative or not finite, the noise is empty or not finite.
 
     Example:
         >>> S = ScaledSaliency(torch.tensor([[2.0, 1.0], [1.0, 0.0]]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
@@ -51,23 +52,23 @@ class ScaledSaliency:
     noise: Tensor
 
     def __post_init__(self) -> None:
-        scales = checked("scales", self.scales, dims=2)
+        scales = finite_float64("scales", self.scales, dims=2)
         if bool((scales < 0).any()):
             raise ValueError(f"scales must not be negative, got {float(scales.min())}: pass absolute values")
+        # The dataclass is frozen.
         object.__setattr__(self, "scales", scales)
-        object.__setattr__(self, "noise", quantiles(checked("noise", self.noise)))
+        object.__setattr__(self, "noise", quantiles(finite_float64("noise", self.noise)))
 
     @classmethod
-    def from_sides(cls, deltas: Tensor, inputs: Tensor, weight: Tensor) -> "ScaledSaliency":
-        """SNIP's score of a linear layer, |w| · |Σ_b δ_b h_b|, from the two sides of its gradient.
+    def from_gradient_factors(cls, deltas: Tensor, inputs: Tensor, weight: Tensor) -> "ScaledSaliency":
+        """SNIP's score of a linear layer, |w| · |Σ_b δ_b h_b|, from the two factors of its gradient.
 
-        With one sample the scale is a product a_i b_j, the factorised model itself; with B samples it has rank at
-        most B.
+        With one sample the scale is a product a_i b_j, the factorised model; with B samples it has rank B at most.
 
         Args:
-            deltas: [batch, out], derivatives of the loss with respect to the layer's outputs.
-            inputs: [batch, in], what the layer is given.
-            weight: [out, in], whose absolute values are the noise.
+            deltas: Derivatives of the loss [batch, out] with respect to the layer's outputs.
+            inputs: The layer's inputs [batch, in].
+            weight: Weight [out, in], whose absolute values are the noise.
         """
         return cls((deltas.double().T @ inputs.double()).abs(), weight.detach().abs())
 
@@ -79,11 +80,11 @@ class ScaledSaliency:
     def probabilities(self, threshold: float | Threshold) -> Tensor:
         """P(S_ij > threshold), float64 of the scores' shape."""
         if not isinstance(threshold, Threshold):
-            return exceed(self.noise, self.scales, threshold)
-        above = exceed(self.noise, self.scales, threshold.high)
+            return exceedance(self.noise, self.scales, threshold)
+        above = exceedance(self.noise, self.scales, threshold.high)
         if threshold.share == 0:
             return above
-        return above.lerp(exceed(self.noise, self.scales, threshold.low), threshold.share)
+        return above.lerp(exceedance(self.noise, self.scales, threshold.low), threshold.share)
 
     def threshold(self, density: float) -> Threshold:
         """The threshold that keeps this fraction of the layer.
@@ -99,21 +100,21 @@ class ScaledSaliency:
         density: float | None = None,
         threshold: float | Threshold | None = None,
         bins: int | Sequence[int] = 64,
-        order: str = "degree",
+        order: Order = "degree",
     ) -> StepGraphon:
         """The limit of the masks: W(u, v) = P(S > τ), averaged over the cells of a grid.
 
         Args:
-            density: fraction kept in this layer; or
-            threshold: what is kept where one threshold serves several layers, see `predicted_graphons`.
-            bins: cells of each axis, or a pair (rows, columns), as in `estimate_graphon`.
+            density: Fraction kept in this layer.
+            threshold: The alternative, where one threshold serves several layers; see `predicted_graphons`.
+            bins: Cells of each axis, or a pair (rows, columns), as in `estimate_graphon`.
             order: "degree" sorts both axes by expected degree, descending; "none" keeps the order of the units.
 
         Returns:
             Values and measures, float64. The taps of a convolution are averaged.
 
         Raises:
-            ValueError: not exactly one of `density` and `threshold`, or one of them is out of range.
+            ValueError: Not exactly one of `density` and `threshold`, or one of them is out of range.
         """
         if (density is None) == (threshold is None):
             raise ValueError(f"give one of density and threshold, got density={density!r}, threshold={threshold!r}")
@@ -127,8 +128,7 @@ class ScaledSaliency:
 def common_threshold(layers: Sequence[ScaledSaliency], density: float) -> Threshold:
     """The one threshold that keeps the fraction `density` of all entries of all layers.
 
-    Found by bisection over the floating-point numbers themselves, so that any scale and sign of the scores will do.
-    Where more than the rest has one and the same score, `share` says how much of it stays.
+    Where many scores equal the threshold, its `share` says how much of them is kept.
 
     Raises:
         ValueError: `density` is not in [0, 1].
@@ -139,35 +139,37 @@ def common_threshold(layers: Sequence[ScaledSaliency], density: float) -> Thresh
     scales = [quantiles(layer.scales.flatten()) for layer in layers]
 
     def kept(threshold: float) -> float:
-        means = [float(exceed(layer.noise, s, threshold).mean()) for layer, s in zip(layers, scales, strict=True)]
+        means = [float(exceedance(layer.noise, s, threshold).mean()) for layer, s in zip(layers, scales, strict=True)]
         return sum(n * p for n, p in zip(entries, means, strict=True)) / sum(entries)
 
-    low, high = _rank(-_HUGE), _rank(_HUGE)
+    # Bisection over the floating-point numbers in their order: scores may have any scale and sign.
+    low, high = _float_index(-_LARGEST), _float_index(_LARGEST)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if kept(_number(middle)) > density else (low, middle)
-    below, above = kept(_number(low)), kept(_number(high))
+        low, high = (middle, high) if kept(_float_at(middle)) > density else (low, middle)
+    below, above = kept(_float_at(low)), kept(_float_at(high))
     share = (density - above) / (below - above) if below > above else 0.0
-    # A jump of less than the resolution is no tie, and half the work without it.
-    return Threshold(_number(low), _number(high), share if below - above > 1 / RESOLUTION else 0.0)
+    # A jump below the resolution is not a tie, and without a share half the work is saved.
+    return Threshold(_float_at(low), _float_at(high), share if below - above > 1 / RESOLUTION else 0.0)
 
 
-_HUGE = torch.finfo(torch.float64).max
+_LARGEST = torch.finfo(torch.float64).max
 
 
-def _rank(number: float) -> int:
-    """Place of a float64 in the order of all float64."""
+def _float_index(number: float) -> int:
+    """Index of a float64 in the order of all float64, 0 for zero."""
+    # Read as integers the bits of floats are ordered by magnitude; the sign is a bit of its own.
     bits = int(torch.tensor(number, dtype=torch.float64).view(torch.int64))
     return bits if bits >= 0 else -(bits & 0x7FFF_FFFF_FFFF_FFFF)
 
 
-def _number(rank: int) -> float:
-    """The float64 at that place."""
-    magnitude = float(torch.tensor(abs(rank), dtype=torch.int64).view(torch.float64))
-    return magnitude if rank >= 0 else -magnitude
+def _float_at(index: int) -> float:
+    """The float64 with this index."""
+    magnitude = float(torch.tensor(abs(index), dtype=torch.int64).view(torch.float64))
+    return magnitude if index >= 0 else -magnitude
 
 
-def exceed(noise: Tensor, scales: Tensor, threshold: float) -> Tensor:
+def exceedance(noise: Tensor, scales: Tensor, threshold: float) -> Tensor:
     """P(s ξ > threshold) for every scale s, from a sorted sample of ξ."""
     cuts = threshold / scales
     above = len(noise) - torch.searchsorted(noise, cuts.contiguous(), right=True)
@@ -176,8 +178,8 @@ def exceed(noise: Tensor, scales: Tensor, threshold: float) -> Tensor:
 
 
 def quantiles(sample: Tensor) -> Tensor:
-    """The sample [k] in ascending order, or RESOLUTION of its quantiles at the middle of equal shares."""
-    # numpy sorts floats with vector instructions, four times as fast as torch on one core
+    """The sample [k] in ascending order; of a longer one RESOLUTION quantiles, at the middle of equal shares."""
+    # numpy sorts floats with vector instructions, four times as fast as torch on one core.
     ordered = torch.from_numpy(np.sort(sample.flatten().cpu().numpy())).to(sample.device)
     if len(ordered) <= RESOLUTION:
         return ordered
@@ -185,11 +187,11 @@ def quantiles(sample: Tensor) -> Tensor:
     return ordered[middle.long().to(ordered.device)]
 
 
-def checked(name: str, values: Tensor, dims: int = 1) -> Tensor:
+def finite_float64(name: str, values: Tensor, dims: int = 1) -> Tensor:
     """Detached float64, finite, not empty, with at least `dims` axes.
 
     Raises:
-        ValueError: it is not.
+        ValueError: It is not all of this.
     """
     values = values.detach()
     values = values.to("cpu" if values.device.type == "mps" else values.device, torch.float64)

@@ -1,4 +1,4 @@
-"""Exact counts of edges, cherries and four-cycles of a 0/1 mask, in blocks."""
+"""Exact counts of edges, cherries and four-cycles of a 0/1 mask."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +8,14 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-_BLOCK = 1024
+_BLOCK = 1024  # rows at a time
 
 
 def as_biadjacency(mask: Tensor) -> Tensor:
     """The mask as bool [out, in · taps].
 
     Raises:
-        ValueError: fewer than two axes, an empty axis, or entries that are neither 0 nor 1.
+        ValueError: Fewer than two axes, an empty axis, or entries that are neither 0 nor 1.
     """
     if mask.ndim < 2 or 0 in mask.shape:
         raise ValueError(f"a mask must be [out, in, *taps] with no empty axis, got shape {tuple(mask.shape)}")
@@ -38,10 +38,8 @@ def degrees(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def square_sum(mask: Tensor) -> float:
-    """‖M Mᵀ‖²_F, the number of closed walks of length four, by blocks of the smaller side.
-
-    Float32 products of 0/1 numbers are exact integers up to 2²⁴ columns (also in TF32).
-    """
+    """‖M Mᵀ‖²_F, the number of closed walks of length four, by blocks of the smaller side."""
+    # Float32 products of 0/1 numbers are exact integers up to 2²⁴ columns, also in TF32.
     if mask.shape[0] > mask.shape[1]:
         mask = mask.T
     total = 0.0
@@ -54,21 +52,20 @@ def square_sum(mask: Tensor) -> float:
 
 
 def edge_products(mask: Tensor, rows: Tensor, cols: Tensor) -> float:
-    """Σ over edges of row degree times column degree."""
+    """Sum over edges of row degree times column degree."""
     blocks = zip(mask.split(_BLOCK), rows.split(_BLOCK), strict=True)
     return sum(float(d @ (part.to(torch.float64) @ cols)) for part, d in blocks)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What all densities of edges, cherries and four-cycles of a 0/1 mask are made of.
+    """Counts in a 0/1 mask that determine its densities of edges, cherries and four-cycles.
 
-    Of many masks with as many edges at once, every number but m, n and `edges` is a float64 array with one entry a
-    mask.
+    For several masks with the same number of edges the last four are float64 arrays, one entry per mask.
 
     Attributes:
-        m: number of rows.
-        n: number of columns.
+        m: Number of rows.
+        n: Number of columns.
         edges: Σ M_ij.
         row_square: Σ d_i², d the row degrees.
         col_square: Σ k_j², k the column degrees.
@@ -99,33 +96,25 @@ class Counts:
         )
 
     @classmethod
-    def of_edges(cls, edges: np.ndarray, m: int, n: int) -> "Counts":
-        """Count from the flat positions of the edges of a sparse matrix [m, n]."""
+    def from_edges(cls, edges: np.ndarray, m: int, n: int) -> "Counts":
+        """Count in a sparse matrix [m, n] from the flat indices of its edges."""
         i, j = np.divmod(edges, n)
         rows, cols = (np.bincount(x, minlength=k).astype(np.float64) for x, k in ((i, m), (j, n)))
         matrix = sparse.csr_matrix((np.ones(len(i)), (i, j)), shape=(m, n))
         gram = matrix @ matrix.T if m <= n else matrix.T @ matrix
         return cls(
-            m,
-            n,
-            len(i),
-            float(rows @ rows),
-            float(cols @ cols),
-            float(rows[i] @ cols[j]),
-            float(gram.data @ gram.data),
+            m, n, len(i), float(rows @ rows), float(cols @ cols), float(rows[i] @ cols[j]), float(gram.data @ gram.data)
         )
 
     @classmethod
-    def of_many(cls, edges: np.ndarray, m: int, n: int) -> "Counts":
-        """Count in k small matrices [m, n] at once, from the flat positions [k, edges] of their edges.
-
-        All sums are integers below 2²⁴ in float32, or in float64.
-        """
+    def from_many(cls, edges: np.ndarray, m: int, n: int) -> "Counts":
+        """Count in k small matrices [m, n] at once, from the flat indices [k, edges] of their edges."""
+        # Float32 where all sums are integers below 2²⁴, else float64.
         masks = torch.zeros(len(edges), m * n).scatter_(1, torch.from_numpy(edges), 1.0).view(-1, m, n)
         rows, cols = masks.sum(2), masks.sum(1)
         gram = masks @ masks.mT if m <= n else masks.mT @ masks
-        through = (rows[:, None] @ masks)[:, 0]
-        sums = (rows * rows, cols * cols, through * cols.double(), gram.flatten(1).double().square_())
+        row_degree_sums = (rows[:, None] @ masks)[:, 0]  # of the neighbours of each column
+        sums = (rows * rows, cols * cols, row_degree_sums * cols.double(), gram.flatten(1).double().square_())
         return cls(m, n, edges.shape[1], *(total.double().sum(1).numpy() for total in sums))
 
     def complement(self) -> "Counts":
@@ -135,13 +124,14 @@ class Counts:
         row_square = m * n * n - 2 * n * edges + self.row_square
         col_square = n * m * m - 2 * m * edges + self.col_square
         products = absent**2 - n * m * edges + n * self.col_square + m * self.row_square - self.products
-        # Σ (n − d_i − d_i' + c)², c the common neighbours of rows i and i'
+        # Rows i and i' of the complement share n − d_i − d_i' + c columns, c the common neighbours: sum the squares.
         walks = (m * n) ** 2 - 4 * m * n * edges + 2 * edges**2 + self.walks
         walks += 2 * m * self.row_square + 2 * n * self.col_square - 4 * self.products
         return Counts(m, n, absent, row_square, col_square, products, walks)
 
     def cycles(self) -> float:
-        """Ordered four-cycles with distinct rows and distinct columns; 4 times the number of cycles."""
+        """Ordered four-cycles with distinct rows and distinct columns, four per cycle."""
+        # Closed walks less those with equal rows or equal columns; those with both were subtracted twice.
         cycles: float = self.walks - self.row_square - self.col_square + self.edges
         return cycles
 
@@ -149,7 +139,8 @@ class Counts:
         """Σ X_ij X_i'j X_ij' X_i'j' over i ≠ i', j ≠ j', with X = M − p centred at the density p."""
         m, n, p = self.m, self.n, self.edges / (self.m * self.n)
         flat = n * p * p
-        # Σ over all i, i' of (c − p (d_i + d_i') + n p²)², c the common neighbours
+        # All i, i': the sum of (c − p (d_i + d_i') + n p²)², c the common neighbours. Then the terms with i = i' or
+        # j = j' are subtracted, and those with both, subtracted twice, are added again.
         total = self.walks - 4 * p * self.products + 2 * flat * self.col_square
         total += p * p * (2 * m * self.row_square + 2 * self.edges**2) - 4 * p * flat * m * self.edges
         total += m * m * flat * flat

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Counting
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 from lightning_graphon.graphon.motifs.counts import Counts, as_biadjacency
@@ -16,10 +19,10 @@ class MotifDensities:
     """Densities t(F) of an edge, the two cherries and the four-cycle of a bipartite graph.
 
     Attributes:
-        edge: t(K2), the density.
-        row_cherry: two edges that meet in a row (output): ∫ (∫ W dv)² du.
-        col_cherry: two edges that meet in a column (input): ∫ (∫ W du)² dv.
-        c4: two rows and two columns with all four edges; the sum of the fourth powers of W's singular values.
+        edge: Density of edges, t(K2).
+        row_cherry: Two edges that meet in a row (output): ∫ (∫ W dv)² du.
+        col_cherry: Two edges that meet in a column (input): ∫ (∫ W du)² dv.
+        c4: Two rows and two columns with all four edges: the sum of the fourth powers of W's singular values.
         counting: "distinct" or "homomorphism", whether the vertices of a motif must differ.
     """
 
@@ -31,57 +34,54 @@ class MotifDensities:
 
     @property
     def c4_ratio(self) -> float:
-        """t(C4) / t(K2)⁴, at least 1 for a graphon, 1 just for the constant one; 1 for an empty mask."""
+        """The ratio t(C4) / t(K2)⁴, at least 1 for a graphon, 1 only for the constant one; 1 for an empty mask."""
         return self.c4 / self.edge**4 if self.edge > 0 else 1.0
 
     @property
     def row_degree_cv(self) -> float:
         """Coefficient of variation of the degree function of the rows, 0 for a constant graphon."""
-        return _cv(self.row_cherry, self.edge)
+        return _coefficient_of_variation(self.row_cherry, self.edge)
 
     @property
     def col_degree_cv(self) -> float:
         """Coefficient of variation of the degree function of the columns."""
-        return _cv(self.col_cherry, self.edge)
+        return _coefficient_of_variation(self.col_cherry, self.edge)
 
 
-def motif_densities(graph: Tensor | StepGraphon, *, counting: str = "distinct") -> MotifDensities:
+def motif_densities(graph: Tensor | StepGraphon, *, counting: Counting = "distinct") -> MotifDensities:
     """t(edge), t(cherry) of both sides and t(C4).
 
-    For a mask the counts are exact integers. `counting="distinct"` takes motifs with different vertices over
-    the number of places for them: unbiased for the graphon that the mask was drawn from, and C4 ≈ edge⁴ for a
-    random mask of any size. `counting="homomorphism"` lets vertices coincide, as in the definition of
-    t(F, W) for the mask's own step graphon (Lovász 2012, Section 5.2); it differs from the former by
-    terms of order 1/side. For a StepGraphon, a limit object, both are the same integrals.
+    `counting="distinct"` divides the number of motifs with different vertices by the number of places for them: it is
+    unbiased for the graphon that the mask was drawn from, and C4 ≈ edge⁴ for a random mask of any size.
+    `counting="homomorphism"` lets vertices coincide, as in the definition of t(F, W) for the mask's own step graphon
+    (Lovász 2012, Section 5.2). The two differ by terms of order 1/side; for a StepGraphon they are the same.
 
     Args:
         graph: 0/1 mask [out, in], or [out, in, *taps] read as [out, in · taps]; or a StepGraphon.
         counting: "distinct" or "homomorphism".
 
     Raises:
-        ValueError: unknown `counting`; a mask with an empty axis or with entries other than 0 and 1.
+        ValueError: Unknown `counting`; a mask with an empty axis or with entries other than 0 and 1.
 
     Example:
         >>> import torch
         >>> motif_densities(torch.tensor([[1, 1], [1, 0]], dtype=torch.bool)).row_cherry
         0.5
     """
-    if counting not in ("distinct", "homomorphism"):
-        raise ValueError(f"counting must be 'distinct' or 'homomorphism', got {counting!r}")
+    check_choice("counting", counting, get_args(Counting))
     if isinstance(graph, StepGraphon):
-        return _of_graphon(graph, counting)
+        return _from_graphon(graph, counting)
     return from_counts(Counts.from_mask(as_biadjacency(graph)), counting)
 
 
 def path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> float:
-    """Share of the possible input-output paths that are there: the mean of the product of the layers.
+    """Share of all possible input-output paths that a network has: the mean of the product of the layers.
 
     Args:
-        layers: StepGraphons or 0/1 masks [out, in], input side first. Masks are counted exactly; a mask with
-            taps enters with the mean over its taps.
+        layers: StepGraphons or 0/1 masks [out, in], input side first; a mask with taps enters with its mean over them.
 
     Raises:
-        ValueError: no layer, or masks whose sides do not fit.
+        ValueError: No layer, or masks whose sides do not fit.
 
     Example:
         >>> path_density([StepGraphon([[0.5]]), StepGraphon([[0.2]])])
@@ -112,7 +112,7 @@ def _mask_path_density(masks: Sequence[Tensor]) -> float:
     return float(share.mean())
 
 
-def _of_graphon(graph: StepGraphon, counting: str) -> MotifDensities:
+def _from_graphon(graph: StepGraphon, counting: str) -> MotifDensities:
     graph = graph.to(dtype=torch.float64)
     return MotifDensities(
         edge=graph.density,
@@ -129,11 +129,7 @@ def from_counts(count: Counts, counting: str = "distinct") -> MotifDensities:
     edge = count.edges / (m * n)
     if counting == "homomorphism":
         return MotifDensities(
-            edge,
-            count.row_square / (m * n**2),
-            count.col_square / (m**2 * n),
-            count.walks / (m * n) ** 2,
-            counting,
+            edge, count.row_square / (m * n**2), count.col_square / (m**2 * n), count.walks / (m * n) ** 2, counting
         )
     return MotifDensities(
         edge=edge,
@@ -148,5 +144,6 @@ def _ratio(count: float, places: int) -> float:
     return count / places if places else 0.0
 
 
-def _cv(cherry: float, edge: float) -> float:
+def _coefficient_of_variation(cherry: float, edge: float) -> float:
+    # Negative for unbiased counts where degrees vary less than chance; then there is no variation to report.
     return max(cherry / edge**2 - 1, 0.0) ** 0.5 if edge > 0 else 0.0

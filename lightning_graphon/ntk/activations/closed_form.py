@@ -25,8 +25,9 @@ class Erf(DualActivation):
 
     def covariance(self, qx: Tensor, qy: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E[φφ'] and E[φ̇φ̇'], centred."""
-        slack = safe_sqrt(1 + 2 * (qx + qy) + 4 * determinant(qx, qy, k))
-        return 2 / math.pi * torch.atan2(2 * k, slack), 4 / math.pi / slack
+        # arcsin(2k / √((1 + 2q)(1 + 2q'))), as an arctangent of the determinant: exact for equal rows.
+        root = safe_sqrt(1 + 2 * (qx + qy) + 4 * determinant(qx, qy, k))
+        return 2 / math.pi * torch.atan2(2 * k, root), 4 / math.pi / root
 
 
 class GELU(DualActivation):
@@ -46,11 +47,11 @@ class GELU(DualActivation):
     def covariance(self, qx: Tensor, qy: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E[φφ'] and E[φ̇φ̇'], centred."""
         outer, product, k2 = (1 + qx) * (1 + qy), qx * qy, k * k
-        slack2 = 1 + qx + qy + determinant(qx, qy, k)
-        slack = safe_sqrt(slack2)
-        angle = torch.atan2(k, slack)
-        value = (k2 + product * slack2) / (outer * slack) + k * angle
-        slope = k / slack * ((3 + qx + qy + k2 / slack2) / outer) + angle
+        inner = 1 + qx + qy + determinant(qx, qy, k)  # (1 + q)(1 + q') - k² without its cancellation
+        root = safe_sqrt(inner)
+        angle = torch.atan2(k, root)
+        value = (k2 + product * inner) / (outer * root) + k * angle
+        slope = k / root * ((3 + qx + qy + k2 / inner) / outer) + angle
         return value / (2 * math.pi) + k / 4, slope / (2 * math.pi) + 0.25
 
 
@@ -58,9 +59,9 @@ class Sin(DualActivation):
     """φ(z) = sin(frequency · z + phase); `Sin(phase=π/2)` is the cosine.
 
     Args:
-        frequency: angular frequency.
-        phase: in radians.
-        name: shown in messages.
+        frequency: Angular frequency.
+        phase: Phase in radians.
+        name: Name in messages.
 
     >>> zero = torch.zeros(1, dtype=torch.float64)
     >>> [v.item() for v in Sin().covariance(zero, zero, zero)]
@@ -79,10 +80,10 @@ class Sin(DualActivation):
         square, turn = self.frequency**2, math.cos(2 * self.phase)
         near = torch.exp(-0.5 * square * (qx + qy - 2 * k))
         far = torch.exp(-0.5 * square * (qx + qy + 2 * k))
-        # near - far, each side of k = 0 from the larger one, so that small variances keep their digits.
+        # near - far by expm1 from the larger of the two, so that small variances keep their digits.
         above, below = torch.where(k > 0, k, 0), torch.where(k > 0, 0, k)
-        odd = torch.where(k > 0, -near * torch.expm1(-2 * square * above), far * torch.expm1(2 * square * below))
-        return 0.5 * ((1 - turn) * near + turn * odd), 0.5 * square * (near + turn * far)
+        difference = torch.where(k > 0, -near * torch.expm1(-2 * square * above), far * torch.expm1(2 * square * below))
+        return 0.5 * ((1 - turn) * near + turn * difference), 0.5 * square * (near + turn * far)
 
 
 class Exp(DualActivation):
@@ -140,5 +141,6 @@ class Gaussian(DualActivation):
 
     def covariance(self, qx: Tensor, qy: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E[φφ'] and E[φ̇φ̇'], centred."""
+        # A Gaussian integral: the inverse root of det(1 + 2Σ) with the covariance Σ of (z, z').
         inner = 1 + 2 * (qx + qy) + 4 * determinant(qx, qy, k)
         return inner.rsqrt(), 4 * k * inner.pow(-1.5)

@@ -1,9 +1,9 @@
-r"""Piecewise linear activations, exactly: ReLU, LeakyReLU, abs, identity, Hardtanh, ReLU6, ...
+r"""Piecewise linear activations in closed form: ReLU, LeakyReLU, abs, identity, Hardtanh, ReLU6, ...
 
 The centred kernels of the ReLU family are the arc-cosine kernels of order 1 and 0 (Cho & Saul 2009), written
 with :math:`θ = 2\,\mathrm{atan2}(\sin θ/2, \cos θ/2)` from squared distances: finite with finite gradients
-for equal, opposite and zero rows, and without cancellation for near-duplicates. Any knots and any means go
-through bivariate normal probabilities.
+for equal, opposite and zero rows, and without cancellation for near-duplicates. All other cases use bivariate normal
+probabilities.
 """
 
 import math
@@ -20,10 +20,10 @@ class PiecewiseLinear(DualActivation):
     """φ(z) = constant + slope · z + Σᵢ bendᵢ · (z - knotᵢ)₊, centred or not, in closed form.
 
     Args:
-        constant: φ's constant term.
-        slope: slope left of every knot.
-        bends: pairs (knot, change of slope).
-        name: shown in messages.
+        constant: Constant term.
+        slope: Slope left of every knot.
+        bends: Pairs (knot, change of slope).
+        name: Name in messages.
 
     >>> hardtanh = PiecewiseLinear(-1.0, 0.0, [(-1.0, 1.0), (1.0, -1.0)], name="hardtanh")
     >>> hardtanh.forward(torch.tensor([-3.0, 0.5, 2.0]))
@@ -51,6 +51,7 @@ class PiecewiseLinear(DualActivation):
         meanx, slopex = self.shifted_mean(mx, qx)
         meany, slopey = self.shifted_mean(my, qy)
         bentx, benty = meanx - self.constant - self.slope * mx, meany - self.constant - self.slope * my
+        # Stein's lemma, E[z φ(z')] = E[z] E[φ(z')] + k E[φ'(z')], for the linear part times the bends.
         pair = NormalPair(mx, my, qx, qy, k)
         value = self.constant * (meanx + meany - self.constant) + self.slope**2 * (k + mx * my)
         value = value + self.slope * (mx * benty + k * (slopey - self.slope))
@@ -76,9 +77,9 @@ class ReLULike(PiecewiseLinear):
     """φ(z) = positive · max(z, 0) + negative · min(z, 0): ReLU (0, 1), abs (-1, 1), identity (1, 1), LeakyReLU.
 
     Args:
-        negative: slope for z < 0.
-        positive: slope for z > 0.
-        name: shown in messages.
+        negative: Slope for z < 0.
+        positive: Slope for z > 0.
+        name: Name in messages.
 
     >>> relu = ReLULike(0.0, 1.0)
     >>> q = torch.ones(1, dtype=torch.float64)
@@ -98,17 +99,17 @@ class ReLULike(PiecewiseLinear):
 
     def covariance(self, qx: Tensor, qy: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E[φφ'] and E[φ̇φ̇'], centred."""
-        distance, kappa_dot = self.pair(qx, qy, qx + qy - 2 * k)
+        distance, kappa_dot = self.squared_distance(qx, qy, qx + qy - 2 * k)
         return 0.5 * (self.second_moment(qx) + self.second_moment(qy) - distance), kappa_dot
 
-    def pair(self, qx: Tensor, qy: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+    def squared_distance(self, qx: Tensor, qy: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distance after the activation and E[φ̇φ̇'], centred."""
         m2, h2 = self._mean**2, self._half**2
         if h2 == 0:
             return m2 * distance, torch.full_like(distance, m2)
         chord, cap, norms, half = _angle(qx, qy, distance)
-        # |z||z'|(sin θ - θ cos θ) is O(θ³) of it; both terms times two here.
-        product = chord * cap  # not negative: without a gradient a plain root will do
+        # The kink adds |z||z'|(sin θ - θ cos θ), which is O(θ³); both terms are times two here.
+        product = chord * cap  # not negative, so a plain root will do where there is no gradient
         sine = safe_sqrt(product) if product.requires_grad else product.sqrt_()
         bulge = torch.addcmul(sine, norms.sub(chord, alpha=2), half, value=-1)
         after = ((m2 + h2) * distance).sub_(bulge, alpha=2 * h2 / math.pi)
@@ -116,17 +117,15 @@ class ReLULike(PiecewiseLinear):
 
 
 def _angle(qx: Tensor, qy: Tensor, distance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of two vectors with the angle θ: 4|z||z'| sin²(θ/2), 4|z||z'| cos²(θ/2), 4|z||z'| and θ/2.
-
-    Zero rows count as orthogonal.
-    """
+    """4|z||z'| sin²(θ/2), 4|z||z'| cos²(θ/2), 4|z||z'| and θ/2 of two vectors with the angle θ."""
+    # |z - z'|² = (|z| - |z'|)² + 4|z||z'| sin²(θ/2), from which the chord keeps its digits at small angles.
     rootx, rooty = safe_sqrt(qx), safe_sqrt(qy)
     norms, apart = 4 * rootx * rooty, rootx - rooty
     chord = torch.addcmul(distance, apart, apart, value=-1).clamp_min_(0)  # negative only by rounding, as is the cap
     cap = (norms - chord).clamp_min_(0)
     half = _half_angle(chord, cap)
     if bool(qx.detach().amin() * qy.detach().amin() <= 0):
-        half = torch.where(norms <= 0, 0.25 * math.pi, half)
+        half = torch.where(norms <= 0, 0.25 * math.pi, half)  # zero rows count as orthogonal
     return chord, cap, norms, half
 
 
@@ -136,7 +135,7 @@ def half_angle(qx: Tensor, qy: Tensor, distance: Tensor) -> Tensor:
 
 
 def _half_angle(chord: Tensor, cap: Tensor) -> Tensor:
-    """atan √(chord/cap); atan2, which is three times slower, only where its gradient at opposite rows is needed."""
+    """atan √(chord/cap); atan2, three times slower, only where its gradient at opposite rows is needed."""
     if chord.requires_grad and torch.is_grad_enabled():
         return torch.atan2(safe_sqrt(chord), safe_sqrt(cap))
     return (chord / cap).sqrt_().atan_()

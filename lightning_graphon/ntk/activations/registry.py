@@ -1,4 +1,4 @@
-"""From what users write (a name, a torch function, a module) to a dual activation, and the registry of names."""
+"""Dual activations by name, torch function or module, and the registry of names."""
 
 from collections.abc import Callable
 
@@ -54,14 +54,14 @@ def register_activation(name: str, activation: DualActivation | Callable[[Tensor
     """Give a name to an activation, so that `graphon_ntk(..., activation=name)` finds it.
 
     Args:
-        name: any string that is not taken.
-        activation: a `DualActivation`, or an elementwise torch function (then a Hermite series is used).
+        name: A name that is not taken.
+        activation: A `DualActivation`, or an elementwise torch function, for which a Hermite series is used.
 
     Returns:
         The dual activation under that name.
 
     Raises:
-        ValueError: the name is taken by another activation.
+        ValueError: The name is taken by another activation.
 
     >>> register_activation("sinc", torch.sinc)
     HermiteDual('sinc')
@@ -75,28 +75,23 @@ def register_activation(name: str, activation: DualActivation | Callable[[Tensor
 
 
 def unregister_activation(name: str) -> None:
-    """Forget a name given by `register_activation`.
+    """Remove a name given by `register_activation`.
 
     Raises:
-        KeyError: there is no such name.
+        KeyError: The name is not registered.
     """
     del _REGISTRY[name]
 
 
 def dual_activation(activation: ActivationLike) -> DualActivation:
-    """Resolve a name, torch function, module or dual activation.
-
-    Closed forms are used where they are known, otherwise a Hermite series of the function itself.
+    """Dual of a name, torch function, module or dual activation: a closed form where known, else a Hermite series.
 
     Args:
-        activation: e.g. "relu", `torch.tanh`, `nn.GELU()`.
-
-    Returns:
-        The dual activation.
+        activation: For example "relu", `torch.tanh`, `nn.GELU()`.
 
     Raises:
-        ValueError: unknown name, or a module whose activation is not elementwise with one setting.
-        TypeError: not a name, function, module or dual activation.
+        ValueError: Unknown name, or a module with different activations per unit.
+        TypeError: `activation` is something else.
 
     >>> dual_activation(nn.LeakyReLU(0.2))
     ReLULike('leaky_relu')
@@ -116,6 +111,7 @@ def dual_activation(activation: ActivationLike) -> DualActivation:
 def _by_name(name: str) -> DualActivation:
     key = name.lower()
     key = _ALIASES.get(key, key)
+    # A registered name may have capitals; otherwise case does not matter.
     if name in _REGISTRY:
         return _REGISTRY[name]
     if key not in _REGISTRY:
@@ -124,16 +120,18 @@ def _by_name(name: str) -> DualActivation:
 
 
 def _by_module(module: nn.Module) -> DualActivation:
-    """Closed forms of torch's own modules with their settings; any other module by its forward."""
+    """Dual of a module with its settings; of an unknown one by its forward."""
     if isinstance(module, nn.LeakyReLU):
         return ReLULike(module.negative_slope, 1.0, "leaky_relu")
     if isinstance(module, nn.RReLU):  # in eval it is LeakyReLU with the mean slope
         return ReLULike(0.5 * (module.lower + module.upper), 1.0, "rrelu")
     if isinstance(module, nn.PReLU):
         return _prelu(module)
+    # ReLU6 is a subclass with bounds of its own.
     if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
         bends = [(float(module.min_val), 1.0), (float(module.max_val), -1.0)]
         return PiecewiseLinear(float(module.min_val), 0.0, bends, "hardtanh")
+    # The closed form is that of the exact GELU.
     if isinstance(module, nn.GELU) and module.approximate != "none":
         return HermiteDual(module, name="gelu_tanh")
     simple = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.GELU: "gelu", nn.Identity: "identity",

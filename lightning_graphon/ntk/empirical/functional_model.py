@@ -1,4 +1,4 @@
-"""A module as a pure function of its parameters, in eval semantics, leaving no trace on the module."""
+"""A module as a pure function of its parameters; the module itself is not changed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch.nn.attention
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.choices import Parameterization
 from lightning_graphon._shared.unmasked_zeros import trainable_weights, warn_of_unmasked_zeros
 from lightning_graphon.ntk.empirical.gradient_factors import Convolution
 
@@ -18,7 +19,7 @@ def batch_size(x: Inputs) -> int:
     """Number of samples, the first dimension.
 
     Raises:
-        ValueError: not a tensor or a tuple of tensors with the same first dimension, or no sample.
+        ValueError: Not a tensor or a tuple of tensors with the same first dimension, or no samples.
     """
     parts = (x,) if isinstance(x, Tensor) else tuple(x)
     if not parts or any(not isinstance(p, Tensor) or p.ndim == 0 for p in parts):
@@ -28,28 +29,33 @@ def batch_size(x: Inputs) -> int:
     return len(parts[0])
 
 
-def select(x: Inputs, part: slice | Tensor) -> Inputs:
-    """Samples `part` of the inputs."""
+def select_samples(x: Inputs, part: slice | Tensor) -> Inputs:
+    """Some samples of the inputs."""
     return x[part] if isinstance(x, Tensor) else tuple(p[part] for p in x)
 
 
-def plain(x: Inputs) -> Inputs:
-    """Inputs without gradients, and usable by autograd even if they were made under inference_mode."""
+def detach_inputs(x: Inputs) -> Inputs:
+    """Inputs without gradients; inference tensors, which autograd refuses, are copied."""
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x.detach()
     return tuple(p.clone() if p.is_inference() else p.detach() for p in x)
 
 
+def input_device(x: Inputs) -> torch.device:
+    """Device of the samples."""
+    return x.device if isinstance(x, Tensor) else x[0].device
+
+
 @dataclass(frozen=True)
 class FunctionalModel:
-    """A module, its (masked) parameter values, and the weight that each squared gradient entry gets.
+    """A module, its masked parameter values, and the weights of squared gradients in the kernel.
 
     Attributes:
-        model: the module; never changed.
-        values: detached parameters by qualified name, masks multiplied in.
-        weights: by name, a tensor of the parameter's shape (mask times preconditioner) or None for ones.
-        factors: by name, the parameterisation's number γ.
-        trainable: names that count: `requires_grad` and floating point.
+        model: The module.
+        values: Detached parameters by qualified name, multiplied by their masks.
+        weights: Mask times preconditioner of each parameter, of its shape, or None for ones.
+        factors: The parameterisation's factor γ of each parameter.
+        trainable: Names of parameters that contribute: `requires_grad` and floating point.
     """
 
     model: nn.Module
@@ -62,9 +68,10 @@ class FunctionalModel:
         """Outputs [N, C] (further dimensions flattened) at the given parameter values.
 
         Raises:
-            TypeError: the model does not return a tensor.
-            ValueError: the first dimension of its output is not the number of samples.
+            TypeError: The model does not return a tensor.
+            ValueError: The first dimension of its output is not the number of samples.
         """
+        # Parameters that are not varied keep their masked values.
         args = (x,) if isinstance(x, Tensor) else x
         out = torch.func.functional_call(self.model, {**self.values, **values}, args)
         if not isinstance(out, Tensor):
@@ -78,11 +85,11 @@ class FunctionalModel:
         return out.reshape(len(out), -1)
 
     def leaves(self) -> dict[str, Tensor]:
-        """Fresh leaves of the trainable values, for autograd."""
+        """The trainable values as new leaves for autograd."""
         return {name: self.values[name].detach().requires_grad_() for name in self.trainable}
 
     def weight(self, name: str) -> Tensor | None:
-        """Weight of the squared gradients of one parameter, γ included; None for ones."""
+        """Weights of the squared gradients of one parameter, γ included; None for ones."""
         given, factor = self.weights[name], self.factors[name]
         if given is None:
             return None if factor == 1.0 else torch.full_like(self.values[name], factor)
@@ -91,24 +98,26 @@ class FunctionalModel:
 
 def functional_model(
     model: nn.Module, masks: Mapping[str, Tensor] | None, preconditioner: Mapping[str, Tensor] | None,
-    parameterization: str, weight_variance: float, bias_variance: float,
+    parameterization: Parameterization, weight_variance: float, bias_variance: float,
 ) -> FunctionalModel:  # fmt: skip
     """Read a module's parameters.
 
     Raises:
-        KeyError: a mask or preconditioner names no parameter.
-        ValueError: its shape is not the parameter's, or no parameter is trainable.
+        KeyError: A mask or preconditioner names no parameter.
+        ValueError: Its shape is not the parameter's, or no parameter is trainable.
     """
     named = dict(model.named_parameters())
     trainable = tuple(n for n, p in named.items() if p.requires_grad and p.is_floating_point())
     if not trainable:
         raise ValueError("no parameter of the model has requires_grad=True; its tangent kernel is zero")
+    # Zeros that are trained and zeros that are pruned have different kernels.
     warn_of_unmasked_zeros(trainable_weights(model), masks)
     names = _aliases(model)
     given = [_resolve(m, names, named, what) for m, what in ((masks, "mask"), (preconditioner, "preconditioner"))]
     values, weights = {}, {}
     for name, p in named.items():
         kept = given[0].get(name)
+        # Autograd refuses tensors that were made in inference mode.
         value = p.detach().clone() if p.is_inference() else p.detach()
         values[name] = value if kept is None else value * kept.to(value)
         weights[name] = _product(kept, given[1].get(name), value)
@@ -117,7 +126,7 @@ def functional_model(
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
-    """Every name of every parameter, tied ones included, to the one that `named_parameters` lists."""
+    """Every name of a parameter, of tied ones too, to the one that `named_parameters` lists."""
     first = {id(p): name for name, p in model.named_parameters()}
     return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
 
@@ -153,6 +162,7 @@ def _factors(
     for module in model.modules():
         if not isinstance(module, nn.Linear | Convolution):
             continue
+        # A transposed convolution stores [in, out / groups, *taps].
         groups = int(module.groups) if getattr(module, "transposed", False) else 0  # type: ignore[arg-type]
         fan_in = module.weight[:, 0].numel() // groups if groups else module.weight[0].numel()
         factors[first.get(id(module.weight), "")] = weight_variance / fan_in

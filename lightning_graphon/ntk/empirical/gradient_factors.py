@@ -1,9 +1,11 @@
-"""Linear and convolution layers in one form: per sample the weight's gradient is Σ_t units_t ⊗ inputs_t.
+"""Factors of weight gradients: of each sample the gradient of a layer's weight is Σ_t row_factor_t ⊗ col_factor_t.
 
-For a linear layer t runs over extra dimensions (tokens), for a convolution over the output's positions and
-`inputs` are patches; a transposed convolution is a convolution with the two sides exchanged.
+For a linear layer t runs over extra dimensions (tokens), row factors are derivatives δ with respect to the outputs and
+column factors inputs. For a convolution t runs over the output's positions and column factors are patches of the
+input. In a transposed convolution the roles are exchanged: row factors are inputs, column factors patches of δ.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,65 +18,63 @@ Convolution: TypeAlias = (
 
 
 @dataclass(frozen=True)
-class Factors:
-    """Two sides of the gradients of one weight.
+class GradientFactors:
+    """Factors of the gradients of one weight.
 
     Attributes:
-        units: [N, K or 1, T, groups, rows].
-        inputs: [N, 1 or K, T, groups, cols]; K outputs are on one side only.
+        row_factors: Factors [N, K or 1, T, groups, rows] for K outputs.
+        col_factors: Factors [N, 1 or K, T, groups, cols]; only one of the two depends on the output.
     """
 
-    units: Tensor
-    inputs: Tensor
+    row_factors: Tensor
+    col_factors: Tensor
 
     @property
     def samples(self) -> int:
-        """N."""
-        return self.units.shape[0]
+        """Number of samples N."""
+        return self.row_factors.shape[0]
 
     @property
     def outputs(self) -> int:
-        """K."""
-        return max(self.units.shape[1], self.inputs.shape[1])
+        """Number of outputs K."""
+        return max(self.row_factors.shape[1], self.col_factors.shape[1])
+
+    @property
+    def is_outer_product(self) -> bool:
+        """Whether there is one position and one group, as in a linear layer without tokens."""
+        return self.row_factors.shape[2] == 1 and self.row_factors.shape[3] == 1 and self.col_factors.shape[1] == 1
 
 
-def factors(module: nn.Module, samples: int, h: Tensor, delta: Tensor) -> Factors:
-    """Factors of one call of a layer.
+def gradient_factors(module: nn.Module, samples: int, h: Tensor, delta: Tensor) -> GradientFactors:
+    """Factors of one call of a layer, from its input h and derivatives δ [K, *output shape] with respect to its output.
 
-    Args:
-        module: Linear or Conv.
-        samples: N; the first dimension of `h` may be N times something, sample-major.
-        h: the layer's input.
-        delta: [K, *output shape], gradients of K outputs with respect to the layer's output.
-
-    Returns:
-        The two sides, T collecting all positions.
+    The first dimension of `h` may be a multiple of the number of samples, sample-major.
     """
     outputs = len(delta)
     if isinstance(module, nn.Linear):
-        units = delta.reshape(outputs, samples, -1, 1, delta.shape[-1]).transpose(0, 1)
-        return Factors(units, h.reshape(samples, 1, -1, 1, h.shape[-1]))
+        deltas = delta.reshape(outputs, samples, -1, 1, delta.shape[-1]).transpose(0, 1)
+        return GradientFactors(deltas, h.reshape(samples, 1, -1, 1, h.shape[-1]))
     assert isinstance(module, Convolution)  # noqa: S101
     flat = delta.reshape(-1, *delta.shape[2:])
+    # The weight of a transposed convolution is [in, out, *taps]: its rows belong to the inputs.
     if module.transposed:
-        spots = h.shape[2:]
-        patches = _patches(flat, module, _zero_padding(module), spots)
-        return Factors(_positions(h, module.groups, samples, 1), _regroup(patches, module.groups, samples, outputs))
-    spots = delta.shape[3:]
-    padded = _pad(h, module)
-    patches = _patches(padded, module, None, spots)
-    return Factors(_positions(flat, module.groups, samples, outputs), _regroup(patches, module.groups, samples, 1))
+        patches = _patches(flat, module, _zero_padding(module), h.shape[2:])
+        rows, cols = _by_position(h, module.groups, samples, 1), _regroup(patches, module.groups, samples, outputs)
+        return GradientFactors(rows, cols)
+    patches = _patches(_pad(h, module), module, None, delta.shape[3:])
+    rows, cols = _by_position(flat, module.groups, samples, outputs), _regroup(patches, module.groups, samples, 1)
+    return GradientFactors(rows, cols)
 
 
-def concatenate(parts: list[Factors]) -> Factors:
-    """Several calls of one layer: more positions."""
+def concatenate(parts: list[GradientFactors]) -> GradientFactors:
+    """Factors of several calls of one layer, whose gradients add up: more positions."""
     if len(parts) == 1:
         return parts[0]
-    return Factors(torch.cat([p.units for p in parts], 2), torch.cat([p.inputs for p in parts], 2))
+    return GradientFactors(torch.cat([p.row_factors for p in parts], 2), torch.cat([p.col_factors for p in parts], 2))
 
 
 def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
-    """A tensor of the weight's shape as [groups, rows, cols] of `Factors`."""
+    """A tensor of the weight's shape as [groups, rows, cols]."""
     groups = int(getattr(module, "groups", 1))
     return weight.reshape(groups, weight.shape[0] // groups, -1)
 
@@ -86,6 +86,7 @@ def _zero_padding(module: Convolution) -> list[int]:
 
 def _pad(h: Tensor, module: Convolution) -> Tensor:
     """The input with the padding that the convolution itself uses."""
+    # Patches of other padding modes hold copies of inputs, so the input is padded as the layer does it.
     amounts = module._reversed_padding_repeated_twice  # private; only there are the numbers of padding="same"
     if not any(amounts):
         return h
@@ -93,34 +94,28 @@ def _pad(h: Tensor, module: Convolution) -> Tensor:
     return nn.functional.pad(h, amounts, mode=mode)
 
 
-def _patches(t: Tensor, module: Convolution, padding: list[int] | None, spots: torch.Size) -> Tensor:
-    """Windows [B, channels, *spots, *kernel] of t [B, channels, *space]."""
+def _patches(t: Tensor, module: Convolution, padding: list[int] | None, sizes: torch.Size) -> Tensor:
+    """Patches [B, channels, *sizes, *kernel] of t [B, channels, *space] at `sizes` positions."""
     if padding is not None and any(padding):
         t = nn.functional.pad(t, padding)
     for axis, (size, stride, dilation, count) in enumerate(
-        zip(module.kernel_size, module.stride, module.dilation, spots, strict=True), start=2
+        zip(module.kernel_size, module.stride, module.dilation, sizes, strict=True), start=2
     ):
+        # A stride may leave a rest at the end, which `narrow` cuts off.
         t = t.unfold(axis, (size - 1) * dilation + 1, stride)[..., ::dilation].narrow(axis, 0, count)
     return t
 
 
 def _regroup(patches: Tensor, groups: int, samples: int, outputs: int) -> Tensor:
-    """Windows [K*N, channels, *spots, *kernel] to [N, K, T, groups, cols]."""
+    """Patches [K*N, channels, *sizes, *kernel] to [N, K, T, groups, cols]."""
     space = (patches.ndim - 2) // 2
     channels = patches.shape[1]
     moved = patches.permute(0, *range(2, 2 + space), 1, *range(2 + space, 2 + 2 * space))
-    flat = moved.reshape(outputs, samples, -1, groups, channels // groups * _product(patches.shape[2 + space :]))
+    flat = moved.reshape(outputs, samples, -1, groups, channels // groups * math.prod(patches.shape[2 + space :]))
     return flat.transpose(0, 1)
 
 
-def _positions(t: Tensor, groups: int, samples: int, outputs: int) -> Tensor:
-    """[K*N, channels, *spots] to [N, K, T, groups, rows]."""
+def _by_position(t: Tensor, groups: int, samples: int, outputs: int) -> Tensor:
+    """[K*N, channels, *sizes] to [N, K, T, groups, rows]."""
     moved = t.flatten(2).transpose(1, 2)
     return moved.reshape(outputs, samples, -1, groups, t.shape[1] // groups).transpose(0, 1)
-
-
-def _product(sizes: torch.Size) -> int:
-    out = 1
-    for size in sizes:
-        out *= size
-    return out

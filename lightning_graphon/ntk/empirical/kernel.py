@@ -8,30 +8,31 @@ signals; pruned weights contribute nothing. For everything else per-sample gradi
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Parameterization, Reduce
 from lightning_graphon._shared.evaluation import eval_semantics
 from lightning_graphon._shared.memory import is_out_of_memory
 from lightning_graphon.ntk.empirical.functional_model import (
     FunctionalModel,
     Inputs,
     batch_size,
+    detach_inputs,
     functional_model,
-    plain,
-    select,
+    input_device,
+    select_samples,
 )
 from lightning_graphon.ntk.empirical.gradient_factors import as_matrix
-from lightning_graphon.ntk.empirical.layer_gram import contract, layer_gram, squared_norm
-from lightning_graphon.ntk.empirical.layer_signals import KernelPlan, Signals, capture, make_plan
-from lightning_graphon.ntk.empirical.per_sample_gradients import entry_weights, gradients, groups
+from lightning_graphon.ntk.empirical.layer_gram import Mode, contract, layer_gram
+from lightning_graphon.ntk.empirical.layer_signals import KernelPlan, Signals, capture_signals, make_plan
+from lightning_graphon.ntk.empirical.per_sample_gradients import entry_weights, gradients, split_by_size
 from lightning_graphon.ntk.operators.tiling import TileShard, tiles
 
-_MODES = {"mean": "mean", "per_output": "outputs", "none": "full"}
-DEFAULT_MEMORY = 1 << 30
-Modes = tuple[str, ...]
+DEFAULT_MEMORY = 1 << 30  # bytes
+Modes = tuple[Mode, ...]
 
 
 def empirical_ntk(
@@ -39,8 +40,8 @@ def empirical_ntk(
     x: Inputs,
     *,
     masks: Mapping[str, Tensor] | None = None,
-    parameterization: str = "standard",
-    reduce: str | None = "mean",
+    parameterization: Parameterization = "standard",
+    reduce: Reduce | None = "mean",
     x2: Inputs | None = None,
     preconditioner: Mapping[str, Tensor] | None = None,
     weight_variance: float = 2.0,
@@ -56,177 +57,96 @@ def empirical_ntk(
     be called under `torch.no_grad`.
 
     Args:
-        model: any module whose forward maps `x` to a tensor [N, ...]; further dimensions are flattened to C
+        model: Any module whose forward maps `x` to a tensor [N, ...]; further dimensions are flattened to C
             outputs.
-        x: samples [N, ...], or a tuple of tensors that forward takes as arguments.
-        masks: qualified parameter name to a tensor of the weight's shape, non-zero where kept.
+        x: Samples [N, ...], or a tuple of tensors that forward takes as arguments.
+        masks: Qualified parameter name to a tensor of the weight's shape, non-zero where kept.
         parameterization: "standard" is the kernel that SGD on the module's own parameters sees. "ntk"
             multiplies the part of each Linear and Conv weight by `weight_variance` / fan_in and of its bias
             by `bias_variance`.
-        reduce: "mean" averages the outputs' own kernels (trace over outputs / C), "per_output" keeps them
-            apart, None (or "none") is the full kernel.
-        x2: other samples; the kernel between `x` and `x2` then.
-        preconditioner: parameter name to P of its shape: Σ P ∂f ∂f' (an optimizer's diagonal); ones where not
+        reduce: "mean" averages the outputs' own kernels (trace over outputs / C), "per_output" gives each
+            output's own kernel, None the full kernel between all pairs of outputs.
+        x2: Other samples; the kernel between `x` and `x2` then.
+        preconditioner: Parameter name to P of its shape: Σ P ∂f ∂f' (an optimizer's diagonal); ones where not
             named.
         weight_variance: σ_w² of the "ntk" parameterisation.
         bias_variance: σ_b² of the "ntk" parameterisation.
-        max_memory: bytes for signals and temporary tensors, 1 GiB by default; samples are taken in chunks
+        max_memory: Bytes for signals and temporary tensors, 1 GiB by default; samples are taken in chunks
             that fit. Running out of memory halves the chunk, and a warning says what did fit.
-        group: "world" or a process group of torch.distributed: the work is shared out and the kernel
-            gathered; model, `x` and masks must be the same on all. Or a `TileShard`.
+        group: "world" or a process group of torch.distributed: the work is divided among the processes and the
+            kernel gathered; model, `x` and masks must be the same on all. Or a `TileShard`.
 
     Returns:
         [N, M] for "mean", [C, N, M] for "per_output", [N, C, M, C] for None; the outputs' dtype and device.
 
     Raises:
-        KeyError: a mask or preconditioner names no parameter.
-        ValueError: shapes or options; or an output depends on other samples of the batch.
-        TypeError: the model does not return a tensor.
+        KeyError: A mask or preconditioner names no parameter.
+        ValueError: Shapes or options; or an output depends on other samples of the batch.
+        TypeError: The model does not return a tensor.
 
+    >>> import torch
     >>> model = nn.Linear(3, 2).double()
     >>> empirical_ntk(model, torch.eye(3, dtype=torch.float64))  # xᵀx' from the weights, 1 from the bias
     tensor([[2., 1., 1.],
             [1., 2., 1.],
             [1., 1., 2.]], dtype=torch.float64)
     """
-    check_choice("parameterization", parameterization, ("standard", "ntk"))
-    check_choice("reduce", "none" if reduce is None else reduce, _MODES)
-    mode = _MODES[reduce or "none"]
+    check_choice("parameterization", parameterization, get_args(Parameterization))
+    check_choice("reduce", "mean" if reduce is None else reduce, get_args(Reduce))
     fm = functional_model(model, masks, preconditioner, parameterization, weight_variance, bias_variance)
-    return evaluate(fm, x, x2, (mode,), max_memory, TileShard.from_group(group))[0]
+    return empirical_kernels(fm, x, x2, (reduce or "full",), max_memory, TileShard.from_group(group))[0]
 
 
-def evaluate(
-    fm: FunctionalModel, x: Inputs, x2: Inputs | None, modes: Modes, max_memory: int | None, share: TileShard
+def empirical_kernels(
+    fm: FunctionalModel, x: Inputs, x2: Inputs | None, modes: Modes, max_memory: int | None, shard: TileShard
 ) -> list[Tensor]:
-    """The kernel in several modes (`layer_gram`'s) from one pass over the signals, means in place of sums.
+    """The kernel in several modes of `layer_gram` from one pass over the signals, means in place of sums.
 
-    Args:
-        fm: the model with its masks.
-        x: samples.
-        x2: other samples; "samples" needs None.
-        modes: which.
-        max_memory: as in `empirical_ntk`.
-        share: this process's part.
+    Mode "samples" needs `x2=None`; the other arguments are as in `empirical_ntk`.
     """
     n, m = batch_size(x), batch_size(x if x2 is None else x2)
-    with eval_semantics(fm.model, _device(x)):
-        left, right = plain(x), None if x2 is None else plain(x2)
+    with eval_semantics(fm.model, input_device(x)):
+        left, right = detach_inputs(x), None if x2 is None else detach_inputs(x2)
         plan = make_plan(fm, left)
         budget = max_memory or DEFAULT_MEMORY
-        chunk = share.edge(_chunk(fm, plan, budget), max(n, m))
-        kernels = _with_retries(fm, plan, left, right, modes, budget, min(chunk, max(n, m)), share)
+        chunk = min(shard.edge(samples_per_chunk(fm, plan, budget), max(n, m)), max(n, m))
+        kernels = _with_retries(_Task(fm, plan, left, right, modes, shard), budget, chunk)
+    # `layer_gram` sums over outputs or samples; here sums become means.
     counts = {"mean": plan.outputs, "samples": n}
     return [k / counts[mode] if mode in counts else k for mode, k in zip(modes, kernels, strict=True)]
 
 
-@dataclass(frozen=True)
-class LayerShare:
-    """One parameter's part of the tangent kernel.
-
-    Attributes:
-        name: qualified parameter name.
-        entries: number of entries with a non-zero weight (kept by the mask).
-        trace: its part of the full kernel's trace, Σ over samples, outputs and entries of P (∂f)².
-        share: trace divided by the sum over all parameters; 0 for the zero kernel.
-    """
-
-    name: str
-    entries: int
-    trace: float
-    share: float
-
-
-def ntk_layer_shares(
-    model: nn.Module,
-    x: Inputs,
-    *,
-    masks: Mapping[str, Tensor] | None = None,
-    preconditioner: Mapping[str, Tensor] | None = None,
-    max_memory: int | None = None,
-) -> list[LayerShare]:
-    """How much of the tangent kernel's trace each trainable parameter gives, in the module's order.
-
-    Costs one backward pass an output; no kernel is formed for Linear and Conv layers. A parameter with share
-    0 is not trained by these samples. The traces sum to C times the trace of `empirical_ntk(...,
-    reduce="mean")`.
-
-    Args:
-        model: as in `empirical_ntk`.
-        x: samples [N, ...].
-        masks: as in `empirical_ntk`.
-        preconditioner: as in `empirical_ntk`.
-        max_memory: bytes for signals and temporary tensors.
-
-    Returns:
-        One `LayerShare` a trainable parameter.
-
-    Raises:
-        KeyError: a mask or preconditioner names no parameter.
-        ValueError: as in `empirical_ntk`.
-
-    >>> model = nn.Linear(3, 2, bias=False)
-    >>> ntk_layer_shares(model, torch.eye(3))
-    [LayerShare(name='weight', entries=6, trace=6.0, share=1.0)]
-    """
-    fm = functional_model(model, masks, preconditioner, "standard", 1.0, 1.0)
-    traces = dict.fromkeys(fm.trainable, 0.0)
-    with eval_semantics(model, _device(x)):
-        x = plain(x)
-        plan = make_plan(fm, x)
-        budget = max_memory or DEFAULT_MEMORY
-        step = _chunk(fm, plan, budget)
-        for i in range(0, batch_size(x), step):
-            _add_traces(traces, fm, plan, select(x, slice(i, i + step)), budget)
-    total = sum(traces.values())
-    return [LayerShare(n, _entries(fm, n), t, t / total if total > 0 else 0.0) for n, t in traces.items()]
-
-
-def _add_traces(traces: dict[str, float], fm: FunctionalModel, plan: KernelPlan, x: Inputs, budget: int) -> None:
-    signals = capture(fm, x, plan.sites)
-    for site, sides, bias in zip(plan.sites, signals.layers, signals.biases, strict=True):
-        if site.weight and sides is not None:
-            traces[site.weight] += squared_norm(sides, _matrix(fm, site.module, site.weight), budget)
-        if site.bias and bias is not None:
-            traces[site.bias] += float(_scaled(bias, fm.weight(site.bias)).mul(bias).sum())
-    for name in plan.generic:
-        jacobian = gradients(fm, x, [name], plan.outputs)
-        traces[name] += float(_scaled(jacobian, entry_weights(fm, [name])).mul(jacobian).sum())
-
-
-def _entries(fm: FunctionalModel, name: str) -> int:
-    weight = fm.weights[name]
-    return fm.values[name].numel() if weight is None else int((weight != 0).sum())
-
-
-def _device(x: Inputs) -> torch.device:
-    return x.device if isinstance(x, Tensor) else x[0].device
-
-
-def _chunk(fm: FunctionalModel, plan: KernelPlan, budget: int) -> int:
+def samples_per_chunk(fm: FunctionalModel, plan: KernelPlan, budget: int) -> int:
     """Samples whose signals, twice (two chunks) and once more for the backward pass, fit the budget."""
+    # The generic path holds the gradients of one parameter at least.
     generic = plan.outputs * max((fm.values[n].numel() for n in plan.generic), default=0)
     itemsize = max(fm.values[n].element_size() for n in fm.trainable)
     return max(1, budget // max(1, itemsize * (4 * plan.floats + 4 * generic)))
 
 
-def _with_retries(
-    fm: FunctionalModel,
-    plan: KernelPlan,
-    x: Inputs,
-    x2: Inputs | None,
-    modes: Modes,
-    budget: int,
-    chunk: int,
-    share: TileShard,
-) -> list[Tensor]:
-    """Run with ever smaller chunks while memory runs out, and say so; alone only: processes must agree on the tiles."""
+@dataclass(frozen=True)
+class _Task:
+    """What is computed, whatever the size of the tiles; `x2` None stands for `x` itself."""
+
+    fm: FunctionalModel
+    plan: KernelPlan
+    x: Inputs
+    x2: Inputs | None
+    modes: Modes
+    shard: TileShard
+
+
+def _with_retries(task: _Task, budget: int, chunk: int) -> list[Tensor]:
+    """Run with ever smaller chunks while memory runs out, and warn of it.
+
+    One process alone may do so: several must agree on the tiles.
+    """
     first = chunk
     while True:
         try:
-            kernels = _assemble(fm, plan, x, x2, modes, budget, chunk, share)
+            kernels = _sum_tiles(task, budget, chunk)
         except (RuntimeError, MemoryError) as error:  # noqa: PERF203 - a few tries
-            if not is_out_of_memory(error) or chunk == 1 or share.size > 1:
+            if not is_out_of_memory(error) or chunk == 1 or task.shard.size > 1:
                 raise
             budget, chunk = max(1, budget // 2), chunk // 2
         else:
@@ -246,39 +166,36 @@ class _Chunk:
     signals: Signals
 
 
-def _assemble(
-    fm: FunctionalModel,
-    plan: KernelPlan,
-    x: Inputs,
-    x2: Inputs | None,
-    modes: Modes,
-    budget: int,
-    chunk: int,
-    share: TileShard,
-) -> list[Tensor]:
-    n, m = batch_size(x), batch_size(x if x2 is None else x2)
-    out = _zeros(fm, n, m, plan.outputs, modes)
-    rows_now, left = None, None
-    for rows, cols in share.mine(tiles(n, m, chunk, symmetric=x2 is None)):
-        if left is None or rows != rows_now:
-            left, rows_now = _read(fm, plan, select(x, rows)), rows
-        same = x2 is None and rows == cols
-        right = left if same else _read(fm, plan, select(x if x2 is None else x2, cols))
+def _sum_tiles(task: _Task, budget: int, chunk: int) -> list[Tensor]:
+    fm, plan, symmetric = task.fm, task.plan, task.x2 is None
+    y = task.x if task.x2 is None else task.x2
+    out = _zeros(fm, batch_size(task.x), batch_size(y), plan.outputs, task.modes)
+    left_rows, left = None, None
+    for rows, cols in task.shard.mine(tiles(batch_size(task.x), batch_size(y), chunk, symmetric)):
+        if left is None or rows != left_rows:  # the tiles of one row share their left side
+            left, left_rows = _capture(task, task.x, rows), rows
+        diagonal = symmetric and rows == cols
+        right = left if diagonal else _capture(task, y, cols)
         # Self-terms lie in the tiles on the diagonal alone.
-        here = modes if same else tuple(mode for mode in modes if mode != "samples")
-        for mode, block in _block(fm, plan, left, right, here, budget).items():
+        modes = task.modes if diagonal else tuple(mode for mode in task.modes if mode != "samples")
+        for mode, block in _tile_kernels(fm, plan, left, right, modes, budget).items():
             _place(out[mode], block, rows, cols, mode)
-            if x2 is None and not same:
+            if symmetric and not diagonal:
                 _place(out[mode], block.permute(2, 3, 0, 1) if mode == "full" else block.mT, cols, rows, mode)
-    return [share.collect(out[mode]) for mode in modes]
+    return [task.shard.collect(out[mode]) for mode in task.modes]
 
 
-def _zeros(fm: FunctionalModel, n: int, m: int, c: int, modes: Modes) -> dict[str, Tensor]:
-    shapes = {"mean": (n, m), "outputs": (c, n, m), "full": (n, c, m, c), "samples": (c, c)}
+def _capture(task: _Task, x: Inputs, part: slice) -> _Chunk:
+    chunk = select_samples(x, part)
+    return _Chunk(chunk, capture_signals(task.fm, chunk, task.plan.sites))
+
+
+def _zeros(fm: FunctionalModel, n: int, m: int, c: int, modes: Modes) -> dict[Mode, Tensor]:
+    shapes = {"mean": (n, m), "per_output": (c, n, m), "full": (n, c, m, c), "samples": (c, c)}
     return {mode: fm.values[fm.trainable[0]].new_zeros(shapes[mode]) for mode in modes}
 
 
-def _place(out: Tensor, block: Tensor, rows: slice, cols: slice, mode: str) -> None:
+def _place(out: Tensor, block: Tensor, rows: slice, cols: slice, mode: Mode) -> None:
     if mode == "samples":
         out += block
     elif mode == "full":
@@ -287,42 +204,41 @@ def _place(out: Tensor, block: Tensor, rows: slice, cols: slice, mode: str) -> N
         out[..., rows, cols] = block
 
 
-def _read(fm: FunctionalModel, plan: KernelPlan, x: Inputs) -> _Chunk:
-    return _Chunk(x, capture(fm, x, plan.sites))
-
-
-def _block(
+def _tile_kernels(
     fm: FunctionalModel, plan: KernelPlan, left: _Chunk, right: _Chunk, modes: Modes, budget: int
-) -> dict[str, Tensor]:
+) -> dict[Mode, Tensor]:
     """All parameters' parts for one pair of chunks."""
     n, m, c = left.signals.samples, right.signals.samples, plan.outputs
     totals = _zeros(fm, n, m, c, modes)
     for i, site in enumerate(plan.sites):
         a, b = left.signals.layers[i], right.signals.layers[i]
         if site.weight and a is not None and b is not None:
-            weight = _matrix(fm, site.module, site.weight)
+            weight = weight_matrix(fm, site.module, site.weight)
             for mode, total in totals.items():
                 total += layer_gram(a, b, weight, mode, budget // 4)
         p, q = left.signals.biases[i], right.signals.biases[i]
         if site.bias and p is not None and q is not None:
-            _add(totals, _scaled(p, fm.weight(site.bias)), q)
+            _add(totals, scaled(p, fm.weight(site.bias)), q)
+    # Per-sample gradients of both chunks, and their weighted copies.
     per_entry = (n + m) * c * fm.values[fm.trainable[0]].element_size() * 2
-    for names in groups(fm, plan.generic, max(1, budget // 2 // per_entry)):
+    for names in split_by_size(fm, plan.generic, max(1, budget // 2 // per_entry)):
         ja = gradients(fm, left.x, names, c)
         jb = ja if left is right else gradients(fm, right.x, names, c)
-        _add(totals, _scaled(ja, entry_weights(fm, names)), jb)
+        _add(totals, scaled(ja, entry_weights(fm, names)), jb)
     return totals
 
 
-def _add(totals: dict[str, Tensor], left: Tensor, right: Tensor) -> None:
+def _add(totals: dict[Mode, Tensor], left: Tensor, right: Tensor) -> None:
     for mode, total in totals.items():
         total += contract(left, right, mode)
 
 
-def _matrix(fm: FunctionalModel, module: nn.Module, name: str) -> Tensor | None:
+def weight_matrix(fm: FunctionalModel, module: nn.Module, name: str) -> Tensor | None:
+    """P of a layer's weight as [groups, rows, cols], or None for ones."""
     weight = fm.weight(name)
     return None if weight is None else as_matrix(module, weight)
 
 
-def _scaled(t: Tensor, weight: Tensor | None) -> Tensor:
+def scaled(t: Tensor, weight: Tensor | None) -> Tensor:
+    """Gradients [..., p] times the weights of their entries."""
     return t if weight is None else t * weight.reshape(-1)

@@ -1,8 +1,8 @@
-"""Inputs and back-propagated signals of every Linear and Conv layer, without touching the module.
+"""Inputs and back-propagated signals of every Linear and Conv layer, without changing the module.
 
-Whether the gradient of a weight really is the sum over the captured calls is not assumed but checked: tied
-weights, weights used by functional calls, layers inside reparametrisations or checkpoints, and batches that
-are laid out in another order all fail the check and their parameters take the generic path.
+That the gradient of a weight is the sum over the captured calls is checked, not assumed: it fails for tied weights,
+weights used by functional calls, layers inside reparametrisations or checkpoints, and batches in another layout. Their
+parameters take the generic path of per-sample gradients.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from lightning_graphon.ntk.empirical.functional_model import FunctionalModel, Inputs, batch_size, plain, select
-from lightning_graphon.ntk.empirical.gradient_factors import Factors, concatenate, factors
+from lightning_graphon.ntk.empirical.functional_model import (
+    FunctionalModel,
+    Inputs,
+    batch_size,
+    detach_inputs,
+    select_samples,
+)
+from lightning_graphon.ntk.empirical.gradient_factors import GradientFactors, concatenate, gradient_factors
 
-_KINDS = (
+_LAYER_TYPES = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
     nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
@@ -39,54 +45,55 @@ class _Call:
 
 @dataclass(frozen=True)
 class Signals:
-    """What one chunk of samples gives.
+    """Gradient factors of one chunk of samples.
 
     Attributes:
-        outputs: C.
-        layers: by site, the sides of its weight's gradients.
-        biases: by site, δ summed over positions, [N, C, n_out].
+        samples: Number N of samples.
+        outputs: Number C of outputs.
+        layers: Per site, the factors of its weight's gradients.
+        biases: Per site, the gradients [N, C, n_out] of its bias: δ summed over positions.
     """
 
     samples: int
     outputs: int
-    layers: list[Factors | None]
+    layers: list[GradientFactors | None]
     biases: list[Tensor | None]
 
 
 def find_layer_sites(fm: FunctionalModel) -> list[LayerSite]:
-    """Layers whose forward is torch's own and whose parameters are trainable, before any check."""
+    """Layers whose forward is torch's own and whose parameters are trainable, not yet checked."""
     names = {id(p): n for n, p in fm.model.named_parameters() if n in fm.trainable}
     sites: list[LayerSite] = []
     seen: set[str] = set()
     for module in fm.model.modules():
-        if not any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS):
+        if not any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _LAYER_TYPES):
             continue
         parameters = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         own = [names.get(id(parameters.get(key))) for key in ("weight", "bias")]
-        fresh = [n if n not in seen else None for n in own]
+        new = [n if n not in seen else None for n in own]  # a tied weight belongs to its first layer
         seen.update(n for n in own if n is not None)
-        if any(fresh):
-            sites.append(LayerSite(module, fresh[0], fresh[1]))
+        if any(new):
+            sites.append(LayerSite(module, new[0], new[1]))
     return sites
 
 
-def capture(fm: FunctionalModel, x: Inputs, sites: list[LayerSite]) -> Signals:
-    """One forward pass, one backward pass an output."""
+def capture_signals(fm: FunctionalModel, x: Inputs, sites: list[LayerSite]) -> Signals:
+    """One forward pass, and one backward pass per output."""
     samples = batch_size(x)
     leaves = {n: fm.values[n].detach().requires_grad_() for s in sites for n in (s.weight, s.bias) if n}
-    out, calls = _record(lambda: fm(leaves, x), sites)
+    out, calls = _record_calls(lambda: fm(leaves, x), sites)
     edges = [call.edge for site_calls in calls for call in site_calls]
-    rows = out.shape[1]
+    outputs = out.shape[1]
     deltas: list[Tensor | None] = [None] * len(edges)
-    for k in range(rows):
-        grads = _grad(out[:, k].sum(), edges, retain=k + 1 < rows)
-        for e, g in enumerate(grads):
+    for k in range(outputs):
+        # Samples do not depend on each other, so the gradient of the sum holds the gradient of each.
+        for e, g in enumerate(_grad(out[:, k].sum(), edges, retain=k + 1 < outputs)):
             if g is not None:
-                store = deltas[e]
-                if store is None:
-                    store = deltas[e] = g.new_zeros(rows, *g.shape)
-                store[k] = g
-    return _collect(samples, rows, sites, calls, deltas)
+                delta = deltas[e]
+                if delta is None:
+                    delta = deltas[e] = g.new_zeros(outputs, *g.shape)
+                delta[k] = g
+    return _collect(samples, outputs, sites, calls, deltas)
 
 
 def _grad(scalar: Tensor, edges: list[GradientEdge], retain: bool) -> tuple[Tensor | None, ...]:
@@ -98,12 +105,13 @@ def _grad(scalar: Tensor, edges: list[GradientEdge], retain: bool) -> tuple[Tens
 def _collect(
     samples: int, outputs: int, sites: list[LayerSite], calls: list[list[_Call]], deltas: list[Tensor | None]
 ) -> Signals:
-    layers: list[Factors | None] = []
+    layers: list[GradientFactors | None] = []
     biases: list[Tensor | None] = []
     flat = iter(deltas)
+    # A module that is called several times has the sum of the gradients of its calls.
     for site, site_calls in zip(sites, calls, strict=True):
         live = [(c, d) for c, d in ((c, next(flat)) for c in site_calls) if d is not None]
-        parts = [factors(site.module, samples, c.h, d) for c, d in live] if site.weight else []
+        parts = [gradient_factors(site.module, samples, c.h, d) for c, d in live] if site.weight else []
         layers.append(concatenate(parts) if parts else None)
         sums = [_bias(site.module, samples, d) for _, d in live] if site.bias else []
         biases.append(torch.stack(sums).sum(0) if sums else None)
@@ -116,18 +124,19 @@ def _bias(module: nn.Module, samples: int, delta: Tensor) -> Tensor:
     return last.reshape(len(delta), samples, -1, last.shape[-1]).sum(2).transpose(0, 1)
 
 
-def _record(run: Callable[[], Tensor], sites: list[LayerSite]) -> tuple[Tensor, list[list[_Call]]]:
-    """Run a forward pass and keep every call of the sites' modules."""
+def _record_calls(run: Callable[[], Tensor], sites: list[LayerSite]) -> tuple[Tensor, list[list[_Call]]]:
+    """Run a forward pass and record every call of the sites' modules."""
     calls: list[list[_Call]] = [[] for _ in sites]
 
-    def keep(store: list[_Call]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def record(site_calls: list[_Call]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             if args and isinstance(out, Tensor) and out.requires_grad:
-                store.append(_Call(args[0].detach(), get_gradient_edge(out)))
+                site_calls.append(_Call(args[0].detach(), get_gradient_edge(out)))
 
         return hook
 
-    handles = [site.module.register_forward_hook(keep(c)) for site, c in zip(sites, calls, strict=True)]
+    # Hooks see the layer's own output, whatever the model does with it afterwards.
+    handles = [site.module.register_forward_hook(record(c)) for site, c in zip(sites, calls, strict=True)]
     try:
         return run(), calls
     finally:
@@ -137,14 +146,14 @@ def _record(run: Callable[[], Tensor], sites: list[LayerSite]) -> tuple[Tensor, 
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """What is read from signals, what needs the generic path, and what one sample costs.
+    """Which parameters are read from signals, which need the generic path, and what a sample costs.
 
     Attributes:
-        sites: layers whose parameters passed the check.
-        generic: names of the other trainable parameters that the outputs depend on.
-        unused: trainable parameters that the outputs do not depend on.
-        outputs: C.
-        floats: numbers that one sample's signals take.
+        sites: Layers whose parameters passed the check.
+        generic: Names of the other trainable parameters on which the outputs depend.
+        unused: Names of trainable parameters on which the outputs do not depend.
+        outputs: Number C of outputs.
+        floats: Size of one sample's signals.
     """
 
     sites: list[LayerSite]
@@ -155,27 +164,28 @@ class KernelPlan:
 
 
 def make_plan(fm: FunctionalModel, x: Inputs) -> KernelPlan:
-    """Check on three samples which layers' gradients are what was captured.
+    """Check on three samples for which layers the captured factors give the gradient.
 
     Raises:
-        ValueError: an output depends on other samples of the batch.
+        ValueError: An output depends on other samples of the batch.
     """
-    probe = plain(select(x, torch.arange(3) % batch_size(x)))
+    probe = detach_inputs(select_samples(x, torch.arange(3) % batch_size(x)))
     sites = find_layer_sites(fm)
     leaves = fm.leaves()
-    out, calls = _record(lambda: fm(leaves, probe), sites)
-    _check_alone(fm, probe, out)
+    out, calls = _record_calls(lambda: fm(leaves, probe), sites)
+    _check_samples_are_independent(fm, probe, out)
+    # The middle sample along one random direction of the outputs: other samples and layouts would show.
     direction = torch.randn(out.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(out)
     scalar = out[1] @ direction
     edges = [c.edge for site_calls in calls for c in site_calls]
     wanted: list[Any] = [*leaves.values(), *edges]
     grads: tuple[Tensor | None, ...] = torch.autograd.grad(scalar, wanted, allow_unused=True)
-    truth: dict[str, Tensor | None] = dict(zip(leaves, grads, strict=False))
-    given = _collect(3, 1, *_only_batched(sites, calls, list(grads[len(leaves) :])))
-    proven = [_proven(s, given.layers[i], given.biases[i], truth) for i, s in enumerate(sites)]
-    kept = [s for s in proven if s.weight or s.bias]
+    true: dict[str, Tensor | None] = dict(zip(leaves, grads, strict=False))
+    captured = _collect(3, 1, sites, calls, _with_output_axis(list(grads[len(leaves) :])))
+    checked = [_checked(s, captured.layers[i], captured.biases[i], true) for i, s in enumerate(sites)]
+    kept = [s for s in checked if s.weight or s.bias]
     named = {n for s in kept for n in (s.weight, s.bias) if n}
-    used = {n for n, g in truth.items() if g is not None}
+    used = {n for n, g in true.items() if g is not None}
     floats = sum(c.h[0].numel() for cs in calls for c in cs) + out.shape[1] * sum(
         g[0].numel() for g in grads[len(leaves) :] if g is not None
     )
@@ -183,37 +193,38 @@ def make_plan(fm: FunctionalModel, x: Inputs) -> KernelPlan:
     return KernelPlan(kept, rest, tuple(n for n in fm.trainable if n not in used), out.shape[1], floats)
 
 
-def _only_batched(
-    sites: list[LayerSite], calls: list[list[_Call]], grads: list[Tensor | None]
-) -> tuple[list[LayerSite], list[list[_Call]], list[Tensor | None]]:
-    """Drop signals whose first dimension cannot be sample-major; give the others a leading output dimension."""
-    return sites, calls, [None if g is None or len(g) % 3 else g[None] for g in grads]
+def _with_output_axis(grads: list[Tensor | None]) -> list[Tensor | None]:
+    """Signals with a leading axis for the one output, without those whose first dimension cannot be sample-major."""
+    return [None if g is None or len(g) % 3 else g[None] for g in grads]
 
 
-def _proven(site: LayerSite, sides: Factors | None, bias: Tensor | None, truth: dict[str, Tensor | None]) -> LayerSite:
-    """The site with those parameters whose gradient of sample 1's output is what was captured of sample 1."""
-    weight_ok = site.weight is not None and sides is not None and _equal(_weight_gradient(sides), truth[site.weight])
-    bias_ok = site.bias is not None and bias is not None and _equal(bias[1, 0], truth[site.bias])
+def _checked(
+    site: LayerSite, factors: GradientFactors | None, bias: Tensor | None, true: dict[str, Tensor | None]
+) -> LayerSite:
+    """The site with those parameters whose gradient of sample 1's output is what was captured for sample 1."""
+    weight_ok = site.weight is not None and factors is not None and _equal(_weight_gradient(factors), true[site.weight])
+    bias_ok = site.bias is not None and bias is not None and _equal(bias[1, 0], true[site.bias])
     return LayerSite(site.module, site.weight if weight_ok else None, site.bias if bias_ok else None)
 
 
-def _weight_gradient(sides: Factors) -> Tensor:
-    return torch.einsum("tgr,tgc->grc", sides.units[1, 0], sides.inputs[1, 0])
+def _weight_gradient(factors: GradientFactors) -> Tensor:
+    return torch.einsum("tgr,tgc->grc", factors.row_factors[1, 0], factors.col_factors[1, 0])
 
 
-def _equal(mine: Tensor, truth: Tensor | None) -> bool:
-    if truth is None or mine.numel() != truth.numel():
+def _equal(captured: Tensor, true: Tensor | None) -> bool:
+    if true is None or captured.numel() != true.numel():
         return False
-    close = 10 * torch.finfo(truth.dtype).eps ** 0.5  # a wrong layer is off by its own size, rounding by far less
-    size = float(truth.norm())  # zero proves nothing
-    return size > 0 and float((mine.reshape(truth.shape) - truth).norm()) <= close * size
+    # A wrong gradient is off by its own size, rounding by far less; a gradient of zero proves nothing.
+    tolerance, size = 10 * torch.finfo(true.dtype).eps ** 0.5, float(true.norm())
+    return size > 0 and float((captured.reshape(true.shape) - true).norm()) <= tolerance * size
 
 
-def _check_alone(fm: FunctionalModel, probe: Inputs, out: Tensor) -> None:
+def _check_samples_are_independent(fm: FunctionalModel, probe: Inputs, out: Tensor) -> None:
     with torch.no_grad():
-        alone = fm({}, select(probe, slice(0, 2)))[0]
+        without_last = fm({}, select_samples(probe, slice(0, 2)))[0]
     out = out.detach()
-    gap, scale = float((alone - out[0]).abs().max()), float(out.abs().max())
+    # The first two samples alone must give the same outputs as with a third one.
+    gap, scale = float((without_last - out[0]).abs().max()), float(out.abs().max())
     if gap > 100 * torch.finfo(out.dtype).eps ** 0.5 * max(scale, 1e-30):
         raise ValueError(
             "a sample's output depends on the other samples of its batch (batch statistics in eval, such as "

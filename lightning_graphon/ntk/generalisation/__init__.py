@@ -1,4 +1,4 @@
-"""What a kernel says about test data, and graphons designed for their kernel."""
+"""Generalisation bounds and predictions of a kernel, and graphons designed for their kernel."""
 
 from lightning_graphon.ntk.generalisation.bound import (
     GeneralisationBound,

@@ -1,8 +1,8 @@
-"""Design graphons: move their cells, at a fixed density, until the Graphon NTK has the spectrum one wants.
+"""Design graphons: optimise their cells, at a fixed density, for a target of the Graphon NTK.
 
-The kernel is a differentiable function of the graphons' values, so how it meets the labels, or any other target of its
-spectrum, can be maximised by gradient ascent before any weight is drawn. Masks drawn from the result with
-`prune(model, "graphon", options={"graphons": ...})` know nothing of the weights, so the density kernel is theirs.
+The kernel is a differentiable function of the graphons' values, so its fit to the labels, or any other target, can be
+maximised by gradient ascent before any weight is drawn. Masks drawn from the result with
+`prune(model, "graphon", options={"graphons": ...})` do not depend on the weights, so the density kernel is theirs.
 """
 
 import warnings
@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import DesignForm, DesignTarget
 from lightning_graphon._shared.random import generator
 from lightning_graphon.graphon import StepGraphon, constant, values_at_density
 from lightning_graphon.ntk.activations.registry import ActivationLike
 from lightning_graphon.ntk.generalisation.design_targets import Objective, kernel_objective
 from lightning_graphon.ntk.infinite.graphon_ntk import graphon_ntk
-
-FORMS = ("block", "product")
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class DesignedGraphons:
     """Outcome of a design.
 
     Attributes:
-        graphons: one a layer, input side first; the best that was met.
-        history: the target at every step, next to the constant graphons first.
-        value: the target of `graphons`, the largest of `history`.
-        interrupted: whether Ctrl-C ended it before its steps were done.
+        graphons: One per layer, input side first; the best of all steps.
+        history: The target at every step; the first is that of nearly constant graphons.
+        value: The target of `graphons`, the largest of `history`.
+        interrupted: Whether Ctrl-C ended the search early.
     """
 
     graphons: list[StepGraphon]
@@ -48,9 +48,9 @@ def design_graphons(
     outputs: int,
     hidden: Sequence[int] = (16, 16),
     labels: Tensor | None = None,
-    target: str | Objective = "fit",
+    target: DesignTarget | Objective = "fit",
     ridge: float = 0.01,
-    form: str = "product",
+    form: DesignForm = "product",
     free: Sequence[int] | None = None,
     activation: ActivationLike = "relu",
     steps: int = 200,
@@ -60,50 +60,50 @@ def design_graphons(
 ) -> DesignedGraphons:
     """Graphons of given densities that maximise a target of the Graphon NTK on some samples.
 
-    Every input coordinate and every output is a position of its own, so that the first layer can choose its inputs;
-    hidden neurons share `hidden` positions of equal size. The search starts next to the constant graphon and is
-    gradient ascent by Adam on the log-odds of the cells, at the exact density throughout (`values_at_density`).
+    Every input coordinate and every output has its own position, so that the first layer can choose its inputs;
+    hidden neurons share `hidden` positions of equal size. The search is gradient ascent by Adam on the log-odds of the
+    cells, from a nearly constant graphon, at the exact density throughout (`values_at_density`).
 
     Args:
-        x: samples [N, d], floating point; use float64 and some hundreds of them. The gradient holds about 15
-            tensors [positions, N, N] a layer.
-        density: fraction of weights kept, in (0, 1], one number or one a layer; a layer at 1 stays dense.
-        outputs: number C of outputs of the network.
-        hidden: number of positions of every hidden layer.
-        labels: class numbers [N] or targets [N, C]; needed by all named targets but "energy".
-        target: what is maximised. "fit": the share of the labels' square that ridge regression fits,
-            1 - ρ tr Yᵀ(Θ + ρ)⁻¹Y / ‖Y‖² for centred one-hot Y. "speed": tr YᵀΘY / ‖Y‖², how fast the squared error
-            starts to fall. "alignment": the centred kernel-target alignment. "energy": the share of the five largest
-            eigenvalues. The last two do not see the scale of the kernel, and networks drawn from such designs train
-            badly (docs/results/generalisation.md). Or a function of the kernel [N, N] that returns a scalar.
-        ridge: ρ of "fit" as a share of the mean diagonal of the constant graphons' kernel.
+        x: Samples [N, d], floating point; use float64 and some hundreds of them. The gradient holds about 15
+            tensors [positions, N, N] per layer.
+        density: Fraction of weights kept, in (0, 1], one number or one per layer; a layer at 1 stays dense.
+        outputs: Number C of outputs of the network.
+        hidden: Number of positions of every hidden layer.
+        labels: Class numbers [N] or targets [N, C]; needed by all named targets but "energy".
+        target: Quantity to maximise. "fit": the share of the labels' square that ridge regression fits,
+            1 - ρ tr Yᵀ(Θ + ρ)⁻¹Y / ‖Y‖² for centred one-hot Y. "speed": tr YᵀΘY / ‖Y‖², the initial rate of the
+            squared error. "alignment": the centred kernel-target alignment. "energy": the share of the five largest
+            eigenvalues. The last two do not depend on the scale of the kernel, and networks drawn from such designs
+            train badly (docs/results/generalisation.md). Or a function of the kernel [N, N] that returns a scalar.
+        ridge: The ρ of "fit" as a share of the mean diagonal of the constant graphons' kernel.
         form: "product" has one factor for each row and one for each column of the odds, W / (1 - W) = c f(u) g(v);
-            "block" frees every cell. For the exact product c f(u) g(v) the shape of the ReLU kernel depends on the
-            first layer's g alone: it is the dense kernel of inputs scaled by sqrt(g)
+            "block" has one parameter for each cell. For the product c f(u) g(v) the shape of the ReLU kernel depends on
+            the first layer's g only: the dense kernel of inputs scaled by sqrt(g)
             (docs/reference/theory-generalisation.md).
-        free: which layers are designed, 0 the first; the others stay constant graphons. Default: all.
-        activation: of all hidden layers.
-        steps: gradient steps.
-        lr: Adam's step on the log-odds.
-        seed: of the noise that tells hidden positions apart at the start; the global generator is not touched.
-        progress: show a progress bar with the target. Ctrl-C ends the search and returns the best so far.
+        free: Indices of the layers to design, 0 the first; the others stay constant graphons. Default: all.
+        activation: Activation of all hidden layers.
+        steps: Number of gradient steps.
+        lr: Learning rate of Adam on the log-odds.
+        seed: Seed of the initial noise that distinguishes hidden positions; the global generator is not changed.
+        progress: Show a progress bar with the target. Ctrl-C ends the search and returns the best so far.
 
     Returns:
-        `DesignedGraphons`; its graphons go, by layer, into the option "graphons" of `prune(model, "graphon", ...)`.
+        `DesignedGraphons`; pass its graphons by layer as the option "graphons" of `prune(model, "graphon", ...)`.
 
     Raises:
-        ValueError: an unknown choice, densities or positions that do not fit, no labels where the target needs
+        ValueError: An unknown choice, densities or positions that do not fit, no labels where the target needs
             them, or a target that is not finite.
 
     Warns:
-        UserWarning: stopped by Ctrl-C.
+        UserWarning: Stopped by Ctrl-C.
 
     >>> x, labels = torch.eye(4, dtype=torch.float64), torch.tensor([0, 0, 1, 1])
     >>> design = design_graphons(x, density=0.5, outputs=2, hidden=[2], labels=labels, steps=20)
     >>> [round(g.density, 12) for g in design.graphons], design.value > design.history[0]
     ([0.5, 0.5], True)
     """
-    check_choice("form", form, FORMS)
+    check_choice("form", form, get_args(DesignForm))
     sides = [x.shape[1], *hidden, outputs]
     densities = _densities(density, len(sides) - 1)
     _check_sides(sides, steps)
@@ -112,33 +112,35 @@ def design_graphons(
         return graphon_ntk(x, graphons, activation=activation)
 
     objective = _objective(target, labels, ridge, lambda: kernel([constant(rho) for rho in densities]))
-    parameters = _start(sides, form, _layers(free, len(densities)), seed, x)
+    parameters = _initial_log_odds(sides, form, _layers(free, len(densities)), seed, x)
 
     def evaluate() -> tuple[list[StepGraphon], Tensor]:
+        # A layer's log-odds are a sum: of one matrix, or of a row and a column vector.
         graphons = [
             StepGraphon(values_at_density(sum(p[1:], p[0]), rho)) for p, rho in zip(parameters, densities, strict=True)
         ]
         return graphons, objective(kernel(graphons))
 
-    moving = [t for group in parameters for t in group if t.requires_grad]
-    return _ascend(evaluate, moving, steps, lr, progress)
+    trainable = [t for group in parameters for t in group if t.requires_grad]
+    return _maximise(evaluate, trainable, steps, lr, progress)
 
 
-def _ascend(
+def _maximise(
     evaluate: Callable[[], tuple[list[StepGraphon], Tensor]],
     parameters: Sequence[Tensor],
     steps: int,
     lr: float,
     progress: bool,
 ) -> DesignedGraphons:
-    """Adam on minus the target; the best of all steps is kept."""
+    """Adam; the best of all steps is kept."""
     optimizer = torch.optim.Adam(parameters, lr=lr, maximize=True)
     history: list[float] = []
     best: list[StepGraphon] = []
     interrupted = False
     try:
-        with torch.enable_grad(), _bar(steps, progress) as advance:
+        with torch.enable_grad(), _progress_bar(steps, progress) as advance:
             for step in range(steps + 1):
+                # The last evaluation has no step after it.
                 graphons, value = evaluate()
                 _check_value(value, step)
                 if not history or float(value.detach()) > max(history):
@@ -150,7 +152,7 @@ def _ascend(
                     optimizer.step()
                     advance(max(history))
     except KeyboardInterrupt:
-        if not history:
+        if not history:  # there is no result to return
             raise
         interrupted = True
         warnings.warn(f"stopped by Ctrl-C after {len(history)} of {steps + 1} evaluations", stacklevel=3)
@@ -161,7 +163,9 @@ def _detached(graphons: Sequence[StepGraphon]) -> list[StepGraphon]:
     return [StepGraphon(g.values.detach(), g.row_measure, g.col_measure) for g in graphons]
 
 
-def _start(sides: Sequence[int], form: str, free: set[int], seed: int, like: Tensor) -> list[list[Tensor]]:
+def _initial_log_odds(
+    sides: Sequence[int], form: DesignForm, free: set[int], seed: int, like: Tensor
+) -> list[list[Tensor]]:
     """Log-odds of every layer as summands that broadcast to [rows, cols]: noise around the constant graphon, or 0."""
     source = generator(seed, "designed graphons")
 
@@ -183,13 +187,14 @@ def _layers(free: Sequence[int] | None, count: int) -> set[int]:
 
 
 def _objective(
-    target: str | Objective, labels: Tensor | None, ridge: float, constants: Callable[[], Tensor]
+    target: DesignTarget | Objective, labels: Tensor | None, ridge: float, constants: Callable[[], Tensor]
 ) -> Objective:
     """The target as a function of the kernel; `ridge` is a share of the constant graphons' mean diagonal."""
     if callable(target):
         return target
     if not 0 < ridge < float("inf"):
         raise ValueError(f"ridge must be a finite number > 0, got {ridge!r}")
+    # In units of the kernel, whose scale depends on the densities.
     scale = float(constants().diagonal().mean()) if target == "fit" else 1.0
     return kernel_objective(target, labels, ridge * scale)
 
@@ -197,7 +202,7 @@ def _objective(
 def _densities(density: float | Sequence[float], layers: int) -> list[float]:
     densities = [float(density)] * layers if isinstance(density, (int, float)) else [float(d) for d in density]
     if len(densities) != layers:
-        raise ValueError(f"density must be one number or {layers}, one a layer, got {len(densities)}")
+        raise ValueError(f"density must be one number or {layers}, one per layer, got {len(densities)}")
     for index, value in enumerate(densities):
         if not 0 < value <= 1:
             raise ValueError(f"density of layer {index} is the fraction kept and must lie in (0, 1], got {value}")
@@ -221,7 +226,7 @@ def _check_value(value: Tensor, step: int) -> None:
 
 
 @contextmanager
-def _bar(steps: int, progress: bool) -> Iterator[Callable[[float], None]]:
+def _progress_bar(steps: int, progress: bool) -> Iterator[Callable[[float], None]]:
     """A progress bar with the best target so far, or nothing."""
     if not progress:
         yield lambda best: None

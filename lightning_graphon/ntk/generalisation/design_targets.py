@@ -1,29 +1,25 @@
-"""What a kernel can be designed for, as functions of the kernel that autograd follows; larger is better."""
+"""Targets of a design as differentiable functions of the kernel; larger is better."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import DesignTarget
 from lightning_graphon.ntk.operators.spectrum import alignment, energy_share
 
-TARGETS = ("fit", "speed", "alignment", "energy")
 Objective = Callable[[Tensor], Tensor]
 
 
-def kernel_objective(target: str, labels: Tensor | None, ridge: float) -> Objective:
-    """The target by its name.
-
-    Args:
-        target: one of TARGETS.
-        labels: class numbers [N] or targets [N, C]; not needed for "energy".
-        ridge: ρ of "fit", in the kernel's units.
+def kernel_objective(target: DesignTarget, labels: Tensor | None, ridge: float) -> Objective:
+    """The target by its name; `ridge` is the ρ of "fit" in the kernel's units.
 
     Raises:
-        ValueError: an unknown target, or no labels.
+        ValueError: An unknown target, or no labels.
     """
-    check_choice("target", target, TARGETS)
+    check_choice("target", target, get_args(DesignTarget))
     if target == "energy":
         return energy_share
     if labels is None:
@@ -47,15 +43,15 @@ def centred_targets(labels: Tensor) -> Tensor:
 
 
 def label_speed(kernel: Tensor, Y: Tensor) -> Tensor:
-    """tr YᵀΘY / ‖Y‖²: how fast the labels' square starts to fall under gradient flow from outputs of 0."""
+    """The rate tr YᵀΘY / ‖Y‖² at which the labels' square begins to fall under gradient flow from outputs of 0."""
     return (Y * (kernel @ Y.to(kernel))).sum() / Y.square().sum()
 
 
 def label_fit(kernel: Tensor, Y: Tensor, ridge: float) -> Tensor:
-    """1 - ρ tr Yᵀ(Θ + ρ)⁻¹Y / ‖Y‖², in [0, 1): mode by mode λ/(λ + ρ) of the labels' square.
+    """Share of the labels' square that ridge regression fits, 1 - ρ tr Yᵀ(Θ + ρ)⁻¹Y / ‖Y‖², in [0, 1).
 
-    About what gradient flow has fitted after a time of 1/ρ (1 - exp(-λ/ρ) of each mode there). What is left, times
-    ‖Y‖², is the minimum of ρ‖f‖² + ‖f - Y‖², the objective of ridge regression.
+    Each mode is fitted by λ/(λ + ρ), similar to gradient flow after a time of 1/ρ, 1 - exp(-λ/ρ).
     """
+    # With a positive ridge the system is well conditioned, so no eigendecomposition is needed.
     shifted = kernel + ridge * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
     return 1 - ridge * (Y * torch.linalg.solve(shifted, Y.to(kernel))).sum() / Y.square().sum()

@@ -1,4 +1,4 @@
-"""Read a module that is a chain of Linear layers and activations; refuse anything else, by name."""
+"""Read a module that is a chain of Linear layers and activations; errors name what else it contains."""
 
 import operator
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from lightning_graphon.ntk.activations.elu import celu, elu
 from lightning_graphon.ntk.activations.piecewise_linear import ReLULike
 from lightning_graphon.ntk.activations.registry import dual_activation
 
-_INSTEAD = "use `empirical_ntk`, which takes any module"
+_ALTERNATIVE = "use `empirical_ntk`, which takes any module"
 _SKIPPED = (nn.Flatten, nn.Identity, nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Dropout1d)
 _SKIPPED_FUNCTIONS = (torch.flatten, nn.functional.dropout, nn.functional.alpha_dropout)
 _SKIPPED_METHODS = ("flatten", "view", "reshape", "contiguous", "float", "double", "squeeze")
@@ -33,9 +33,9 @@ class Affine:
     """One Linear layer of a chain.
 
     Attributes:
-        name: the module's qualified name; its weight is `name + ".weight"`.
-        module: the layer.
-        dual: activation after it; None after the last.
+        name: The module's qualified name; its weight is `name + ".weight"`.
+        module: The layer.
+        dual: Activation after it; None after the last.
     """
 
     name: str
@@ -51,25 +51,17 @@ class Affine:
 def read_chain(model: nn.Module, x: Tensor) -> list[Affine]:
     """Linear layers in order, with the activations between them.
 
-    Flatten, reshapes that keep the samples, Identity and Dropout in eval are passed over; two Linear layers
-    in a row have the identity between them. The chain that was read is run on the first samples and must give
-    the model's outputs.
-
-    Args:
-        model: any module.
-        x: samples [N, ...].
-
-    Returns:
-        The layers, input side first.
+    Flatten, reshapes that keep the samples, Identity and Dropout are ignored; two Linear layers in a row have the
+    identity between them. The chain is run on the first samples of `x` and must give the model's outputs.
 
     Raises:
-        ValueError: something else is in the chain; the message names it and points to `empirical_ntk`.
+        ValueError: Something else is in the chain; the message names it and suggests `empirical_ntk`.
     """
     with eval_semantics(model, x.device):
         chain = [Affine("", model, None)] if isinstance(model, nn.Linear) else _Reader(model).read()
         _check_weights(chain)
         with torch.no_grad():
-            _compare(chain, model, x[:4])
+            _check_outputs(chain, model, x[:4])
     return chain
 
 
@@ -79,10 +71,10 @@ class _Reader:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         try:
-            self.graph = _sequence(model) or torch.fx.Tracer().trace(model)
+            self.graph = _sequential_graph(model) or torch.fx.Tracer().trace(model)
         except Exception as error:
             raise ValueError(
-                f"{type(model).__name__} cannot be read as a chain of Linear layers ({error}); {_INSTEAD}"
+                f"{type(model).__name__} cannot be read as a chain of Linear layers ({error}); {_ALTERNATIVE}"
             ) from error
         self.found: list[tuple[str, nn.Linear]] = []
         self.duals: list[DualActivation | None] = []
@@ -90,14 +82,15 @@ class _Reader:
         self.current: torch.fx.Node | None = None
 
     def read(self) -> list[Affine]:
+        # One method per kind of node: placeholder, get_attr, call_module, call_function, call_method, output.
         for node in self.graph.nodes:
             getattr(self, f"_{node.op}")(node)
         if not self.found:
-            raise ValueError(f"{type(self.model).__name__} has no Linear layer in its chain; {_INSTEAD}")
+            raise ValueError(f"{type(self.model).__name__} has no Linear layer in its chain; {_ALTERNATIVE}")
         if self.duals[-1] is not None:
             raise ValueError(
                 f"an activation follows the last Linear layer {self.found[-1][0]!r}: the kernel is that of a "
-                f"linear readout; return the logits, or {_INSTEAD}"
+                f"linear readout; return the logits, or {_ALTERNATIVE}"
             )
         identity = dual_activation("identity")
         inner = [identity if d is None else d for d in self.duals[:-1]]
@@ -107,22 +100,23 @@ class _Reader:
         if self.current is None:
             self.current = node
         elif node.users:
-            raise ValueError(f"the model takes a second input {node.target!r}; {_INSTEAD}")
+            raise ValueError(f"the model takes a second input {node.target!r}; {_ALTERNATIVE}")
 
     def _get_attr(self, node: torch.fx.Node) -> None:
-        raise _refusal(f"the use of {node.target!r} outside a layer")
+        raise _not_a_chain(f"the use of {node.target!r} outside a layer")
 
     def _output(self, node: torch.fx.Node) -> None:
         if node.args[0] is not self.current:
-            raise _refusal("an output that is not the last layer's")
+            raise _not_a_chain("an output that is not the last layer's")
 
     def _call_module(self, node: torch.fx.Node) -> None:
         name, module = str(node.target), self.model.get_submodule(str(node.target))
         label = f"layer {name!r} ({type(module).__name__})"
-        self._step(node, label)
+        # Dropout and Flatten pass the chain's value on as well.
+        self._advance(node, label)
         if isinstance(module, nn.Linear):
             if any(name == other for other, _ in self.found):
-                raise _refusal(f"{label}, which is used twice,")
+                raise _not_a_chain(f"{label}, which is used twice,")
             self.found.append((name, module))
             self.duals.append(None)
         elif isinstance(module, _SKIPPED):
@@ -130,21 +124,21 @@ class _Reader:
         elif _is_activation(module):
             self._activate(dual_activation(module), label)
         else:
-            raise _refusal(label)
+            raise _not_a_chain(label)
 
     def _call_function(self, node: torch.fx.Node) -> None:
         if self._is_shape(node) or node.target in (getattr, operator.getitem):
             if not self._is_shape(node):
-                raise _refusal(f"the operation {node.name!r}")
+                raise _not_a_chain(f"the operation {node.name!r}")
             self.shapes.add(node)
             return
         function: Callable[..., Any] = node.target  # type: ignore[assignment]
         name = getattr(function, "__name__", str(function))
-        self._step(node, f"the operation {name!r}")
+        self._advance(node, f"the operation {name!r}")
         if function in _SKIPPED_FUNCTIONS:
             return
         if name not in _ELEMENTWISE:
-            raise _refusal(f"the operation {name!r}")
+            raise _not_a_chain(f"the operation {name!r}")
         self._activate(_function_dual(function, node), f"the operation {name!r}")
 
     def _call_method(self, node: torch.fx.Node) -> None:
@@ -152,38 +146,40 @@ class _Reader:
         if name in _SHAPE_METHODS:
             self.shapes.add(node)
             return
-        self._step(node, f"the method .{name}()")
+        self._advance(node, f"the method .{name}()")
         if name in _SKIPPED_METHODS:
             return
         if name.rstrip("_") not in _ELEMENTWISE:
-            raise _refusal(f"the method .{name}()")
+            raise _not_a_chain(f"the method .{name}()")
         self._activate(dual_activation(getattr(torch, name.rstrip("_"))), f"the method .{name}()")
 
     def _is_shape(self, node: torch.fx.Node) -> bool:
-        """Does the node compute with shapes, not with values?"""
+        """Whether the node computes with shapes, not with values."""
         if node.target is getattr and node.args[1] in ("shape", "ndim", "device", "dtype"):
             return True
         inputs = node.all_input_nodes
         return bool(inputs) and all(i in self.shapes for i in inputs)
 
-    def _step(self, node: torch.fx.Node, label: str) -> None:
-        """The node must take the chain's current value, and nothing else that is no shape."""
+    def _advance(self, node: torch.fx.Node, label: str) -> None:
+        """Check that the node takes the chain's current value and no other, apart from shapes."""
         values = [i for i in node.all_input_nodes if i not in self.shapes]
         if values != [self.current]:
-            raise _refusal(f"{label}, which joins branches or takes an earlier value,")
+            raise _not_a_chain(f"{label}, which joins branches or takes an earlier value,")
         self.current = node
 
     def _activate(self, dual: DualActivation, label: str) -> None:
         if not self.duals:
-            raise _refusal(f"{label} before the first Linear layer")
+            raise _not_a_chain(f"{label} before the first Linear layer")
         if self.duals[-1] is not None:
-            raise _refusal(f"{label} right after another activation")
+            raise _not_a_chain(f"{label} right after another activation")
         self.duals[-1] = dual
 
 
-def _sequence(model: nn.Module) -> torch.fx.Graph | None:
-    """The graph of torch's own layers in `nn.Sequential`, in a tenth of the time of tracing; None for anything else."""
+def _sequential_graph(model: nn.Module) -> torch.fx.Graph | None:
+    """The graph of an `nn.Sequential` of torch's own layers; None for anything else."""
+    # In a tenth of the time of tracing.
     steps = list(_steps(model)) if type(model) is nn.Sequential else []
+    # Subclasses and foreign layers may do anything in their forward, so they are traced.
     foreign = any(not module.__module__.startswith("torch.nn") for _, module in steps)
     if not steps or foreign or len({module for _, module in steps}) < len(steps):
         return None
@@ -205,8 +201,8 @@ def _steps(model: nn.Sequential, path: str = "") -> Iterator[tuple[str, nn.Modul
             yield f"{path}{key}", module
 
 
-def _refusal(what: str) -> ValueError:
-    return ValueError(f"{what} is no part of a chain of Linear layers and elementwise activations; {_INSTEAD}")
+def _not_a_chain(what: str) -> ValueError:
+    return ValueError(f"{what} is no part of a chain of Linear layers and elementwise activations; {_ALTERNATIVE}")
 
 
 def _is_activation(module: nn.Module) -> bool:
@@ -215,16 +211,13 @@ def _is_activation(module: nn.Module) -> bool:
 
 
 def _function_dual(function: Callable[..., Any], node: torch.fx.Node) -> DualActivation:
+    # Arguments other than the input and `inplace` change the function, so its registered dual does not hold.
     extra, options = node.args[1:], {k: v for k, v in node.kwargs.items() if k not in ("inplace", "input")}
     name = getattr(function, "__name__", "function")
     if name == "leaky_relu":
         return ReLULike(float(options.get("negative_slope", extra[0] if extra else 0.01)), 1.0, name)  # type: ignore[arg-type]
-    plain = not [e for e in extra if not isinstance(e, bool)]
-    if (
-        plain
-        and all(v == d for v, d in ((options.get("approximate", "none"), "none"),))
-        and set(options) <= {"approximate"}
-    ):
+    plain = all(isinstance(value, bool) for value in extra) and set(options) <= {"approximate"}
+    if plain and options.get("approximate", "none") == "none":
         known = dual_activation(name) if name in ("relu", "relu6", "hardtanh", "hardsigmoid") else None
         return known or dual_activation(function)
     if name in ("elu", "celu"):
@@ -236,32 +229,33 @@ def _function_dual(function: Callable[..., Any], node: torch.fx.Node) -> DualAct
 
 
 def _check_weights(chain: list[Affine]) -> None:
-    """The kernel is that of weights that are parameters, each of them in one layer."""
+    """Check that the weights are parameters, each of them of one layer."""
     seen: set[nn.Parameter] = set()
     for layer in chain:
         module, label = layer.module, f"layer {layer.name!r} ({type(layer.module).__name__})"
         parameters, buffers = dict(module.named_parameters(recurse=False)), dict(module.named_buffers(recurse=False))
-        pruned = parameters.get("weight_orig") if "weight_mask" in buffers else None  # by torch
+        # torch.nn.utils.prune computes the weight from these two, which is no reparametrisation.
+        pruned = parameters.get("weight_orig") if "weight_mask" in buffers else None
         weight = parameters.get("weight", pruned)
         if weight is None:
-            raise _refusal(f"{label}, whose weight is computed (weight_norm, spectral_norm, a parametrization),")
+            raise _not_a_chain(f"{label}, whose weight is computed (weight_norm, spectral_norm, a parametrization),")
         if weight in seen:
-            raise _refusal(f"{label}, which shares its weight with an earlier one,")
+            raise _not_a_chain(f"{label}, which shares its weight with an earlier one,")
         seen.add(weight)
 
 
-def _compare(chain: list[Affine], model: nn.Module, x: Tensor) -> None:
-    x = x.to(chain[0].module.weight.dtype)  # the kernel is float64 whatever the model's and the samples' dtypes
+def _check_outputs(chain: list[Affine], model: nn.Module, x: Tensor) -> None:
+    x = x.to(chain[0].module.weight.dtype)  # the kernel is float64 whatever the dtypes of model and samples
     h = x.flatten(1)
     for layer in chain:
-        h = nn.functional.linear(h, layer.module.weight, layer.module.bias)  # and not what hooks make of it
+        h = nn.functional.linear(h, layer.module.weight, layer.module.bias)  # without hooks
         h = h if layer.dual is None else layer.dual.forward(h)
     out = model(x)
     if not isinstance(out, Tensor):
-        raise ValueError(f"the model returns {type(out).__name__}, not a tensor; {_INSTEAD}")
+        raise ValueError(f"the model returns {type(out).__name__}, not a tensor; {_ALTERNATIVE}")
     out = out.reshape(len(x), -1)
-    close = 100 * torch.finfo(out.dtype).eps ** 0.5
-    if out.shape != h.shape or float((out - h).abs().max()) > close * max(float(out.abs().max()), 1e-30):
+    tolerance = 100 * torch.finfo(out.dtype).eps ** 0.5
+    if out.shape != h.shape or float((out - h).abs().max()) > tolerance * max(float(out.abs().max()), 1e-30):
         raise ValueError(
-            f"the model is not the chain of layers {[a.name for a in chain]} that it looks like; {_INSTEAD}"
+            f"the model is not the chain of layers {[a.name for a in chain]} that it looks like; {_ALTERNATIVE}"
         )

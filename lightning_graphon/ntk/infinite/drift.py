@@ -1,8 +1,7 @@
 r"""The Graphon NTK with a drift: kept weights whose mean does not vanish.
 
-SNIP keeps more positive than negative hidden weights; with a mean D(u, v) = E[wM] of order 1/n the sum of n
-terms is of order one, so pre-activations are Gaussians with a mean, and so are the back-propagated signals.
-Per position:
+SNIP keeps more positive than negative hidden weights. With a mean D(u, v) = E[wM] of order 1/n the sum of n terms is of
+order one, so pre-activations are Gaussians with a mean, and so are the back-propagated signals. At each position:
 
 .. math::
     m^{(l)}(u;x) = n_{l-1}\int D\,μ^{(l-1)}\,dv, \qquad
@@ -17,8 +16,8 @@ with z no longer centred, and for output o, with :math:`e_o(v) = n_{l+1}\int D(u
                  + \sum_o e_o e'_o \Big), \qquad
     Θ = \sum_l n_l \int Γ^{(l)}(u)\,\big(γ n_{l-1}\int W Σ^{(l-1)} dv + γ_b\big)\,du .
 
-With D = 0 this is the centred kernel. It is research: gradients and forward signals are taken as independent
-given the positions, as everywhere in this theory.
+With D = 0 this is the centred kernel. This is research: gradients and forward signals are assumed independent given the
+positions, as everywhere in this theory.
 """
 
 import math
@@ -28,127 +27,125 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.choices import Get, Reduce
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.infinite.layers import Layer
-from lightning_graphon.ntk.infinite.recursion import LIVE, tile_edge
+from lightning_graphon.ntk.infinite.recursion import LIVE_TENSORS, tile_edge
 from lightning_graphon.ntk.operators.tiling import TileShard, tiles
 
 
 @dataclass(frozen=True)
 class _Signals:
-    """Per sample: means and variances of z, means of φ(z) and φ'(z) by layer, and backward means by layer.
+    """First moments of each sample's signals, one tensor per layer.
 
-    `mean[l]`, `variance[l]` are [P, N]; `active[l]` is E[h] entering layer l, [P, N]; `backward[l]` and
-    `arriving[l]` are the means of δ and of the signal before φ', [O, P, N].
+    Attributes:
+        mean: Means [P, N] of the pre-activations z.
+        variance: Variances [P, N] of z.
+        inputs: Means [P, N] of what enters the layer, x or φ(z).
+        delta: Means [O, P, N] of the back-propagated signals δ of O outputs.
+        before_slope: Means [O, P, N] of these signals before the multiplication by φ'(z).
     """
 
     mean: list[Tensor]
     variance: list[Tensor]
-    active: list[Tensor]
-    backward: list[Tensor]
-    arriving: list[Tensor]
+    inputs: list[Tensor]
+    delta: list[Tensor]
+    before_slope: list[Tensor]
 
 
 def drift_kernel(
     x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation], *,
-    reduce: str | None, x2: Tensor | None = None, kernel: str = "ntk", max_memory: int | None = None,
-    share: TileShard | None = None,
+    reduce: Reduce | None, x2: Tensor | None, get: Get, max_memory: int | None, shard: TileShard,
 ) -> Tensor:  # fmt: skip
-    """Kernel of layers with a drift.
+    """`graphon_ntk` of layers with `mean_map` and `mean_square_map`; the last one's rows are the C outputs.
 
-    Args:
-        x: samples [N, d].
-        layers: built with `mean` and `mean_square`; the last one's rows are the outputs.
-        duals: one a hidden layer.
-        reduce: "mean" or None.
-        x2: other samples [M, d].
-        kernel: "ntk" or "nngp" (the second moment of the outputs, mean included).
-        max_memory: bytes for temporary tensors of a tile; at least 8 x 8 samples are taken at once.
-        share: this process's part of the tiles, gathered at the end; None for one process alone.
-
-    Returns:
-        [N, M], or [C, N, M] with `reduce=None`.
+    With `get="nngp"` it is the second moment of the outputs, mean included.
     """
     counts = [_counts(layer) for layer in layers]
-    back = [
-        _Back.from_layer(layer, after, before)
+    adjoints = [
+        _Adjoint.from_layer(layer, after, before)
         for layer, after, before in zip(layers[1:], counts[1:], counts, strict=False)
     ]
-    left = _signals(x, layers, duals, back)
-    right = left if x2 is None else _signals(x2, layers, duals, back)
+    left = _signals(x, layers, duals, adjoints)
+    right = left if x2 is None else _signals(x2, layers, duals, adjoints)
     y = x if x2 is None else x2
-    share = share or TileShard()
-    edge = share.edge(_edge(x, layers, max_memory), max(len(x), len(y)))
-    out = x.new_zeros(len(layers[-1].propagate), len(x), len(y))
-    for rows, cols in share.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
-        block = _tile(x[rows], y[cols], _slice(left, rows), _slice(right, cols), layers, duals, back, counts, kernel)
+    edge = shard.edge(_edge(x, layers, max_memory), max(len(x), len(y)))
+    out = x.new_zeros(len(layers[-1].covariance_map), len(x), len(y))
+    for rows, cols in shard.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
+        block = _tile(x[rows], y[cols], _slice(left, rows), _slice(right, cols), layers, duals, adjoints, counts, get)
         out[:, rows, cols] = block
         if x2 is None and rows != cols:
             out[:, cols, rows] = block.mT
-    out = share.collect(out)
+    out = shard.collect(out)
+    # Outputs may stand for groups of different size.
     weights = layers[-1].row_measure / layers[-1].row_measure.sum()
     return torch.einsum("c,cij->ij", weights, out) if reduce == "mean" else out
 
 
 def _edge(x: Tensor, layers: Sequence[Layer], max_memory: int | None) -> int:
-    """Edge of a tile: every layer's two kernels are alive until the backward recursion, and the inputs' products."""
-    fields = 2 * sum(len(layer.propagate) for layer in layers) + math.ceil(x.shape[1] / LIVE)
+    """Edge of a tile that fits the memory."""
+    # Every layer's two kernels stay until the backward recursion, and the products of the inputs.
+    fields = 2 * sum(len(layer.covariance_map) for layer in layers) + math.ceil(x.shape[1] / LIVE_TENSORS)
     return tile_edge(fields, x.element_size(), x.device.type, max_memory)
 
 
 def _counts(layer: Layer) -> Tensor:
     """Number of units in each row cell."""
-    units = len(layer.propagate) if layer.units is None else layer.units
+    units = len(layer.covariance_map) if layer.units is None else layer.units
     return layer.row_measure * units
 
 
 @dataclass(frozen=True)
-class _Back:
-    """Transposed operators of one layer: from its outputs u back to its inputs v, each [v, u]."""
+class _Adjoint:
+    """Maps of one layer from its outputs u back to its inputs v, each [v, u]."""
 
-    energy: Tensor
-    mean: Tensor
-    mean_square: Tensor
+    covariance_map: Tensor
+    mean_map: Tensor
+    mean_square_map: Tensor
 
     @classmethod
-    def from_layer(cls, layer: Layer, after: Tensor, before: Tensor) -> "_Back":
-        def turn(matrix: Tensor | None) -> Tensor:
+    def from_layer(cls, layer: Layer, after: Tensor, before: Tensor) -> "_Adjoint":
+        # The maps hold n_in and the measure of v; here n_out and the measure of u are needed.
+        def adjoint(matrix: Tensor | None) -> Tensor:
             assert matrix is not None  # noqa: S101 - layers with a drift have all three
             return (after[:, None] * matrix / before).T
 
-        return cls(turn(layer.propagate), turn(layer.mean), turn(layer.mean_square))
+        return cls(adjoint(layer.covariance_map), adjoint(layer.mean_map), adjoint(layer.mean_square_map))
 
 
-def _signals(x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation], back: Sequence[_Back]) -> _Signals:
-    active, moment = x.T, x.square().T
+def _signals(
+    x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation], adjoints: Sequence[_Adjoint]
+) -> _Signals:
+    inputs, moment = x.T, x.square().T
     signals = _Signals([], [], [], [], [])
     slopes: list[Tensor] = []
     for number, layer in enumerate(layers):
-        mean, variance = _push(layer, active, moment)
-        signals.active.append(active)
+        mean, variance = _preactivation_moments(layer, inputs, moment)
+        signals.inputs.append(inputs)
         signals.mean.append(mean)
         signals.variance.append(variance)
         if number < len(duals):
-            active, slope = duals[number].shifted_mean(mean, variance)
+            inputs, slope = duals[number].shifted_mean(mean, variance)
             slopes.append(slope)
             moment = duals[number].shifted(mean, mean, variance, variance, variance)[0]
-    delta = torch.eye(len(layers[-1].propagate), dtype=x.dtype, device=x.device)[:, :, None].expand(-1, -1, len(x))
-    signals.backward.append(delta)
-    for operators, slope in zip(reversed(back), reversed(slopes), strict=True):
-        arriving = operators.mean @ delta
-        delta = slope * arriving
-        signals.arriving.insert(0, arriving)
-        signals.backward.insert(0, delta)
+    # Each output's own signal starts as 1 at that output.
+    delta = torch.eye(len(layers[-1].covariance_map), dtype=x.dtype, device=x.device)[:, :, None].expand(-1, -1, len(x))
+    signals.delta.append(delta)
+    for adjoint, slope in zip(reversed(adjoints), reversed(slopes), strict=True):
+        before_slope = adjoint.mean_map @ delta
+        delta = slope * before_slope
+        signals.before_slope.insert(0, before_slope)
+        signals.delta.insert(0, delta)
     return signals
 
 
-def _push(layer: Layer, active: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
-    assert layer.mean is not None  # noqa: S101
-    assert layer.mean_square is not None  # noqa: S101
+def _preactivation_moments(layer: Layer, inputs: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+    assert layer.mean_map is not None  # noqa: S101
+    assert layer.mean_square_map is not None  # noqa: S101
     assert layer.bias_mean is not None  # noqa: S101
-    mean = layer.mean @ active + layer.bias_mean[:, None]
-    variance = layer.propagate @ moment - layer.mean_square @ active.square() + layer.bias[:, None]
-    return mean, variance.clamp_min(0)  # a variance: negative only by rounding
+    mean = layer.mean_map @ inputs + layer.bias_mean[:, None]
+    variance = layer.covariance_map @ moment - layer.mean_square_map @ inputs.square() + layer.bias_variance[:, None]
+    return mean, variance.clamp_min(0)  # negative only by rounding
 
 
 def _slice(signals: _Signals, part: slice) -> _Signals:
@@ -156,53 +153,56 @@ def _slice(signals: _Signals, part: slice) -> _Signals:
 
 
 def _tile(
-    x: Tensor, y: Tensor, sx: _Signals, sy: _Signals, layers: Sequence[Layer], duals:
-    Sequence[DualActivation],
-    back: Sequence[_Back], counts: Sequence[Tensor], kernel: str,
+    x: Tensor, y: Tensor, sx: _Signals, sy: _Signals, layers: Sequence[Layer], duals: Sequence[DualActivation],
+    adjoints: Sequence[_Adjoint], counts: Sequence[Tensor], get: Get,
 ) -> Tensor:  # fmt: skip
     """Kernels [C, a, b] of one pair of sample tiles."""
     moments, slopes = [x.T[:, :, None] * y.T[:, None, :]], []
     for number, layer in enumerate(layers):
-        covariance = _covariance(layer, moments[-1], sx.active[number], sy.active[number])
+        covariance = _covariance(layer, moments[-1], sx.inputs[number], sy.inputs[number])
         mx, my = sx.mean[number][:, :, None], sy.mean[number][:, None, :]
         if number == len(duals):
-            if kernel == "nngp":
+            if get == "nngp":
                 return covariance + mx * my
             break
         qx, qy = sx.variance[number][:, :, None], sy.variance[number][:, None, :]
         moment, slope = duals[number].shifted(mx, my, qx, qy, covariance)
         moments.append(moment)
         slopes.append(slope)
-    own = [_flat(layer.parameter, s) + layer.bias_parameter for layer, s in zip(layers, moments, strict=True)]
+    parameter_terms = [
+        _apply(layer.parameter_map, s) + layer.bias_term for layer, s in zip(layers, moments, strict=True)
+    ]
     return torch.stack([
-        _one_output(o, sx, sy, own, slopes, back, counts) for o in range(len(layers[-1].propagate))
+        _one_output(o, sx, sy, parameter_terms, slopes, adjoints, counts) for o in range(len(layers[-1].covariance_map))
     ])  # fmt: skip
 
 
 def _one_output(
-    o: int, sx: _Signals, sy: _Signals, own: Sequence[Tensor], slopes: Sequence[Tensor],
-    back: Sequence[_Back], counts: Sequence[Tensor],
+    o: int, sx: _Signals, sy: _Signals, parameter_terms: Sequence[Tensor], slopes: Sequence[Tensor],
+    adjoints: Sequence[_Adjoint], counts: Sequence[Tensor],
 ) -> Tensor:  # fmt: skip
     """Kernel of output `o`: the backward recursion, and the sum over layers."""
-    gamma = _outer(sx.backward[-1][o], sy.backward[-1][o])
-    total = own[-1][o]
-    for number in range(len(back) - 1, -1, -1):
-        operators = back[number]
-        deltas = _outer(sx.backward[number + 1][o], sy.backward[number + 1][o])
-        arriving = _outer(sx.arriving[number][o], sy.arriving[number][o])
-        gamma = slopes[number] * (_flat(operators.energy, gamma) - _flat(operators.mean_square, deltas) + arriving)
-        total = total + torch.einsum("p,pij->ij", counts[number], gamma * own[number])
+    gamma = _outer(sx.delta[-1][o], sy.delta[-1][o])
+    total = parameter_terms[-1][o]
+    for number in range(len(adjoints) - 1, -1, -1):
+        adjoint = adjoints[number]
+        # A second moment is the variance that the weights add, plus the product of the means.
+        means = _outer(sx.delta[number + 1][o], sy.delta[number + 1][o])
+        variance = _apply(adjoint.covariance_map, gamma) - _apply(adjoint.mean_square_map, means)
+        gamma = slopes[number] * (variance + _outer(sx.before_slope[number][o], sy.before_slope[number][o]))
+        total = total + torch.einsum("p,pij->ij", counts[number], gamma * parameter_terms[number])
     return total
 
 
 def _covariance(layer: Layer, moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    assert layer.mean_square is not None  # noqa: S101
-    return _flat(layer.propagate, moment) - _flat(layer.mean_square, _outer(left, right)) + layer.bias[:, None, None]
+    assert layer.mean_square_map is not None  # noqa: S101
+    means = _apply(layer.mean_square_map, _outer(left, right))
+    return _apply(layer.covariance_map, moment) - means + layer.bias_variance[:, None, None]
 
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:
     return left[..., :, None] * right[..., None, :]
 
 
-def _flat(matrix: Tensor, field: Tensor) -> Tensor:
+def _apply(matrix: Tensor, field: Tensor) -> Tensor:
     return (matrix @ field.reshape(len(field), -1)).reshape(len(matrix), *field.shape[1:])

@@ -1,4 +1,4 @@
-"""The Graphon NTK of a module: read its chain, estimate joint graphons from its masks and weights, evaluate."""
+"""The Graphon NTK of a module: joint graphons of its masks and weights, and their kernel."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,12 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.checks import check_choice, nearest
+from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.choices import Get, Parameterization, ParameterTerm, Positions, Propagate, Reduce
 from lightning_graphon._shared.unmasked_zeros import warn_of_unmasked_zeros
 from lightning_graphon.graphon import layer_graphons
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.infinite.chain import Affine, read_chain
-from lightning_graphon.ntk.infinite.graphon_ntk import layers_kernel
+from lightning_graphon.ntk.infinite.graphon_ntk import check_options, layers_kernel
 from lightning_graphon.ntk.infinite.layer_building import build_layers
 from lightning_graphon.ntk.infinite.layers import Layer
 
@@ -22,85 +23,78 @@ def graphon_ntk_from_model(
     masks: Mapping[str, Tensor] | None = None,
     *,
     bins: int | None = None,
-    propagate: str = "energy",
-    parameterization: str = "standard",
-    reduce: str | None = "mean",
-    positions: str | None = None,
+    propagate: Propagate = "energy",
+    parameterization: Parameterization = "standard",
+    reduce: Reduce | None = "mean",
+    positions: Positions | None = None,
     weight_variance: float | None = None,
-    parameter_term: str = "kept",
+    parameter_term: ParameterTerm = "kept",
     x2: Tensor | None = None,
-    kernel: str = "ntk",
+    get: Get = "ntk",
     max_memory: int | None = None,
     group: object | None = None,
 ) -> Tensor:
-    """Infinite-width kernel of the masked network that the module is one draw of.
+    """Infinite-width kernel of the masked network of which the module is one draw.
 
-    Every hidden layer gets `bins` positions that both of its masks share; inputs and outputs keep their
-    identity. Biases enter with the mean of their squares and are trained; parameters with
-    `requires_grad=False` only propagate.
+    Every hidden layer gets positions that both of its masks share; inputs and outputs keep their identity. Biases
+    enter with the mean of their squares and are trained; parameters with `requires_grad=False` add no parameter term.
 
     Args:
-        model: a chain of Linear layers and elementwise activations (Flatten, Identity and Dropout are passed
-            over).
-        x: samples [N, ...], flattened to the first layer's inputs; computed in float64.
-        masks: qualified weight name to tensor of its shape, non-zero where kept; weights without one are
-            dense.
-        bins: positions of each hidden layer, at most. Default: 64; 8 for the drift, whose cells need many
-            weights each to tell a mean from noise.
-        propagate: "energy" reads E[w²M] from the weights, the default: it describes the network that is
-            trained. "density" is the paper: weights independent of the mask. "drift" also reads E[wM] (see
-            `graphon_ntk`).
-        parameterization: "standard" is comparable with `empirical_ntk`; "ntk" see there.
-        reduce: "mean" over the outputs, or None for each output's own kernel.
-        positions: how neurons get their bins: "degree", "energy" or "spectral" (see `layer_graphons`).
-            Default: "spectral" for the drift, else "degree".
-        weight_variance: σ_w² (variance of a weight times its fan-in) for "density" and "ntk"; by default
-            fan-in times the mean square of each layer's kept weights.
+        model: A chain of Linear layers and elementwise activations; Flatten, Identity and Dropout are ignored.
+        x: Samples [N, ...], flattened to the first layer's inputs; computed in float64.
+        masks: Qualified weight name to tensor of its shape, non-zero where kept; weights without one are dense.
+        bins: Largest number of positions of each hidden layer. Default: 64; 8 for the drift, whose cells need many
+            weights to tell a mean from noise.
+        propagate: "energy" reads E[w²M] from the weights, the default: it describes the network that is trained.
+            "density" is [P1]: weights independent of the mask. "drift" also reads E[wM] (see `graphon_ntk`).
+        parameterization: "standard" or "ntk", as in `empirical_ntk`.
+        reduce: "mean" over the outputs; None and "per_output" give each output's own kernel.
+        positions: "degree", "energy" or "spectral", as in `layer_graphons`. Default: "spectral" for the drift, else
+            "degree".
+        weight_variance: σ_w² (variance of a weight times its fan-in) for "density" and "ntk"; by default fan-in times
+            the mean square of each layer's kept weights.
         parameter_term: "kept", or "all" for [P1]'s literal formula.
-        x2: other samples [M, ...].
-        kernel: "ntk" or "nngp".
-        max_memory: bytes for temporary tensors.
-        group: shares the tiles out over processes, as in `graphon_ntk`.
+        x2: Other samples [M, ...].
+        get: "ntk", or "nngp" for the covariance of the outputs.
+        max_memory: Bytes for temporary tensors.
+        group: As in `graphon_ntk`.
 
     Returns:
-        float64 [N, N], [N, M] with `x2`, with a leading C for `reduce=None`; on the device of `x`.
+        [N, N], [N, M] with `x2`, with a leading C for `reduce=None`; float64, on the device of `x`.
 
     Warns:
-        UserWarning: no masks are given, and many weights are exactly zero.
+        UserWarning: No masks are given, and many weights are exactly zero.
 
     Raises:
-        ValueError: the module is not such a chain, the message names the layer and points to `empirical_ntk`;
-            or options.
-        KeyError: a mask names no Linear weight of the chain.
+        ValueError: The module is not such a chain (the message names the layer and suggests `empirical_ntk`), or
+            options.
+        KeyError: A mask names no Linear weight of the chain.
 
     >>> model = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 2))
     >>> graphon_ntk_from_model(model, torch.eye(3)).shape
     torch.Size([3, 3])
     """
-    check_choice("propagate", propagate, ("density", "energy", "drift"))
-    check_choice("parameterization", parameterization, ("ntk", "standard"))
-    check_choice("kernel", kernel, ("ntk", "nngp"))
-    check_choice("parameter_term", parameter_term, ("kept", "all"))
+    check_options(propagate, parameterization, get, parameter_term, reduce)
     chain = read_chain(model, x)
     warn_of_unmasked_zeros({layer.weight_name: layer.module.weight.detach() for layer in chain}, masks)
+    # The chain needs a mask of each layer, so that neurons of dense layers have positions too.
     full = _all_masks(chain, masks)
+    # Float64 whatever the model's dtype: small eigenvalues need its digits.
     flat = x.detach().flatten(1).to(torch.float64)
     other = None if x2 is None else x2.detach().flatten(1).to(torch.float64)
-    where = positions or ("spectral" if propagate == "drift" else "degree")
+    rule: Positions = positions or ("spectral" if propagate == "drift" else "degree")
     count = bins if bins is not None else (8 if propagate == "drift" else 64)
-    drift, read = propagate == "drift", propagate == "density" or parameterization == "ntk"
-    graphons = layer_graphons(full, model=model, bins=count, order="joint", positions=where, drift=drift)
-    variances = [weight_variance or (_variance(a, full[a.weight_name]) if read else 1.0) for a in chain]
+    drift, needs_variance = propagate == "drift", propagate == "density" or parameterization == "ntk"
+    graphons = layer_graphons(full, model=model, bins=count, order="joint", positions=rule, drift=drift)
+    variances = [weight_variance or (_variance(a, full[a.weight_name]) if needs_variance else 1.0) for a in chain]
     layers = build_layers(
         list(graphons.values()), flat, propagate=propagate, parameterization=parameterization,
         widths=[*(a.module.in_features for a in chain), chain[-1].module.out_features],
         weight_variance=variances, bias_variance=0.0, parameter_term=parameter_term, train_bias=False,
     )  # fmt: skip
-    layers = [_with_parameters(la, a, parameterization, propagate) for la, a in zip(layers, chain, strict=True)]
+    layers = [_with_own_parameters(la, a, parameterization, propagate) for la, a in zip(layers, chain, strict=True)]
     duals: Sequence[DualActivation] = [a.dual for a in chain if a.dual is not None]
-    return layers_kernel(
-        flat, layers, duals, reduce=reduce, x2=other, kernel=kernel, max_memory=max_memory, group=group
-    )
+    return layers_kernel(flat, layers, duals, reduce=reduce, x2=other, get=get, max_memory=max_memory, group=group)
 
 
 def _all_masks(chain: list[Affine], masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -124,21 +118,25 @@ def _variance(layer: Affine, mask: Tensor) -> float:
     return layer.module.in_features * float(kept.square().mean()) if len(kept) else 0.0
 
 
-def _with_parameters(built: Layer, layer: Affine, parameterization: str, propagate: str) -> Layer:
-    """Biases as they are, and nothing from parameters that are frozen."""
+def _with_own_parameters(
+    built: Layer, layer: Affine, parameterization: Parameterization, propagate: Propagate
+) -> Layer:
+    """The layer with the module's own biases, and without parameter terms of frozen parameters."""
     weight, bias = layer.module.weight, layer.module.bias
     changes: dict[str, object] = {}
     if not weight.requires_grad:
-        changes |= {"parameter": torch.zeros_like(built.parameter), "ratio": 0.0}
+        changes |= {"parameter_map": torch.zeros_like(built.parameter_map), "ratio": 0.0}
     if bias is not None:
-        b = bias.detach().to(built.bias)
-        own = len(b) == len(built.bias) and layer.dual is None  # outputs keep their identity
-        mean = b if own else b.mean().expand_as(built.bias)
-        square = b.square() if own else b.square().mean().expand_as(built.bias)
+        b = bias.detach().to(built.bias_variance)
+        # Hidden neurons are exchangeable, so their biases enter with the mean over the layer.
+        own = len(b) == len(built.bias_variance) and layer.dual is None  # outputs keep their identity
+        mean = b if own else b.mean().expand_as(built.bias_variance)
+        square = b.square() if own else b.square().mean().expand_as(built.bias_variance)
+        # Without drift pre-activations are centred by definition, so a bias enters with its second moment.
         drift = propagate == "drift"
-        changes |= {"bias": (square - mean.square()).clamp_min(0) if drift else square}
+        changes |= {"bias_variance": (square - mean.square()).clamp_min(0) if drift else square}
         if drift:
             changes |= {"bias_mean": mean}
         gamma = 1.0 if parameterization == "standard" else float(b.square().mean())
-        changes |= {"bias_parameter": gamma if bias.requires_grad else 0.0}
+        changes |= {"bias_term": gamma if bias.requires_grad else 0.0}
     return replace(built, **changes)  # type: ignore[arg-type]

@@ -1,23 +1,24 @@
-"""From graphons and options to the matrices of `Layer`, with every factor and every check."""
+"""Build the matrices of `Layer` from graphons and options."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.choices import Parameterization, ParameterTerm, Propagate
 from lightning_graphon.ntk.infinite.layers import Graphon, Layer, expand_inputs
 
 
 def build_layers(
-    graphons: Sequence[Graphon], x: Tensor, *, propagate: str, parameterization: str, widths: Sequence[int] |
-    None,
+    graphons: Sequence[Graphon], x: Tensor, *, propagate: Propagate, parameterization: Parameterization,
+    widths: Sequence[int] | None,
     weight_variance: float | Sequence[float], bias_variance: float | Sequence[float],
-    parameter_term: str, train_bias: bool | None,
+    parameter_term: ParameterTerm, train_bias: bool | None,
 ) -> list[Layer]:  # fmt: skip
     """Check the chain of graphons and give one `Layer` for each.
 
     Raises:
-        ValueError: the message names the layer.
+        ValueError: The message names the layer.
     """
     _check_chain(graphons, x.shape[1])
     fan_ins = _fan_ins(widths, len(graphons), x.shape[1])
@@ -25,6 +26,7 @@ def build_layers(
     biases = _per_layer("bias_variance", bias_variance, len(graphons))
     layers = []
     for i, (g, variance, bias, fan_in) in enumerate(zip(graphons, variances, biases, fan_ins, strict=True)):
+        # Only a kernel with drift counts the units of a layer's outputs.
         fan_out = widths[i + 1] if widths is not None and i + 1 < len(widths) else None
         layer = _layer(i, g, x, propagate, parameterization, variance, bias, fan_in, parameter_term, train_bias)
         layers.append(_with_drift(i, layer, g, fan_in, fan_out) if propagate == "drift" else layer)
@@ -33,45 +35,49 @@ def build_layers(
 
 
 def _layer(
-    index: int, g: Graphon, x: Tensor, propagate: str, parameterization: str, variance: float, bias: float,
-    fan_in: int | None, parameter_term: str, train_bias: bool | None,
+    index: int, g: Graphon, x: Tensor, propagate: Propagate, parameterization: Parameterization, variance: float,
+    bias: float, fan_in: int | None, parameter_term: ParameterTerm, train_bias: bool | None,
 ) -> Layer:  # fmt: skip
+    # In the dtype of the samples, which is that of the kernel.
     values, rows, cols = (_like(t, x) for t in (g.values, g.row_measure, g.col_measure))
     density = values * cols
-    if propagate == "density":
-        moved = variance * density
+    if propagate == "density":  # E = σ_w² W / n_in, so the fan-in cancels
+        covariance_map = variance * density
     else:
-        moved = _known(fan_in, index, f"propagate={propagate!r}") * _like(_field(g, "energy", index), x) * cols
+        covariance_map = (
+            _require_fan_in(fan_in, index, f"propagate={propagate!r}") * _like(_field(g, "energy", index), x) * cols
+        )
     standard = parameterization == "standard"
-    gamma = float(_known(fan_in, index, "parameterization='standard'")) if standard else variance
-    literal = parameter_term == "all"
-    own = gamma * (cols.expand_as(density) if literal else density)
-    ratio = gamma / variance if propagate == "density" and not literal and variance > 0 else None
+    gamma = float(_require_fan_in(fan_in, index, "parameterization='standard'")) if standard else variance
+    all_move = parameter_term == "all"
+    parameter_map = gamma * (cols.expand_as(density) if all_move else density)
+    # Where the two maps are proportional, the recursion needs one product with them in place of two.
+    ratio = gamma / variance if propagate == "density" and not all_move and variance > 0 else None
     trained = bias > 0 if train_bias is None else train_bias
-    bias_parameter = float(trained) * (bias if parameterization == "ntk" else 1.0)
-    return Layer(moved, own, torch.full_like(rows, bias), bias_parameter, ratio, rows)
+    bias_term = float(trained) * (bias if parameterization == "ntk" else 1.0)
+    return Layer(covariance_map, parameter_map, torch.full_like(rows, bias), bias_term, ratio, rows)
 
 
 def _with_drift(index: int, layer: Layer, g: Graphon, fan_in: int | None, fan_out: int | None) -> Layer:
-    drift = _like(_field(g, "drift", index), layer.propagate)
-    cols = _like(g.col_measure, layer.propagate)
-    units = _known(fan_in, index, "propagate='drift'")
-    _check_moments(index, _like(_field(g, "energy", index), layer.propagate), drift)
+    drift = _like(_field(g, "drift", index), layer.covariance_map)
+    cols = _like(g.col_measure, layer.covariance_map)
+    units = _require_fan_in(fan_in, index, "propagate='drift'")
+    _check_moments(index, _like(_field(g, "energy", index), layer.covariance_map), drift)
     return Layer(
-        layer.propagate, layer.parameter, layer.bias, layer.bias_parameter, layer.ratio, layer.row_measure,
-        mean=units * drift * cols, mean_square=units * drift.square() * cols,
-        bias_mean=torch.zeros_like(layer.bias), units=fan_out,
+        layer.covariance_map, layer.parameter_map, layer.bias_variance, layer.bias_term, layer.ratio, layer.row_measure,
+        mean_map=units * drift * cols, mean_square_map=units * drift.square() * cols,
+        bias_mean=torch.zeros_like(layer.bias_variance), units=fan_out,
     )  # fmt: skip
 
 
 def _check_moments(index: int, energy: Tensor, drift: Tensor) -> None:
-    bad = (drift.square() > energy * (1 + 1e-5)).nonzero()  # means in float32 are off by less
+    bad = (drift.square() > energy * (1 + 1e-5)).nonzero()  # Jensen; means in float32 are off by less
     if len(bad):
         u, v = bad[0].tolist()
         raise ValueError(
             f"graphon {index}: the square of the drift {float(drift[u, v]):.4g} is larger than the energy "
-            f"{float(energy[u, v]):.4g} in cell ({u}, {v}), one of {len(bad)} such; no weights are so, since energy is "
-            "the mean of w²·M and drift that of w·M over the same cell"
+            f"{float(energy[u, v]):.4g} in cell ({u}, {v}), one of {len(bad)} such; no weights have these moments, "
+            "since energy is the mean of w²·M and drift that of w·M over the same cell"
         )
 
 
@@ -89,7 +95,7 @@ def _field(g: Graphon, name: str, index: int) -> object:
     return value
 
 
-def _known(fan_in: int | None, index: int, why: str) -> int:
+def _require_fan_in(fan_in: int | None, index: int, why: str) -> int:
     if fan_in is None:
         raise ValueError(f"{why} needs the fan-in of layer {index}; pass widths=[n_0, ..., n_L]")
     return fan_in
@@ -108,7 +114,7 @@ def _fan_ins(widths: Sequence[int] | None, count: int, inputs: int) -> list[int 
 def _per_layer(name: str, value: float | Sequence[float], count: int) -> list[float]:
     values = [float(value)] * count if isinstance(value, (int, float)) else [float(v) for v in value]
     if len(values) != count:
-        raise ValueError(f"{name} must be one number or {count}, one a layer, got {len(values)}")
+        raise ValueError(f"{name} must be one number or {count}, one per layer, got {len(values)}")
     for i, v in enumerate(values):
         if not 0 <= v < float("inf"):
             raise ValueError(f"{name} of layer {i} must be finite and at least 0, got {v}")
@@ -134,7 +140,7 @@ def _check_chain(graphons: Sequence[Graphon], inputs: int) -> None:
             torch.as_tensor(t, dtype=torch.float64).cpu()
             for t in (graphons[i - 1].row_measure, graphons[i].col_measure)
         )
-        if not torch.allclose(left, right, rtol=1e-5, atol=1e-8):  # float32 graphons are welcome
+        if not torch.allclose(left, right, rtol=1e-5, atol=1e-8):  # float32 graphons are fine
             raise ValueError(
                 f"the rows of graphon {i - 1} and the columns of graphon {i} have different measures; they must "
                 "be the same positions: estimate them with layer_graphons(..., order='joint')"

@@ -1,7 +1,7 @@
-"""One affine layer of an infinitely wide masked network as matrices between positions, and how they are built.
+"""One affine layer of an infinitely wide masked network as matrices between positions.
 
 A layer with graphon W, energy E and drift D (values [rows, cols]) acts on functions of the position v through
-`n_in ∫ E(u, v) · dv` and the like; with a measure on the cells every such integral is a matrix product.
+integrals such as `n_in ∫ E(u, v) · dv`. With a measure on the cells each of them is a matrix product.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Graphon(Protocol):
-    """What the kernels need of a `StepGraphon`: attributes only."""
+    """The attributes of a `StepGraphon` that kernels need."""
 
     @property
     def values(self) -> Any:
@@ -38,40 +38,40 @@ class Graphon(Protocol):
 
 @dataclass(frozen=True)
 class Layer:
-    """Matrices of one affine layer, all float, rows = positions u of its outputs, columns = positions v of its inputs.
+    """Matrices of one affine layer, rows = positions u of its outputs, columns = positions v of its inputs.
 
     Attributes:
-        propagate: n_in E μ(v), maps E[hh'] to the pre-activations' covariance [rows, cols].
-        parameter: γ n_in W μ(v), maps E[hh'] to the weights' own part of the kernel [rows, cols].
-        bias: variance that the bias adds [rows].
-        bias_parameter: what a trainable bias adds to the kernel, 1 or σ_b² or 0.
-        ratio: `parameter / propagate` where it is one number, else None.
-        row_measure: measure of the rows [rows].
-        mean: n_in D μ(v), maps E[h] to the pre-activations' mean [rows, cols], or None when centred.
-        mean_square: n_in D² μ(v), or None.
-        bias_mean: mean of the bias [rows], or None.
-        units: number of output units that the rows stand for, or None where nothing depends on it.
+        covariance_map: Matrix n_in E μ(v) [rows, cols] from E[hh'] to the pre-activations' covariance.
+        parameter_map: Matrix γ n_in W μ(v) [rows, cols] from E[hh'] to the weights' own part of the kernel.
+        bias_variance: Variance [rows] that the bias adds.
+        bias_term: Part of a trainable bias in the kernel: 1, σ_b² or 0.
+        ratio: `parameter_map / covariance_map` where that is one number, else None.
+        row_measure: Measure [rows] of the rows.
+        mean_map: Matrix n_in D μ(v) [rows, cols] from E[h] to the pre-activations' mean, or None when centred.
+        mean_square_map: Matrix n_in D² μ(v) [rows, cols], or None.
+        bias_mean: Mean of the bias [rows], or None.
+        units: Number of output units that the rows represent, or None where nothing depends on it.
     """
 
-    propagate: Tensor
-    parameter: Tensor
-    bias: Tensor
-    bias_parameter: float
+    covariance_map: Tensor
+    parameter_map: Tensor
+    bias_variance: Tensor
+    bias_term: float
     ratio: float | None
     row_measure: Tensor
-    mean: Tensor | None = None
-    mean_square: Tensor | None = None
+    mean_map: Tensor | None = None
+    mean_square_map: Tensor | None = None
     bias_mean: Tensor | None = None
     units: int | None = None
 
     def averaged(self) -> "Layer":
-        """The layer with its rows averaged: one output that stands for the mean of all."""
+        """The layer with its rows averaged to a single output."""
         weights = self.row_measure / self.row_measure.sum()
         return replace(
             self,
-            propagate=(weights @ self.propagate)[None],
-            parameter=(weights @ self.parameter)[None],
-            bias=(weights @ self.bias)[None],
+            covariance_map=(weights @ self.covariance_map)[None],
+            parameter_map=(weights @ self.parameter_map)[None],
+            bias_variance=(weights @ self.bias_variance)[None],
             row_measure=torch.ones_like(weights[:1]),
         )
 
@@ -82,14 +82,15 @@ def expand_inputs(layer: Layer, inputs: int) -> Layer:
     def spread(matrix: Tensor | None) -> Tensor | None:
         return None if matrix is None else matrix.expand(-1, inputs) / inputs
 
-    if layer.propagate.shape[1] != 1 or inputs == 1:
+    if layer.covariance_map.shape[1] != 1 or inputs == 1:
         return layer
-    changes = {name: spread(getattr(layer, name)) for name in ("propagate", "parameter", "mean", "mean_square")}
+    names = ("covariance_map", "parameter_map", "mean_map", "mean_square_map")
+    changes = {name: spread(getattr(layer, name)) for name in names}
     return replace(layer, **changes)  # type: ignore[arg-type]
 
 
 def merge_positions(layers: Sequence[Layer]) -> list[Layer]:
-    """Keep one copy of positions whose rows are identical; their columns in the next layer are added up.
+    """Keep one copy of positions whose rows are identical, and add up their columns in the next layer.
 
     Exact: positions with equal rows have equal kernels. A constant graphon becomes one position.
     """
@@ -98,8 +99,10 @@ def merge_positions(layers: Sequence[Layer]) -> list[Layer]:
     for layer in layers:
         if groups is not None:
             layer = _add_columns(layer, groups)
-        key = torch.cat([layer.propagate, layer.parameter, layer.bias[:, None]], dim=1)
+        # Positions are equal if all that the recursion reads of them is equal.
+        key = torch.cat([layer.covariance_map, layer.parameter_map, layer.bias_variance[:, None]], dim=1)
         unique, groups = torch.unique(key.detach(), dim=0, return_inverse=True)
+        # The last layer's rows are the outputs, which the caller wants each.
         if len(unique) < len(key) and layer is not layers[-1] and len(merged) < len(layers) - 1:
             layer = _keep_rows(layer, groups, len(unique))
         else:
@@ -114,7 +117,7 @@ def _add_columns(layer: Layer, groups: Tensor) -> Layer:
     def add(matrix: Tensor) -> Tensor:
         return matrix.new_zeros(len(matrix), count).index_add(1, groups, matrix)
 
-    return replace(layer, propagate=add(layer.propagate), parameter=add(layer.parameter))
+    return replace(layer, covariance_map=add(layer.covariance_map), parameter_map=add(layer.parameter_map))
 
 
 def _keep_rows(layer: Layer, groups: Tensor, count: int) -> Layer:
@@ -124,8 +127,8 @@ def _keep_rows(layer: Layer, groups: Tensor, count: int) -> Layer:
     measure = layer.row_measure.new_zeros(count).index_add(0, groups, layer.row_measure)
     return replace(
         layer,
-        propagate=layer.propagate[first],
-        parameter=layer.parameter[first],
-        bias=layer.bias[first],
+        covariance_map=layer.covariance_map[first],
+        parameter_map=layer.parameter_map[first],
+        bias_variance=layer.bias_variance[first],
         row_measure=measure,
     )

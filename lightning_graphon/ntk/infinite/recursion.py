@@ -7,23 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.choices import Get
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.infinite.layers import Layer
 
-_NEAR = 1e-2  # pairs closer than this (squared distance over the sum of variances) get their distance term by term
-LIVE = 14  # tensors of a tile's size that are alive at once, measured
-_CACHE = {"cpu": 8 << 20, "cuda": 512 << 20}  # bytes a tile may take, on a CPU for each thread, where memory allows
+# Pairs closer than this (squared distance over the sum of variances) get their distance term by term: in a Gram product
+# the digits of near-duplicates cancel.
+_NEAR = 1e-2
+LIVE_TENSORS = 14  # of a tile's size that are in memory at a time, measured
+_CACHE = {"cpu": 8 << 20, "cuda": 512 << 20}  # bytes per tile, on a CPU for each thread
 
 
 @dataclass(frozen=True)
 class Diagonals:
-    """What every sample has on its own.
+    """The diagonal of the recursion: what each sample needs without the others.
 
     Attributes:
-        samples: [N, d].
-        inputs: Σ_j A_pj x_j² of the first layer, [P, N].
-        variances: of the pre-activations, one a layer, [P, N].
-        moments: second moments of what enters each layer, [P, N].
+        samples: Samples [N, d].
+        inputs: Sums Σ_j A_pj x_j² of the first layer, [P, N].
+        variances: Variances [P, N] of each layer's pre-activations.
+        moments: Second moments [P, N] of each layer's inputs.
     """
 
     samples: Tensor
@@ -33,19 +36,19 @@ class Diagonals:
 
 
 def diagonals(x: Tensor, layers: Sequence[Layer], duals: Sequence[DualActivation]) -> Diagonals:
-    """Run the diagonal of the recursion for samples `x` [N, d]."""
+    """The diagonal of the recursion for samples `x` [N, d]."""
     moments = [x.square().T]
-    inputs = layers[0].propagate @ moments[0]
-    variances = [inputs + layers[0].bias[:, None]]
+    inputs = layers[0].covariance_map @ moments[0]
+    variances = [inputs + layers[0].bias_variance[:, None]]
     for number, (layer, dual) in enumerate(zip(layers[1:], duals, strict=True), start=1):
         _warn_unresolved(dual, variances[-1], number)
         moments.append(dual.second_moment(variances[-1]))
-        variances.append(layer.propagate @ moments[-1] + layer.bias[:, None])
+        variances.append(layer.covariance_map @ moments[-1] + layer.bias_variance[:, None])
     return Diagonals(x, inputs, variances, moments)
 
 
 def _warn_unresolved(dual: DualActivation, variances: Tensor, number: int) -> None:
-    if variances.numel() and not dual.resolves(largest := variances.detach().max()):
+    if variances.numel() and not dual.is_accurate(largest := variances.detach().max()):
         warnings.warn(
             f"the pre-activations of hidden layer {number} have variances up to {float(largest):.3g}, too large for "
             f"the quadrature of {dual.name!r}: the kernel of similar samples is inaccurate. Scale the inputs or "
@@ -55,40 +58,41 @@ def _warn_unresolved(dual: DualActivation, variances: Tensor, number: int) -> No
 
 
 def tile_edge(positions: int, itemsize: int, device: str, max_memory: int | None) -> int:
-    """Samples along the edge of a square tile, so that a tile's tensors fit cache and `max_memory` bytes."""
+    """Samples along the edge of a square tile, so that its tensors fit the cache and `max_memory` bytes."""
     budget = _CACHE.get(device, 64 << 20) * (torch.get_num_threads() if device == "cpu" else 1)
     budget = budget if max_memory is None else min(budget, max_memory)
-    edge = int((budget / (LIVE * positions * itemsize)) ** 0.5)
+    # A tile has positions · edge² entries per tensor.
+    edge = int((budget / (LIVE_TENSORS * positions * itemsize)) ** 0.5)
     return max(8, edge // 8 * 8)
 
 
 def weighted_rows(x: Tensor, layer: Layer) -> Tensor:
-    """A_pj x_j [P, rows, d], the left factor of the first layer's Gram products; tiles of the same rows share it."""
-    return layer.propagate[:, None, :] * x
+    """Products A_pj x_j [P, rows, d], the left factor of the first layer's Gram products."""
+    return layer.covariance_map[:, None, :] * x
 
 
 def tile_kernel(
     weighted: Tensor, dx: Diagonals, dy: Diagonals, rows: slice, cols: slice,
-    layers: Sequence[Layer], duals: Sequence[DualActivation], kernel: str,
+    layers: Sequence[Layer], duals: Sequence[DualActivation], get: Get,
 ) -> Tensor:  # fmt: skip
-    """Kernel between the samples `rows` of `dx` and `cols` of `dy`, `weighted` as `weighted_rows` gives it.
+    """Kernel [R, rows, cols] between the samples `rows` of `dx` and `cols` of `dy`; R rows of the last layer.
 
-    Returns:
-        [R, rows, cols], R the rows of the last layer.
+    `weighted` are the `weighted_rows` of the former.
     """
     qx, qy = (d.variances[0][:, s].unsqueeze(a) for d, s, a in ((dx, rows, 2), (dy, cols, 1)))
-    distance = _first_distance(weighted, dx, dy, rows, cols, layers[0].propagate)
+    distance = _first_distance(weighted, dx, dy, rows, cols, layers[0].covariance_map)
     tangent = _first_parameter(dx.samples[rows], dy.samples[cols], qx, qy, distance, layers[0])
     for number, (layer, dual) in enumerate(zip(layers[1:], duals, strict=True), start=1):
-        distance, slope = dual.pair(qx, qy, distance)
-        if kernel == "ntk":
-            flowing = _apply(layer.propagate, slope * tangent)
+        distance, slope = dual.squared_distance(qx, qy, distance)
+        if get == "ntk":
+            inherited = _apply(layer.covariance_map, slope * tangent)  # from the parameters of earlier layers
             moment = None if layer.ratio is not None else _moment(dx, dy, rows, cols, number, distance)
-        distance = _apply(layer.propagate, distance)
+        # Squared distances of pre-activations: the bias, which both samples share, cancels.
+        distance = _apply(layer.covariance_map, distance)
         qx, qy = (d.variances[number][:, s].unsqueeze(a) for d, s, a in ((dx, rows, 2), (dy, cols, 1)))
-        if kernel == "ntk":
-            tangent = _own(layer, moment, qx, qy, distance).add_(flowing)
-    return tangent if kernel == "ntk" else 0.5 * (qx + qy - distance)
+        if get == "ntk":
+            tangent = _parameter_term(layer, moment, qx, qy, distance).add_(inherited)
+    return tangent if get == "ntk" else 0.5 * (qx + qy - distance)
 
 
 def _apply(matrix: Tensor, field: Tensor) -> Tensor:
@@ -103,12 +107,13 @@ def _moment(dx: Diagonals, dy: Diagonals, rows: slice, cols: slice, number: int,
     return 0.5 * (dx.moments[number][:, rows, None] + dy.moments[number][:, None, cols] - distance)
 
 
-def _own(layer: Layer, moment: Tensor | None, qx: Tensor, qy: Tensor, distance: Tensor) -> Tensor:
-    """What the layer's own weights and biases add to the tangent kernel."""
+def _parameter_term(layer: Layer, moment: Tensor | None, qx: Tensor, qy: Tensor, distance: Tensor) -> Tensor:
+    """Part of the layer's own weights and biases in the tangent kernel."""
     if moment is not None:
-        return _apply(layer.parameter, moment) + layer.bias_parameter
+        return _apply(layer.parameter_map, moment) + layer.bias_term
+    # γ n W Σ is `ratio` times the covariance without the bias, (q + q' - distance) / 2 - σ_b².
     ratio = 1.0 if layer.ratio is None else layer.ratio
-    constant = layer.bias_parameter - ratio * layer.bias[:, None, None]
+    constant = layer.bias_term - ratio * layer.bias_variance[:, None, None]
     ends = (0.5 * ratio * qx + constant) + 0.5 * ratio * qy
     return ends.sub_(distance, alpha=0.5 * ratio)
 
@@ -122,6 +127,7 @@ def _first_distance(weighted: Tensor, dx: Diagonals, dy: Diagonals, rows: slice,
     near = (distance.detach().amax(0) < _NEAR * scale).nonzero(as_tuple=True)
     if len(near[0]) == 0:
         return distance
+    # In pieces, as [pairs, d] may be large where many samples are alike.
     exact = [(x[i] - y[j]).square() @ matrix.T for i, j in zip(*(index.split(4096) for index in near), strict=True)]
     return distance.permute(1, 2, 0).index_put(near, torch.cat(exact)).permute(2, 0, 1).contiguous()
 
@@ -129,5 +135,5 @@ def _first_distance(weighted: Tensor, dx: Diagonals, dy: Diagonals, rows: slice,
 def _first_parameter(x: Tensor, y: Tensor, qx: Tensor, qy: Tensor, distance: Tensor, layer: Layer) -> Tensor:
     """The first layer's own part: Σ_j Q_pj x_j y_j + bias."""
     if layer.ratio is not None:
-        return _own(layer, None, qx, qy, distance)
-    return torch.matmul(layer.parameter[:, None, :] * x, y.T) + layer.bias_parameter
+        return _parameter_term(layer, None, qx, qy, distance)
+    return torch.matmul(layer.parameter_map[:, None, :] * x, y.T) + layer.bias_term

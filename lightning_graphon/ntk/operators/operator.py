@@ -1,4 +1,4 @@
-"""Kernels that are never written out: one interface for kernel-vector products, and Lanczos over it."""
+"""Kernels as linear operators that need no matrix, and their largest eigenvalues by Lanczos."""
 
 from abc import ABC, abstractmethod
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class KernelOperator(ABC):
-    """A symmetric linear operator on vectors [n], one sample-output pair (or sample) an entry.
+    """A symmetric linear operator on vectors [n], one entry per sample or per pair of sample and output.
 
-    Subclasses give `size`, `dtype`, `device`, `matvec` and `trace`.
+    Subclasses define `size`, `dtype`, `device`, `matvec` and `trace`.
     """
 
     size: int
@@ -24,7 +24,7 @@ class KernelOperator(ABC):
 
     @abstractmethod
     def trace(self) -> float:
-        """Trace, exactly."""
+        """Exact trace."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,7 +35,7 @@ class KernelOperator(ABC):
         """Kernel times a vector [n] or a matrix [n, m].
 
         Raises:
-            ValueError: the first dimension is not n.
+            ValueError: The first dimension is not n.
         """
         if other.ndim not in (1, 2) or len(other) != self.size:
             raise ValueError(
@@ -47,14 +47,15 @@ class KernelOperator(ABC):
         return torch.stack([self.matvec(column) for column in other.T], dim=1)
 
     def to_dense(self) -> Tensor:
-        """The matrix [n, n], symmetrised; n products."""
+        """The matrix [n, n], symmetrised, by n products."""
         matrix = self @ torch.eye(self.size, dtype=self.dtype, device=self.device)
         return 0.5 * (matrix + matrix.T)
 
     def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
-        """The same operator for scipy's iterative methods, float64 on the outside."""
+        """The same operator for scipy's iterative methods, with float64 vectors."""
 
         def product(vector: np.ndarray) -> np.ndarray:
+            # scipy passes vectors [n] or columns [n, 1], which may be views of its own workspace.
             given = torch.as_tensor(np.ascontiguousarray(vector).reshape(-1)).to(dtype=self.dtype, device=self.device)
             return self.matvec(given).to(torch.float64).cpu().numpy()
 
@@ -82,18 +83,14 @@ class DenseOperator(KernelOperator):
 
 
 class KroneckerKernel(KernelOperator):
-    r"""A full kernel between N samples and C outputs, told by two small matrices.
+    r"""A full kernel between N samples and C outputs as a Kronecker product of two small matrices.
 
-    :math:`Θ_{nc,md} ≈ K_{nm} B_{cd}`, B of trace C, so that K is the mean over outputs of the product as it is of Θ.
-    Exact where all outputs share their kernel up to how they mix; positive semi-definite where K and B are.
+    :math:`Θ_{nc,md} ≈ K_{nm} B_{cd}` with B of trace C, so that K is the mean over outputs, as it is for Θ. Exact where
+    all outputs share one kernel up to a mixing matrix; positive semi-definite where K and B are.
 
     Args:
-        samples: K [N, N], symmetric.
-        outputs: B [C, C], symmetric; its scale does not count, and zeros stand for the identity.
-
-    Attributes:
-        samples: K.
-        outputs: B, of trace C.
+        samples: Kernel K [N, N], symmetric.
+        outputs: Matrix B [C, C], symmetric, of any scale; zeros stand for the identity. The attribute has trace C.
 
     >>> kernel = KroneckerKernel(torch.eye(2), torch.tensor([[3.0, 1.0], [1.0, 1.0]]))
     >>> kernel.outputs.tolist(), (kernel @ torch.tensor([1.0, 0, 0, 0])).tolist()
@@ -101,6 +98,7 @@ class KroneckerKernel(KernelOperator):
     """
 
     def __init__(self, samples: Tensor, outputs: Tensor) -> None:
+        # Only the product of both scales matters; trace C makes K the mean over outputs.
         c, trace = len(outputs), float(outputs.trace())
         self.samples = samples
         self.outputs = outputs * (c / trace) if trace > 0 else torch.eye(c).to(outputs)
@@ -121,16 +119,16 @@ def top_eigenpairs(
     """The k largest eigenvalues and their eigenvectors, by Lanczos (ARPACK's `eigsh`).
 
     Args:
-        kernel: symmetric [n, n], [N, C, N, C], or an operator.
-        k: how many; all of them (exactly) if k >= n - 1.
-        tolerance: relative accuracy of the eigenvalues.
-        seed: of the start vector; torch's global generator is not touched.
+        kernel: Symmetric [n, n], [N, C, N, C], or an operator.
+        k: Number of eigenpairs; from k = n - 1 on all are computed exactly.
+        tolerance: Relative accuracy of the eigenvalues.
+        seed: Seed of the start vector; torch's global generator is not changed.
 
     Returns:
         Eigenvalues [k], float64, descending, and eigenvectors [n, k] as columns, on the CPU.
 
     Raises:
-        ValueError: k < 1.
+        ValueError: `k` is below 1.
 
     >>> values, vectors = top_eigenpairs(torch.diag(torch.arange(50.0, dtype=torch.float64)), 2)
     >>> [round(v, 6) for v in values.tolist()]
@@ -141,8 +139,10 @@ def top_eigenpairs(
     if isinstance(kernel, Tensor):
         kernel = DenseOperator(kernel.reshape(int(kernel.numel() ** 0.5 + 0.5), -1))
     if k >= kernel.size - 1:
+        # ARPACK finds at most n - 1 eigenpairs.
         values, vectors = torch.linalg.eigh(kernel.to_dense().to(torch.float64).cpu())
         return values.flip(0)[:k], vectors.flip(1)[:, :k]
+    # A fixed start vector: ARPACK's own is random, and the last digits would differ from call to call.
     start = np.random.default_rng(seed).standard_normal(kernel.size)
     found, basis = scipy.sparse.linalg.eigsh(kernel.to_scipy(), k=k, which="LA", tol=tolerance, v0=start)
     order = np.argsort(found)[::-1].copy()

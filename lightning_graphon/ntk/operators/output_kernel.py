@@ -1,4 +1,4 @@
-"""Kernels of every shape as operators on the outputs [N, C] of a batch."""
+"""Kernels of all shapes as operators on the outputs [N, C] of a batch."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ class Eigen:
     """Eigenmodes of a kernel over outputs.
 
     Attributes:
-        values: eigenvalues, ascending, [K, 1] where all outputs share them and [K, C] where each has its own.
-        vectors: [N, N], [C, N, N] or [N·C, N·C], columns.
-        form: as in `OutputKernel`.
-        mixtures: of outputs, [C, C], columns; "kronecker" only.
+        values: Ascending eigenvalues, [K, 1] where all outputs share them and [K, C] where each has its own.
+        vectors: Eigenvectors as columns, [N, N], [C, N, N] or [N·C, N·C].
+        form: As in `OutputKernel`.
+        mixtures: Eigenvectors [C, C] of `mixing` as columns, for "kronecker".
     """
 
     values: Tensor
@@ -43,14 +43,14 @@ class Eigen:
 
 @dataclass(frozen=True)
 class OutputKernel:
-    """A kernel with its meaning: `kernel @ field` maps [N, C] to [M, C].
+    """A kernel whose product `kernel @ field` maps outputs [N, C] to [M, C].
 
     Attributes:
-        kernel: [M, N] ("shared"), [C, M, N] ("per_output"), [M·C, N·C] ("full", sample-major), or an operator
-            of the first or the last shape; or [N, N] beside `mixing` ("kronecker").
-        form: which of them.
-        outputs: C.
-        mixing: [C, C], how outputs move each other, or None.
+        kernel: Matrix or operator [M, N] ("shared") or [M·C, N·C] ("full", sample-major), matrices [C, M, N]
+            ("per_output"), or [N, N] together with `mixing` ("kronecker").
+        form: Name of the shape.
+        outputs: Number C of outputs.
+        mixing: How outputs act on each other [C, C], or None.
     """
 
     kernel: Tensor | KernelOperator
@@ -59,10 +59,11 @@ class OutputKernel:
     mixing: Tensor | None = None
 
     def __matmul__(self, field: Tensor) -> Tensor:
-        """Kernel times a field [N, C]; float64 whatever an operator works in."""
+        """Kernel times a field [N, C], in the dtype of the field."""
         if self.form == "per_output":
             assert isinstance(self.kernel, Tensor)  # noqa: S101 - operators are shared or full
             return torch.einsum("cmn,nc->mc", self.kernel, field)
+        # (K ⊗ B) v is K V B for the field V, as B is symmetric.
         if self.mixing is not None:
             field = field @ self.mixing
         given = field.reshape(-1) if self.form == "full" else field
@@ -70,17 +71,18 @@ class OutputKernel:
         return product.reshape(-1, self.outputs)
 
     def dense(self, like: Tensor) -> "OutputKernel":
-        """The same with the matrix written out, in the dtype and on the device of `like`."""
+        """The same with a matrix in place of an operator, in the dtype and on the device of `like`."""
         if isinstance(self.kernel, Tensor):
             return self
         return OutputKernel(self.kernel.to_dense().to(like), self.form, self.outputs)
 
     def eigen(self, like: Tensor) -> Eigen:
-        """Eigendecomposition, O(n³); an operator is written out first."""
+        """Eigendecomposition, O(n³); an operator becomes a matrix first."""
         matrix = self.dense(like).kernel
         assert isinstance(matrix, Tensor)  # noqa: S101
         values, vectors = torch.linalg.eigh(matrix)
         if self.mixing is not None:
+            # Eigenvalues of a Kronecker product are the products of both matrices' eigenvalues.
             factors, mixtures = torch.linalg.eigh(self.mixing)
             return Eigen(torch.outer(values, factors), vectors, self.form, mixtures)
         return Eigen(values.T if self.form == "per_output" else values[:, None], vectors, self.form)
@@ -92,13 +94,13 @@ def output_kernel(
     """Read the shape of a kernel against a batch of outputs.
 
     Args:
-        kernel: [M, N], [C, M, N], [M, C, N, C] or [M·C, N·C], or an operator.
-        like: field [N, C] of the train points, whose dtype and device are taken.
-        rows: M; None for the train points themselves, where the kernel must be symmetric.
-        name: for messages.
+        kernel: Matrix [M, N], [C, M, N], [M, C, N, C] or [M·C, N·C], or an operator.
+        like: Field [N, C] of the train points; gives dtype and device.
+        rows: Number M of rows; None for the train points themselves, whose kernel must be symmetric.
+        name: Name in messages.
 
     Raises:
-        ValueError: the shape fits no reading, entries are not finite, or a square kernel is not symmetric.
+        ValueError: The shape does not fit, entries are not finite, or a square kernel is not symmetric.
     """
     n, c = like.shape
     m = n if rows is None else rows
@@ -112,7 +114,7 @@ def output_kernel(
     matrix = kernel.detach().to(like)
     if matrix.shape == (m, c, n, c):
         matrix = matrix.reshape(m * c, n * c)
-    forms = {(m * c, n * c): "full", (c, m, n): "per_output", (m, n): "shared"}  # C = 1: the last one wins
+    forms = {(m * c, n * c): "full", (c, m, n): "per_output", (m, n): "shared"}  # for C = 1 the last one
     if tuple(matrix.shape) not in forms:
         raise ValueError(_no_fit(name, tuple(kernel.shape), m, n, c))
     if not bool(torch.isfinite(matrix).all()):
@@ -123,13 +125,13 @@ def output_kernel(
 def _no_fit(name: str, shape: tuple[int, ...], m: int, n: int, c: int) -> str:
     return (
         f"a {name} of shape {list(shape)} does not fit outputs [{n}, {c}]; give [{m}, {n}] (the same for every "
-        f"output), [{c}, {m}, {n}] (one an output), or the full [{m}, {c}, {n}, {c}] or [{m * c}, {n * c}]"
+        f"output), [{c}, {m}, {n}] (one per output), or the full [{m}, {c}, {n}, {c}] or [{m * c}, {n * c}]"
     )
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
     asymmetry = float((matrix - matrix.mT).abs().max())
-    # float32 kernels are symmetric to their own rounding only.
+    # Float32 kernels are symmetric only up to their rounding.
     if asymmetry > 1e-4 * float(matrix.abs().max()):
         raise ValueError(f"a kernel must be symmetric; it and its transpose differ by {asymmetry:.3g}")
     return 0.5 * (matrix + matrix.mT)

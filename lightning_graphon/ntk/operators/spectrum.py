@@ -1,8 +1,7 @@
 r"""Spectral summary of a kernel: the four metrics of Pham et al. (arXiv:2510.17515), section 6 and Appendix D.
 
 With eigenvalues λ₁ >= λ₂ >= ...: decay rate α of the fit λ_k ∝ k^(-α) on log axes, effective rank Σλ/λ₁,
-spectral gap λ₁/λ₂, energy concentration Σ_{i<=5} λ_i / Σλ. Everything else a reader of a spectrum asks for
-comes along.
+spectral gap λ₁/λ₂, energy concentration Σ_{i<=5} λ_i / Σλ.
 """
 
 import warnings
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from lightning_graphon.ntk.operators.operator import KernelOperator, top_eigenpairs
 
-_NEGATIVE = 1e-6  # of λ_max: more negative than this is no rounding
-_DENSE = 2048  # operators up to this size are written out and decomposed exactly
+_NEGATIVE = 1e-6  # relative to λ_max: more negative eigenvalues are not rounding
+_DENSE = 2048  # operators up to this size become matrices and are decomposed exactly
 
 
 @dataclass(frozen=True)
@@ -22,18 +21,18 @@ class SpectralSummary:
     """Numbers that describe a kernel's spectrum; plain floats except the eigenvalues.
 
     Attributes:
-        eigenvalues: float64, descending; all N, or the largest `k` where the kernel was a large operator.
+        eigenvalues: Float64, descending; all N, or the largest `k` where the kernel was a large operator.
         decay_rate: α of λ_k ∝ k^(-α), least squares on log axes over the eigenvalues above rounding; 0 with
             fewer than two.
-        decay_offset: intercept of that fit, log λ at k = 1.
-        effective_rank: trace / λ_max; 0 for the zero kernel.
+        decay_offset: Intercept of that fit, log λ at k = 1.
+        effective_rank: Trace / λ_max; 0 for the zero kernel.
         spectral_gap: λ₁/λ₂; inf where λ₂ <= 0 < λ₁, 1 where there is no second eigenvalue or all are zero.
-        energy_concentration: share of the five largest eigenvalues in the trace; 0 for the zero kernel.
-        trace: sum of all eigenvalues.
+        energy_concentration: Share of the five largest eigenvalues in the trace; 0 for the zero kernel.
+        trace: Sum of all eigenvalues.
         condition_number: λ_max/λ_min; inf where λ_min <= 0; None where λ_min is not known.
-        lambda_max: largest eigenvalue.
-        lambda_min: smallest, negative if it is; None where only the largest were computed.
-        alignment: kernel-target alignment in [-1, 1], or None without labels.
+        lambda_max: Largest eigenvalue.
+        lambda_min: Smallest, negative if it is; None where only the largest were computed.
+        alignment: Kernel-target alignment in [-1, 1], or None without labels.
     """
 
     eigenvalues: Tensor = field(repr=False)
@@ -59,26 +58,27 @@ def spectral_summary(kernel: Tensor | KernelOperator, labels: Tensor | None = No
     Args:
         kernel: [N, N], or [N, C, N, C] (read as N·C by N·C), floating point; or a `KernelOperator`.
             Decomposed in float64.
-        labels: class numbers [N] or targets [N, C], for the alignment ⟨K, YYᵀ⟩/(‖K‖ ‖YYᵀ‖) (Cristianini et
+        labels: Class numbers [N] or targets [N, C], for the alignment ⟨K, YYᵀ⟩/(‖K‖ ‖YYᵀ‖) (Cristianini et
             al. 2001); class numbers become one-hot rows. Needs a kernel over the N samples.
-        k: number of eigenvalues from an operator larger than 2048.
+        k: Number of eigenvalues of an operator larger than 2048.
 
     Returns:
         A `SpectralSummary`; every number is finite except ratios over a zero eigenvalue, which are inf.
 
     Raises:
-        ValueError: the kernel is not square, not finite, or not symmetric; or labels do not fit.
+        ValueError: The kernel is not square, not finite, or not symmetric; or labels do not fit.
 
     Warns:
-        UserWarning: λ_min < -1e-6 λ_max: not a kernel to working precision. Nothing is clipped.
+        UserWarning: The kernel is not positive semi-definite, λ_min < -1e-6 λ_max. Nothing is clipped.
 
     >>> summary = spectral_summary(torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0])))
     >>> summary.effective_rank, summary.spectral_gap, summary.trace, summary.condition_number
     (2.0, 2.0, 8.0, 4.0)
     """
+    # Beyond that the largest eigenvalues and the exact trace must do; λ_min stays unknown.
     if isinstance(kernel, KernelOperator) and kernel.shape[0] > _DENSE:
         return _from_operator(kernel, labels, k)
-    matrix = _as_matrix(kernel.to_dense() if isinstance(kernel, KernelOperator) else kernel)
+    matrix = symmetric_matrix(kernel.to_dense() if isinstance(kernel, KernelOperator) else kernel)
     values = torch.linalg.eigvalsh(matrix).flip(0)
     lowest = float(values[-1])
     alignment = None if labels is None else kernel_target_alignment(matrix, labels)
@@ -89,17 +89,17 @@ def kernel_target_alignment(kernel: Tensor, labels: Tensor, *, centred: bool = F
     """⟨K, YYᵀ⟩ / (‖K‖ ‖YYᵀ‖), 0 for a zero kernel or zero targets.
 
     Args:
-        kernel: [N, N].
-        labels: class numbers [N] (integers) or targets [N, C] (floating point).
-        centred: subtract the mean feature and the mean target first, K → HKH with H = I - 11ᵀ/N (Cortes, Mohri
-            & Rostamizadeh 2012): what is left does not count the constant function, which every kernel of
-            positive inputs learns first.
+        kernel: Kernel [N, N].
+        labels: Class numbers [N] (integers) or targets [N, C] (floating point).
+        centred: Subtract the mean feature and the mean target first, K → HKH with H = I - 11ᵀ/N (Cortes, Mohri
+            & Rostamizadeh 2012). This leaves out the constant function, which every kernel of positive inputs learns
+            first.
 
     Returns:
         A number in [-1, 1]; at least 0 for positive semi-definite kernels.
 
     Raises:
-        ValueError: not one label a sample.
+        ValueError: The number of labels is not that of the samples.
 
     >>> round(kernel_target_alignment(torch.eye(2), torch.tensor([0, 1])), 6)
     1.0
@@ -110,7 +110,7 @@ def kernel_target_alignment(kernel: Tensor, labels: Tensor, *, centred: bool = F
 def alignment(kernel: Tensor, labels: Tensor, *, centred: bool = False) -> Tensor:
     """`kernel_target_alignment` as a float64 tensor that autograd follows."""
     if len(labels) != len(kernel):
-        raise ValueError(f"{len(labels)} labels for a kernel of {len(kernel)} samples; give one a sample")
+        raise ValueError(f"{len(labels)} labels for a kernel of {len(kernel)} samples; give one per sample")
     targets = labels if labels.ndim == 2 else labels[:, None]
     if not labels.is_floating_point() and labels.ndim == 1:
         targets = torch.nn.functional.one_hot(labels.unique(return_inverse=True)[1])
@@ -124,12 +124,13 @@ def alignment(kernel: Tensor, labels: Tensor, *, centred: bool = False) -> Tenso
 
 
 def energy_share(kernel: Tensor, count: int = 5) -> Tensor:
-    """Share of the `count` largest eigenvalues of a symmetric [N, N] in its trace, as a tensor autograd follows."""
+    """Share of the `count` largest eigenvalues of a symmetric [N, N] in its trace, as a differentiable tensor."""
     K = kernel.to(torch.float64)
     return torch.linalg.eigvalsh(K)[-count:].sum() / K.trace()
 
 
-def _as_matrix(kernel: Tensor) -> Tensor:
+def symmetric_matrix(kernel: Tensor) -> Tensor:
+    """A kernel as a float64 matrix, checked to be square, finite and symmetric."""
     if kernel.ndim == 4:
         kernel = kernel.reshape(kernel.shape[0] * kernel.shape[1], -1)
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or len(kernel) == 0:
@@ -138,7 +139,7 @@ def _as_matrix(kernel: Tensor) -> Tensor:
     if not bool(torch.isfinite(matrix).all()):
         raise ValueError("the kernel has entries that are not finite; look for NaN or overflow in the model")
     asymmetry = float((matrix - matrix.T).abs().max())
-    # float32 kernels are symmetric to their own rounding only.
+    # Float32 kernels are symmetric only up to their rounding.
     if asymmetry > 1e-4 * float(matrix.abs().max()):
         raise ValueError(f"a kernel must be symmetric; K and its transpose differ by {asymmetry:.3g}")
     return 0.5 * (matrix + matrix.T)
@@ -171,14 +172,15 @@ def _summarise(values: Tensor, trace: float, lowest: float | None, alignment: fl
 
 
 def _ratio(top: float, other: float) -> float:
-    """top/other; inf over a non-positive number, 1 where both are zero."""
+    """top / other; inf over a number that is not positive, 1 where both are zero."""
     if top <= 0 and other <= 0:
         return 1.0
     return top / other if other > 0 else float("inf")
 
 
 def _decay(values: Tensor) -> tuple[float, float]:
-    """Slope and intercept of log λ_k against log k; eigenvalues below rounding are no part of the law."""
+    """Decay rate and intercept of log λ_k against log k, without eigenvalues below rounding."""
+    # LAPACK's error of an eigenvalue is about n ε λ_max; a fit to logarithms would follow the noise.
     floor = max(0.0, float(values[0])) * len(values) * torch.finfo(torch.float64).eps
     index = (values > floor).nonzero()[:, 0]
     if len(index) < 2:
@@ -187,6 +189,3 @@ def _decay(values: Tensor) -> tuple[float, float]:
     centred = places - places.mean()
     slope = float((centred * logs).sum() / centred.square().sum())
     return -slope, float(logs.mean()) - slope * float(places.mean())
-
-
-__all__ = ["SpectralSummary", "kernel_target_alignment", "spectral_summary"]

@@ -1,4 +1,4 @@
-"""Kernel tiles shared out over the processes of torch.distributed."""
+"""Divide the tiles of a kernel among the processes of torch.distributed."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class TileShard:
-    """This process's part of a list of independent tiles: number `rank` of `size`, round robin.
+    """This process's part of a list of independent tiles: every `size`-th one, starting at `rank`.
 
     Attributes:
-        rank: which part.
-        size: number of parts.
-        group: process group that sums the parts; None stands for one process alone.
+        rank: Number of this process.
+        size: Number of processes.
+        group: Process group that sums the parts; None for one process alone.
     """
 
     rank: int = 0
@@ -26,10 +26,10 @@ class TileShard:
 
     @classmethod
     def from_group(cls, group: object | None) -> "TileShard":
-        """None is one process; "world" is all processes; else a process group or a `TileShard` itself.
+        """From None for one process, "world" for all, a process group, or a `TileShard`.
 
         Raises:
-            RuntimeError: torch.distributed is not initialised.
+            RuntimeError: Torch.distributed is not initialised.
         """
         if group is None or isinstance(group, TileShard):
             return group or cls()
@@ -39,15 +39,16 @@ class TileShard:
         return cls(dist.get_rank(chosen), dist.get_world_size(chosen), chosen)  # type: ignore[arg-type]
 
     def edge(self, edge: int, samples: int) -> int:
-        """A tile edge small enough that every process has several tiles."""
+        """At most `edge`, and small enough that every process has several tiles."""
         return edge if self.size == 1 else max(1, min(edge, -(-samples // (2 * self.size))))
 
     def mine(self, items: Iterable[_Item]) -> Iterator[_Item]:
-        """Every `size`-th item, starting at `rank`.
+        """The items of this process.
 
         >>> list(TileShard(1, 3).mine(range(7)))
         [1, 4]
         """
+        # Round robin: neighbouring tiles cost the same, so all processes have as much to do.
         return (item for i, item in enumerate(items) if i % self.size == self.rank)
 
     def collect(self, partial: Tensor) -> Tensor:
@@ -65,13 +66,10 @@ def tiles(rows: int, cols: int, edge: int, symmetric: bool) -> Iterator[tuple[sl
 
 
 def world_tile_shard() -> TileShard:
-    """The share of this process among all, or the whole where torch.distributed is not initialised.
+    """The part of this process among all; everything where torch.distributed is not initialised.
 
     >>> world_tile_shard()
     TileShard(rank=0, size=1, group=None)
     """
     available = dist.is_available() and dist.is_initialized()
     return TileShard.from_group("world") if available else TileShard()
-
-
-__all__ = ["TileShard", "world_tile_shard"]

@@ -1,1 +1,1 @@
-"""How many weights stay, where and when."""
+"""How many weights are kept, in which layers and after which rounds."""

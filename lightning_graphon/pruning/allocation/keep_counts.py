@@ -1,4 +1,4 @@
-"""How many weights stay after each round: for all layers together, or for each."""
+"""How many weights are kept after each round, of all layers together or of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.choices import Schedule
 from lightning_graphon.pruning.allocation import layer_budgets
 from lightning_graphon.pruning.allocation.schedules import kept_after
 from lightning_graphon.pruning.allocation.top_k import keep_largest
@@ -13,7 +14,14 @@ from lightning_graphon.pruning.allocation.top_k import keep_largest
 
 @dataclass(frozen=True)
 class KeepCounts:
-    """Densities and numbers to keep in the end: of all layers together (""), or of each."""
+    """Numbers of weights to keep in the end, of all layers together (under the name "") or of each.
+
+    Attributes:
+        sizes: Numbers of weights.
+        densities: Fractions to keep.
+        kept: Numbers to keep.
+        floors: Least numbers to keep in single layers.
+    """
 
     sizes: Mapping[str, int]
     densities: Mapping[str, float]
@@ -29,10 +37,10 @@ class KeepCounts:
         sparsity: float,
         min_density: float | None,
     ) -> "KeepCounts":
-        """The numbers that the arguments of `prune` mean for weights of these shapes."""
+        """Numbers from the arguments of `prune`, for weights of these shapes."""
         sizes = {name: shape.numel() for name, shape in shapes.items()}
         total = sum(sizes.values())
-        # Ten digits, so that 1 - 0.9 is 0.1.
+        # To ten digits, so that 1 - 0.9 is 0.1.
         density, keep = round(1 - sparsity, 10), layer_budgets.keep_count(total, sparsity)
         if isinstance(allocation, Mapping):
             kept = layer_budgets.given_layer_budgets(model, shapes, allocation, sparsity)
@@ -44,11 +52,12 @@ class KeepCounts:
             return cls({"": total}, {"": density}, {"": keep}, floors)
         kept = layer_budgets.layer_budgets(shapes, keep, allocation, floors)
         densities = {name: count / sizes[name] for name, count in kept.items()}
+        # The asked density, not the one rounded to whole weights: early rounds of an iterative method depend on it.
         if allocation == "uniform" and not floors:
             densities = dict.fromkeys(sizes, density)
         return cls(sizes, densities, kept, floors)
 
-    def select(self, scores: Mapping[str, Tensor], step: int, rounds: int, schedule: str) -> dict[str, Tensor]:
+    def select(self, scores: Mapping[str, Tensor], step: int, rounds: int, schedule: Schedule) -> dict[str, Tensor]:
         """The masks after round `step` of `rounds`."""
         now = {
             name: kept_after(size, self.densities[name], self.kept[name], step, rounds, schedule)

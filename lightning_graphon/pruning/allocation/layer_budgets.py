@@ -1,16 +1,16 @@
-"""How many weights each layer keeps: global, uniform, ER, ERK or by hand; totals are exact."""
+"""How many weights each layer keeps: global, uniform, ER, ERK or given; totals are exact."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
 
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice, check_sparsity
+from lightning_graphon._shared.choices import Allocation
 from lightning_graphon.pruning.allocation.top_k import keep_largest
 from lightning_graphon.pruning.layer_selection import match_layers
 from lightning_graphon.pruning.lazy_tensors import LazyTensorMapping, shapes_of
-
-ALLOCATIONS = ("global", "uniform", "er", "erk")
 
 
 def er_density(shape: Sequence[int]) -> float:
@@ -35,17 +35,14 @@ def layer_budgets(
 ) -> dict[str, int]:
     """Weights kept in each layer so that they sum to `keep` exactly.
 
-    Densities are proportional to the profile, but never above 1 nor below the floor of a layer. Fractions go to the
-    layers with the largest remainders.
+    Densities are proportional to the profile, but at most 1 and at least the floor of a layer. Fractions are rounded by
+    the method of largest remainders.
 
     Args:
         shapes: Name -> shape of the weight.
-        keep: Total to keep.
+        keep: Number to keep in all.
         profile: "uniform", "er" or "erk".
         floors: Name -> least number to keep.
-
-    Returns:
-        Name -> number kept.
 
     >>> layer_budgets({"a": (10, 10), "b": (100, 10)}, 110, "uniform", {})
     {'a': 10, 'b': 100}
@@ -53,19 +50,19 @@ def layer_budgets(
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     wanted = {name: sizes[name] * _PROFILES[profile](shape) for name, shape in shapes.items()}
 
-    def at(scale: float) -> dict[str, float]:
+    def counts(scale: float) -> dict[str, float]:
         return {n: min(sizes[n], max(floors.get(n, 0), scale * wanted[n])) for n in shapes}
 
-    # The total grows with the scale: bisect it down to the spacing of floats.
+    # The total grows with the scale, so bisection finds it, down to the spacing of floats.
     low, high = 0.0, max((sizes[n] / wanted[n] for n in shapes if wanted[n]), default=1.0)
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (low, middle) if sum(at(middle).values()) >= keep else (middle, high)
-    return _round_to_total(at(high), sizes, keep)
+        low, high = (low, middle) if sum(counts(middle).values()) >= keep else (middle, high)
+    return _round_to_total(counts(high), sizes, keep)
 
 
 def _round_to_total(ideal: Mapping[str, float], sizes: Mapping[str, int], keep: int) -> dict[str, int]:
-    """Round down, then hand the rest to the largest remainders (earlier layers first among equals)."""
+    """Round down, then give the rest to the largest remainders, among equals to the earlier layer."""
     # 1e-6 guards against 9.9999999 for an exact 10.
     kept = {name: min(sizes[name], math.floor(value + 1e-6)) for name, value in ideal.items()}
     by_remainder = sorted(ideal, key=lambda name: kept[name] - ideal[name])
@@ -81,7 +78,7 @@ def _round_to_total(ideal: Mapping[str, float], sizes: Mapping[str, int], keep: 
 def given_layer_budgets(
     model: nn.Module, shapes: Mapping[str, Sequence[int]], sparsities: Mapping[str, float], rest: float
 ) -> dict[str, int]:
-    """Weights kept in each layer from a dict pattern -> sparsity; layers it does not name use `rest`.
+    """Weights kept in each layer, from a dict pattern -> sparsity; other layers have the sparsity `rest`.
 
     Raises:
         ValueError: A pattern matches no selected layer, two patterns claim one layer, or a sparsity is not in [0, 1).
@@ -108,7 +105,7 @@ def floor_counts(shapes: Mapping[str, Sequence[int]], min_density: float | None,
     """Least number of weights each layer keeps: ceil(min_density · size).
 
     Raises:
-        TypeError: `min_density` is no number.
+        TypeError: `min_density` is not a number.
         ValueError: It is not in [0, 1], or all floors together exceed `keep`.
     """
     if min_density is None:
@@ -129,22 +126,23 @@ def floor_counts(shapes: Mapping[str, Sequence[int]], min_density: float | None,
 def select_globally(scores: Mapping[str, Tensor], keep: int, floors: Mapping[str, int]) -> dict[str, Tensor]:
     """One threshold over all layers; a layer that falls below its floor keeps its best `floor` weights."""
     masks: dict[str, Tensor] = {}
-    free = shapes_of(scores)
-    while free:
-        chosen = keep_largest(LazyTensorMapping(free, scores.__getitem__), keep)
-        poor = [name for name, floor in floors.items() if name in chosen and int(chosen[name].count_nonzero()) < floor]
-        if not poor:
+    remaining = shapes_of(scores)
+    # Layers below their floor leave the competition, which lowers the number for the others and may bring them below.
+    while remaining:
+        chosen = keep_largest(LazyTensorMapping(remaining, scores.__getitem__), keep)
+        below_floor = [n for n, floor in floors.items() if n in chosen and int(chosen[n].count_nonzero()) < floor]
+        if not below_floor:
             masks.update(chosen)
             break
-        for name in poor:
-            del free[name]
+        for name in below_floor:
+            del remaining[name]
             masks.update(keep_largest({name: scores[name]}, floors[name]))
             keep -= floors[name]
     return {name: masks[name] for name in scores}
 
 
 def check_allocation(allocation: object) -> None:
-    """Raise unless `allocation` is one of the names or a dict of sparsities (N:M patterns: see `Pattern`).
+    """Raise unless `allocation` is one of the names or a dict of sparsities; for N:M see `NMPattern`.
 
     Raises:
         TypeError: Neither a string nor a mapping.
@@ -155,7 +153,7 @@ def check_allocation(allocation: object) -> None:
             if not isinstance(key, (str, type)):
                 raise TypeError(f"allocation maps layer names or patterns to sparsities, got the key {key!r}")
         return
-    names = (*ALLOCATIONS, "2:4")
+    names = (*get_args(Allocation), "2:4")
     if not isinstance(allocation, str):
         raise TypeError(f"allocation must be one of {names} or a dict pattern -> sparsity, got {allocation!r}")
     check_choice("allocation", allocation, names)

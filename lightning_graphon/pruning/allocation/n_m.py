@@ -1,4 +1,4 @@
-"""N:M sparsity: of every M consecutive inputs of a unit, the N with the largest scores stay."""
+"""N:M sparsity: of every M consecutive inputs of a unit, the N with the largest scores are kept."""
 
 import re
 import warnings
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_sparsity
+from lightning_graphon._shared.choices import Schedule
 from lightning_graphon._shared.weight_layout import swap_sides, transposed_groups
 from lightning_graphon.pruning.allocation.layer_budgets import floor_counts
 from lightning_graphon.pruning.allocation.schedules import kept_after
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 20  # scores sorted at a time
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class NMPattern:
 
     @classmethod
     def read(cls, allocation: object) -> "NMPattern | None":
-        """The pattern that a text such as "2:4" means; None for every other allocation.
+        """The pattern of a text such as "2:4"; None for every other allocation.
 
         Raises:
             ValueError: N is not in 1 .. M - 1.
@@ -49,10 +50,10 @@ class NMPattern:
 
 
 def sparsity_of(allocation: object, sparsity: float | None) -> float:
-    """The sparsity asked for, which an N:M pattern says by itself.
+    """The sparsity, which an N:M pattern gives by itself.
 
     Raises:
-        TypeError: There is none.
+        TypeError: Neither of them gives a sparsity.
         ValueError: It contradicts the pattern, 1 - N/M.
 
     >>> sparsity_of("1:4", None)
@@ -61,7 +62,7 @@ def sparsity_of(allocation: object, sparsity: float | None) -> float:
     pattern = NMPattern.read(allocation)
     if pattern is None:
         if sparsity is None:
-            raise TypeError("a method and a sparsity are needed, such as 'snip', sparsity=0.9; '2:4' says its own")
+            raise TypeError("a method and a sparsity are needed, such as 'snip', sparsity=0.9; '2:4' has its own")
         return sparsity
     own = 1 - pattern.density
     if sparsity is not None and abs(check_sparsity(sparsity) - own) > 1e-9:
@@ -73,11 +74,11 @@ def sparsity_of(allocation: object, sparsity: float | None) -> float:
 
 @dataclass(frozen=True)
 class GroupKeepCounts:
-    """How many weights of every group stay after each round; what a layer needs to be read by groups.
+    """How many weights of every group are kept after each round.
 
     Attributes:
-        pattern: N:M in the end.
-        layers: Name -> groups of a transposed convolution, 0 for other layers; those that are not in it stay dense.
+        pattern: The N:M pattern after the last round.
+        layers: Name -> groups of a transposed convolution, 0 for other layers; layers that are missing stay dense.
     """
 
     pattern: NMPattern
@@ -87,10 +88,10 @@ class GroupKeepCounts:
     def from_pattern(
         cls, model: nn.Module, pattern: NMPattern, shapes: Mapping[str, torch.Size], min_density: float | None
     ) -> "GroupKeepCounts":
-        """The layers whose inputs are whole groups; one warning names the others.
+        """Of the layers whose number of inputs is a multiple of M; one warning names the others.
 
         Raises:
-            ValueError: There is none, or `min_density` is above N/M.
+            ValueError: There is no such layer, or `min_density` is above N/M.
         """
         sides = {name: transposed_groups(model, name) for name in shapes}
         inputs = {name: s[0] // sides[name] if sides[name] else s[1] for name, s in shapes.items()}
@@ -101,7 +102,7 @@ class GroupKeepCounts:
         _report_dense({name: n for name, n in inputs.items() if name not in layers}, pattern, bool(layers))
         return cls(pattern, layers)
 
-    def select(self, scores: Mapping[str, Tensor], step: int, rounds: int, schedule: str) -> dict[str, Tensor]:
+    def select(self, scores: Mapping[str, Tensor], step: int, rounds: int, schedule: Schedule) -> dict[str, Tensor]:
         """The masks after round `step`."""
         keep, group = self.pattern.keep, self.pattern.group
         now = kept_after(group, self.pattern.density, keep, step, rounds, schedule)
@@ -116,39 +117,34 @@ class GroupKeepCounts:
 
 
 def keep_in_groups(score: Tensor, keep: int, group: int) -> Tensor:
-    """Mask of the `keep` largest scores of every `group` consecutive inputs; among equal ones the earlier stay.
+    """Mask of the `keep` largest scores of every `group` consecutive inputs; among equal ones the earlier are kept.
 
-    The groups of a convolution are of input channels, for each tap by itself: the order in which sparse tensor cores
-    multiply.
+    The groups of a convolution are groups of input channels, separate for each tap, as sparse tensor cores need them.
 
-    Args:
-        score: [out, in, *taps], `in` a multiple of `group`; no NaN.
-        keep: How many of each group.
-        group: Size of the groups.
-
-    Returns:
-        Bool [out, in, *taps].
+    `score` is [out, in, *taps] with `in` a multiple of `group`, without NaN.
 
     >>> keep_in_groups(torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0]]), 2, 4).int()
     tensor([[1, 0, 1, 0, 1, 1, 0, 0]], dtype=torch.int32)
     """
-    rows = max(1, _CHUNK // score[0].numel())  # so that the indices of a sort stay small
+    # A sort returns indices of eight bytes per score, so only some rows are sorted at a time.
+    rows = max(1, _CHUNK // score[0].numel())
     return torch.cat([_keep_in_groups(part, keep, group) for part in score.split(rows)])
 
 
 def _keep_in_groups(score: Tensor, keep: int, group: int) -> Tensor:
     grouped = score.movedim(1, -1).unflatten(-1, (-1, group))
+    # A stable sort keeps the earlier of equal scores.
     best = grouped.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
     mask = torch.zeros(grouped.shape, dtype=torch.bool, device=score.device).scatter_(-1, best, True)
     return mask.flatten(-2).movedim(-1, 1)
 
 
-def _report_dense(inputs: Mapping[str, int], pattern: NMPattern, some: bool) -> None:
-    """Say which layers an N:M pattern does not fit."""
+def _report_dense(inputs: Mapping[str, int], pattern: NMPattern, fits_some: bool) -> None:
+    """Warn of layers that an N:M pattern does not fit; raise if it fits none."""
     if not inputs:
         return
     shown = ", ".join(f"{name} ({n} inputs)" for name, n in inputs.items())
-    said = f"the inputs of these are no multiple of {pattern.group}, so {pattern.keep}:{pattern.group} does not fit"
-    if not some:
-        raise ValueError(f"no layer to prune: {said}: {shown}")
-    warnings.warn(f"not pruned: {said}: {shown}", stacklevel=6)
+    reason = f"the inputs of these are no multiple of {pattern.group}, so {pattern.keep}:{pattern.group} does not fit"
+    if not fits_some:
+        raise ValueError(f"no layer to prune: {reason}: {shown}")
+    warnings.warn(f"not pruned: {reason}: {shown}", stacklevel=6)

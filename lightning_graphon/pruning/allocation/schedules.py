@@ -1,8 +1,9 @@
-"""How the number of kept weights falls over the rounds of an iterative method."""
+"""How the number of kept weights decreases over the rounds of an iterative method."""
 
 from collections.abc import Callable
 
 from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.choices import Schedule
 
 
 def exponential(density: float, step: int, steps: int) -> float:
@@ -12,26 +13,23 @@ def exponential(density: float, step: int, steps: int) -> float:
 
 def linear(density: float, step: int, steps: int) -> float:
     """Density after round `step` of `steps`: the same number of weights removed in every round."""
-    # Multiplied before it is divided, as in the reference: the last digit decides where the number is whole.
+    # Multiply before dividing, as the reference does: the last digit matters where the result is a whole number.
     return 1 - (1 - density) * step / steps
 
 
-SCHEDULES: dict[str, Callable[[float, int, int], float]] = {"exponential": exponential, "linear": linear}
+SCHEDULES: dict[Schedule, Callable[[float, int, int], float]] = {"exponential": exponential, "linear": linear}
 
 
-def kept_after(total: int, density: float, kept: int, step: int, steps: int, schedule: str = "exponential") -> int:
+def kept_after(total: int, density: float, kept: int, step: int, steps: int, schedule: Schedule = "exponential") -> int:
     """Number of weights kept after round `step` of `steps`; exactly `kept` after the last one.
 
     Args:
         total: Number of weights.
         density: Fraction to keep in the end.
         kept: Number to keep in the end, total · density rounded.
-        step: Rounds done, 1 <= step <= steps.
+        step: Number of rounds done, 1 <= step <= steps.
         steps: Number of rounds; 1 is one-shot.
         schedule: "exponential" or "linear".
-
-    Raises:
-        ValueError: Unknown schedule.
 
     >>> [kept_after(1000, 0.01, 10, step, 2) for step in (1, 2)]
     [100, 10]

@@ -25,18 +25,18 @@ _CHUNK_ON_CPU = 1 << 20
 
 
 def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
-    """Masks of the `keep` largest of all scores; among equal scores the earlier one stays.
+    """Masks of the `keep` largest of all scores; among equal scores the earlier one is kept.
 
     "Earlier" is the order of `scores`, then the flat index inside a tensor, so the result depends on
     nothing but the values.
 
     A sorted sample brackets the smallest score that stays. What lies above the bracket stays, and of the entries
     inside, one in sixty on a CPU and one in twenty elsewhere, the largest are found by themselves. A bracket that
-    misses is widened. Beside the masks this needs about half a byte a score, and every score is looked at twice.
+    misses is widened. Beside the masks this needs about half a byte per score, and every score is looked at twice.
 
     Args:
         scores: Name -> float tensor of any shape; no NaN. Entries of -inf are never kept while others remain.
-        keep: How many to keep, 0 <= keep <= number of scores.
+        keep: Number to keep, 0 <= keep <= number of scores.
 
     Returns:
         Name -> bool tensor of the score's shape; exactly `keep` entries are True.

@@ -1,4 +1,4 @@
-"""Methods of one look: random numbers, |w|, and SNIP's |w · ∂L/∂w|."""
+"""Random scores, magnitudes |w|, and SNIP's |w · ∂L/∂w|."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from lightning_graphon.pruning.scoring.registry import ScoringContext, register_
 
 @register_method("random", needs="nothing", zeroed=False)
 def random(context: ScoringContext) -> dict[str, Tensor]:
-    """u ~ U(0, 1), drawn on the CPU from the seed: the same on any device, in any round, in any process."""
+    """Numbers u ~ U(0, 1), drawn on the CPU from the seed: the same on any device, in every round and process."""
     source = generator(context.seed, "random masks")
     return {
         name: torch.rand(weight.shape, generator=source).to(weight.device) for name, weight in context.weights.items()
@@ -19,8 +19,9 @@ def random(context: ScoringContext) -> dict[str, Tensor]:
 
 @register_method("magnitude", needs="nothing", zeroed=False)
 def magnitude(context: ScoringContext) -> LazyTensorMapping:
-    """|w| of the raw weight, no scaling between layers (Han et al. 2015)."""
+    """Magnitudes |w| without scaling between layers (Han et al. 2015)."""
     weights = context.weights
+    # Computed on access: a copy of all weights may not fit the memory.
     return LazyTensorMapping(
         {name: weight.shape for name, weight in weights.items()}, lambda name: weights[name].detach().abs()
     )
@@ -28,10 +29,10 @@ def magnitude(context: ScoringContext) -> LazyTensorMapping:
 
 @register_method("snip", needs="loss")
 def snip(context: ScoringContext) -> dict[str, Tensor]:
-    """|w · ∂L/∂w|, the loss averaged over batches and processes before the absolute value (arXiv:1810.02340, eq. 6).
+    """|w · ∂L/∂w| of the loss averaged over batches and processes (arXiv:1810.02340, eq. 6).
 
-    At mask 1 this is the effect |∂L/∂m| of removing a connection on the very weights that will be trained.
-    With `steps > 1` it is the iterative SNIP of de Jorge et al. 2021 on the weights still kept.
+    It is the effect |∂L/∂m| on the loss of removing a connection. With `steps > 1` it is the iterative SNIP of
+    de Jorge et al. 2021 on the weights still kept.
     """
     sums: dict[str, Tensor] = {}
 
@@ -43,7 +44,7 @@ def snip(context: ScoringContext) -> dict[str, Tensor]:
 
     for loss in context.losses():
         context.stream_gradients(loss(), add)
-    # In place: a large model leaves no room for one more copy of its weights.
+    # In place, as a large model leaves no memory for another copy of its weights.
     for name, weight in context.weights.items():
         total = sums.pop(name) if name in sums else torch.zeros_like(weight)
         sums[name] = context.average(total.div_(len(context.batches))).mul_(weight.detach()).abs_()

@@ -1,4 +1,4 @@
-"""Masks drawn from given graphons: theory back to practice."""
+"""Masks drawn from given graphons."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -12,7 +12,7 @@ from lightning_graphon._shared.random import generator
 from lightning_graphon.graphon import StepGraphon, as_graphon
 from lightning_graphon.pruning.scoring.registry import ScoringContext, register_method
 
-# Log-odds of cells with W = 1 or 0: finite, and beyond any logistic noise.
+# Log-odds of cells with W = 1 or 0: finite, but beyond any logistic noise.
 _CERTAIN = 1e4
 
 
@@ -20,12 +20,12 @@ _CERTAIN = 1e4
 def graphon(context: ScoringContext, *, graphons: Any = None) -> dict[str, Tensor]:
     """logit W(u_i, v_j) plus logistic noise, with u_i = (i + ½) / out and v_j = (j + ½) / in.
 
-    Scores above zero are exactly independent draws M_ij ~ Bernoulli(W(u_i, v_j)). The budget moves the threshold
-    to keep its exact number, which tilts all odds by one factor; where the graphons have the density that is
-    asked for, the factor is close to one.
+    A threshold of zero would give independent draws M_ij ~ Bernoulli(W(u_i, v_j)). The budget moves the threshold to
+    keep its exact number, which multiplies all odds by one factor, close to one if the graphons have the density asked
+    for.
 
     Args:
-        context: What to score.
+        context: Weights to score.
         graphons: One graphon for all layers: a StepGraphon, cell values, or a family such as
             {"family": "power-law", "exponent": 0.5}, whose density is that of the plan unless given. Or a dict from
             layer names or globs to such graphons, one for each layer.
@@ -45,20 +45,22 @@ def graphon(context: ScoringContext, *, graphons: Any = None) -> dict[str, Tenso
 
 
 def _log_odds(step: StepGraphon, shape: torch.Size, source: torch.Generator) -> Tensor:
-    """Noisy log-odds of every weight, float32 [shape]; drawn on the CPU, the same for every device."""
+    """Noisy log-odds of every weight, float32; drawn on the CPU, so the same for every device."""
     u, v = ((torch.arange(side, dtype=torch.float64) + 0.5) / side for side in shape[:2])
     odds = torch.logit(step.to("cpu", torch.float32)(u[:, None], v)).clamp_(-_CERTAIN, _CERTAIN)
+    # The logit of a uniform number is logistic, and P(logit W > logistic) = W.
     noise = torch.rand(shape, generator=source).clamp_(1e-7, 1 - 1e-7)
     return odds.reshape(*odds.shape, *[1] * (len(shape) - 2)) - torch.logit(noise)
 
 
 def _check_support(context: ScoringContext, layers: Mapping[str, StepGraphon]) -> None:
-    """Refuse a budget that would have to keep weights where W = 0."""
+    """Raise if the budget must keep weights where W = 0."""
     sizes = {name: weight.numel() for name, weight in context.weights.items()}
     room = sum(
         sizes[name] * float(step.row_measure @ (step.values > 0).to(step.dtype) @ step.col_measure)
         for name, step in layers.items()
     )
+    # One weight per layer of tolerance, for rounding.
     wanted = context.density * sum(sizes.values())
     if wanted > room + len(sizes):
         raise ValueError(
@@ -85,7 +87,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _check_patterns(names: Mapping[str, Any], graphons: Any) -> None:
-    """A pattern that names no layer is a mistake."""
+    """Raise if a pattern names no layer."""
     if isinstance(graphons, Mapping) and "family" not in graphons:
         for pattern in graphons:
             if not any(_matches(name, str(pattern)) for name in names):

@@ -9,15 +9,15 @@ from lightning_graphon.pruning.scoring.registry import ScoringContext, register_
 
 @register_method("grasp", needs="loss")
 def grasp(context: ScoringContext, *, absolute: bool = False, temperature: float = 200.0) -> dict[str, Tensor]:
-    """w · (H g): gradient and Hessian over the prunable weights, of the loss of outputs / temperature.
+    """w · (H g) with gradient and Hessian of the loss of outputs / temperature over the prunable weights.
 
-    Removing a weight changes the squared gradient norm by -2 w·Hg to first order, so weights with large
-    -w·Hg are the ones whose removal raises the gradient flow, and the largest w·Hg stay.
+    Removing a weight changes the squared gradient norm by -2 w·Hg to first order. So removing the smallest w·Hg raises
+    the gradient flow, and the largest are kept.
 
     Args:
-        context: What to score.
-        absolute: Rank by |w · Hg| instead, the variant of arXiv:2602.06675.
-        temperature: Divides the network's outputs (logits).
+        context: Weights to score.
+        absolute: Score by |w · Hg|, the variant of arXiv:2602.06675.
+        temperature: Divisor of the network's outputs (logits).
     """
     losses = context.losses(temperature)
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
@@ -25,9 +25,10 @@ def grasp(context: ScoringContext, *, absolute: bool = False, temperature: float
         for loss in losses:
             for total, grad in zip(mean, context.gradients(loss()), strict=True):
                 total += grad / len(losses)
-        # Pruned weights do not move, so the gradient flow of later rounds is that of the kept ones.
+        # Pruned weights are not trained, so in later rounds the gradient flow is that of the kept ones.
         mean = [context.average(g) * context.masks[name] for name, g in zip(context.weights, mean, strict=True)]
         products = [torch.zeros_like(weight) for weight in context.weights.values()]
+        # The Hessian-vector product is linear in the loss, so products of batches add up.
         for loss in losses:
             for total, product in zip(products, _hessian_product(context, loss(), mean), strict=True):
                 total += product / len(losses)

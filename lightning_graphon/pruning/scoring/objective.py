@@ -1,4 +1,4 @@
-"""What a saliency method may ask of a network: its loss on a batch, and its outputs on an input of ones."""
+"""Quantities of a network that methods score by: its loss on a batch, and its outputs on an input of ones."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -19,10 +19,10 @@ LossFn = Callable[[Any, Any], Tensor]
 
 
 class Objective(Protocol):
-    """The two questions; `prune` answers them from (inputs, targets), the callback from a training_step."""
+    """Loss and flow of a network; `prune` computes them from (inputs, targets), the callback from a training_step."""
 
     def loss(self, batch: Any, temperature: float = 1.0) -> Tensor:
-        """Scalar loss of one batch, the network's outputs divided by `temperature` first."""
+        """Scalar loss of one batch, with the network's outputs divided by `temperature`."""
 
     def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
         """All outputs [K] for one input of ones times `scale`, shaped like those of `batch`."""
@@ -58,6 +58,7 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
     Raises:
         TypeError: `batch` is not a pair.
     """
+    # A list of two tensors is what a default collate function returns.
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     kind = f"{type(batch).__name__} of length {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__

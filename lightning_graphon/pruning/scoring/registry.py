@@ -1,4 +1,4 @@
-"""The registry of pruning methods, and what a method is given to score."""
+"""The registry of pruning methods, and the context in which a method scores weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from lightning_graphon.pruning.scoring.objective import Objective
 
 @dataclass(frozen=True)
 class ScoringContext:
-    """What a saliency method sees in one round.
+    """What a method can use in one round.
 
     Attributes:
-        model: The network; its parameters hold the effective weights, pruned entries already zero (unless the method
-            is registered with `zeroed=False`).
-        weights: Name -> live parameter to score, in network order.
+        model: The network; pruned entries of its parameters are zero (unless the method is registered with
+            `zeroed=False`).
+        weights: Name -> parameter to score, in network order.
         masks: Name -> bool mask so far, True = kept.
         batches: Batches for methods that need data.
         objective: Loss and flow of the network.
-        density: Fraction of the weights that will be kept in the end.
-        seed: For methods that draw random numbers.
-        average: Averages a tensor over the processes of a distributed run; the identity on one.
+        density: Fraction of the weights to keep in the end.
+        seed: Seed for methods that draw random numbers.
+        average: Averages a tensor over the processes of a distributed run; the identity for one process.
     """
 
     model: nn.Module
@@ -42,13 +42,13 @@ class ScoringContext:
         grads = torch.autograd.grad(output, weights, create_graph=create_graph, allow_unused=True)
         return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, grads, strict=True)]
 
-    def stream_gradients(self, output: Tensor, take: Callable[[str, Tensor], None]) -> None:
-        """Hand every weight's gradient of a scalar to `take(name, gradient)` as soon as the backward pass has it.
+    def stream_gradients(self, output: Tensor, receive: Callable[[str, Tensor], None]) -> None:
+        """Call `receive(name, gradient)` for every weight as soon as the backward pass has its gradient of a scalar.
 
-        So the gradients are never all in memory. They are not to be changed in place: two weights may share one. A
-        weight on which the scalar does not depend is left out.
+        So the gradients are never all in memory. Do not change them in place: two weights may share one. Weights on
+        which the scalar does not depend are left out.
         """
-        handles = [weight.register_hook(_taker(name, take)) for name, weight in self.weights.items()]
+        handles = [weight.register_hook(_gradient_hook(name, receive)) for name, weight in self.weights.items()]
         try:
             torch.autograd.grad(output, list(self.weights.values()), allow_unused=True)
         finally:
@@ -60,17 +60,17 @@ class ScoringContext:
         return dict(zip(self.weights, values, strict=True))
 
     def losses(self, temperature: float = 1.0) -> "list[Callable[[], Tensor]]":
-        """One closure a batch that evaluates its loss.
+        """One function per batch that evaluates its loss.
 
-        Calling it raises ValueError where the loss does not depend on any weight or is not finite.
+        It raises ValueError if the loss does not depend on any weight or is not finite.
         """
         return [_checked_loss(self, i, batch, temperature) for i, batch in enumerate(self.batches)]
 
 
-def _taker(name: str, take: Callable[[str, Tensor], None]) -> Callable[[Tensor], Tensor]:
+def _gradient_hook(name: str, receive: Callable[[str, Tensor], None]) -> Callable[[Tensor], Tensor]:
     def hook(grad: Tensor) -> Tensor:
-        take(name, grad.detach())
-        # One number in place of the gradient, which autograd would hold until the end.
+        receive(name, grad.detach())
+        # One number in place of the gradient, which autograd would keep until the end.
         return grad.new_zeros(()).expand_as(grad)
 
     return hook
@@ -99,7 +99,7 @@ ScoreT = TypeVar("ScoreT", bound=Callable[..., Mapping[str, Tensor]])
 
 @dataclass(frozen=True)
 class Method:
-    """A registered pruning method: its saliency, what it looks at beside the weights, its usual rounds."""
+    """A registered pruning method; see `register_method`."""
 
     name: str
     score: Callable[..., Mapping[str, Tensor]]
@@ -117,11 +117,11 @@ def register_method(
     """Decorator that makes a saliency function available to `prune` and `PruneAtInit` by name.
 
     Args:
-        name: The name users write.
-        needs: What it looks at beside the weights: "loss" of batches, "inputs" (their shapes), or "nothing".
-        steps: Rounds when the user does not say.
-        zeroed: Whether from the second round on the parameters hold zeros where weights are pruned, which takes a
-            second copy of the weights. False: they stay as they were, for a method that looks at `context.masks`.
+        name: Name of the method.
+        needs: What it uses besides the weights: "loss" of batches, "inputs" (their shapes), or "nothing".
+        steps: Default number of rounds.
+        zeroed: Whether pruned entries of the parameters are zero from the second round on, which takes a second copy of
+            the weights. False for a method that uses `context.masks`.
 
     Raises:
         ValueError: The name is taken by another function, or `needs` is unknown.
@@ -135,6 +135,7 @@ def register_method(
     check_choice("needs", needs, get_args(Needs))
 
     def register(score: ScoreT) -> ScoreT:
+        # The same function may be registered again, as when a notebook cell is run twice.
         known = _METHODS.get(name)
         if known is not None and known.score.__qualname__ != score.__qualname__:
             raise ValueError(f"a pruning method {name!r} exists already: {known.score.__qualname__}")
@@ -150,10 +151,10 @@ def methods() -> list[str]:
 
 
 def get_method(method: str | Callable[..., Mapping[str, Tensor]]) -> Method:
-    """The method of that name; a function is taken as a saliency that may use data.
+    """The method of that name; a function is a method that may use data.
 
     Raises:
-        TypeError: Neither a name nor a function.
+        TypeError: `method` is neither a name nor a function.
         ValueError: Unknown name.
     """
     if callable(method):

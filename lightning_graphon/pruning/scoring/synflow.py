@@ -27,7 +27,7 @@ def synflow(context: ScoringContext, *, biases: bool = True, double: bool = True
     Evaluated in eval mode: one sample of ones has no batch statistics.
 
     Args:
-        context: What to score; of the batches only the shape of the first is used.
+        context: Weights to score; of the batches only the shape of the first is used.
         biases: Biases add |b| to the flow, as in the reference implementation; without them the sum of
             scores is the same in every layer and no layer collapses before the others.
         double: Score in float64, whatever the precision of the model: finite at any depth, and the same masks on
@@ -147,7 +147,7 @@ def _linearised(
     scored: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if parameter in names:
-            data = _weight_in_force(context, names[parameter], dtype)
+            data = _masked_magnitude(context, names[parameter], dtype)
             substitutes[parameter] = scored[names[parameter]] = nn.Parameter(data)
         else:
             factor = (scale if biases else 0.0) if parameter.ndim == 1 and _adds(name) else 1.0
@@ -170,7 +170,7 @@ def _adds(name: str) -> bool:
     return name.rpartition(".")[2].startswith(("bias", "in_proj_bias"))
 
 
-def _weight_in_force(context: ScoringContext, name: str, dtype: torch.dtype | None) -> Tensor:
+def _masked_magnitude(context: ScoringContext, name: str, dtype: torch.dtype | None) -> Tensor:
     """|θ| of a weight, zero where it is pruned."""
     return _absolute(context.weights[name], dtype, 1.0).mul_(context.masks[name])
 

@@ -1,4 +1,4 @@
-"""Checks of what a saliency returned, before it decides anything."""
+"""Checks of the scores that a method returned."""
 
 from collections.abc import Mapping
 
@@ -10,25 +10,26 @@ from lightning_graphon.pruning.scoring.registry import Method
 
 
 def checked_scores(method: Method, scores: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> LazyTensorMapping:
-    """The scores in network order, detached, in a floating dtype of at least 32 bits; checked when first looked at.
+    """The scores in network order, detached, in a floating dtype of at least 32 bits; checked on first access.
 
     Raises:
         TypeError: The method returned no mapping.
-        ValueError: A score is missing, has another shape, or is not finite; all but the first at the first look.
+        ValueError: A score is missing, has another shape, or is not finite; raised on first access.
     """
     if not isinstance(scores, Mapping):
         raise TypeError(f"method {method.name!r} must return a dict name -> score tensor, got {type(scores).__name__}")
-    unseen = set(shapes)
+    unchecked = set(shapes)
 
-    def look(name: str) -> Tensor:
-        score = scores[name] if name not in unseen else _of_shape(method, name, scores.get(name), shapes[name])
+    def checked(name: str) -> Tensor:
+        # A lazy mapping computes a score at each access, but it is checked only once.
+        score = scores[name] if name not in unchecked else _of_shape(method, name, scores.get(name), shapes[name])
         score = score.detach().to(_floating(score.dtype))
-        if name in unseen:
+        if name in unchecked:
             _check_finite(method, name, score)
-        unseen.discard(name)
+        unchecked.discard(name)
         return score
 
-    return LazyTensorMapping(shapes, look)
+    return LazyTensorMapping(shapes, checked)
 
 
 def _floating(dtype: torch.dtype) -> torch.dtype:
@@ -44,7 +45,7 @@ def _of_shape(method: Method, name: str, score: object, shape: torch.Size) -> Te
 
 
 def _check_finite(method: Method, name: str, score: Tensor) -> None:
-    # A sum is quicker than a look at each; it is infinite or NaN where one of them is, and seldom where none is.
+    # One sum is faster than a test of each entry: it is finite only if all of them are.
     if torch.isfinite(score.sum()):
         return
     bad = int((~torch.isfinite(score)).count_nonzero())
@@ -61,10 +62,10 @@ def all_zero(scores: Mapping[str, Tensor]) -> bool:
 
 
 def check_any(method: Method, scores: Mapping[str, Tensor]) -> None:
-    """Refuse scores that are zero everywhere.
+    """Raise if all scores are zero.
 
     Raises:
-        ValueError: They are; the message names the first layers.
+        ValueError: All are zero; the message names the first layers.
     """
     if all_zero(scores):
         raise ValueError(

@@ -207,7 +207,7 @@ def test_sampling_convolutions_and_random_positions():
     assert mask.shape == (4, 3, 2, 2)
     assert mask[:2].all()
     assert not mask[2:].any()
-    rows = StepGraphon([[1.0], [0.0]]).sample((2001, 1), positions="random").double().flatten()
+    rows = StepGraphon([[1.0], [0.0]]).sample((2001, 1), points="random").double().flatten()
     assert rows.mean().item() == pytest.approx(0.5, abs=0.056)  # 5 standard errors of fair positions
     assert rows.diff().abs().sum() > 500  # a grid would have one jump
 
@@ -262,3 +262,10 @@ def test_gradients_flow_through_values():
 
 def test_repr_says_size_density_and_extras():
     assert repr(StepGraphon([[0.5]], energy=[[1.0]])) == "StepGraphon(rows=1, cols=1, density=0.5, energy)"
+
+
+def test_graphons_of_different_dtype_are_not_equal():
+    """A quarter is the same number in both."""
+    single, double = (StepGraphon(torch.tensor([[0.25]], dtype=dtype)) for dtype in (torch.float32, torch.float64))
+    assert single != double
+    assert single == double.to(dtype=torch.float32)

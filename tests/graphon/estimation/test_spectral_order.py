@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from lightning_graphon.graphon import block, constant, estimate_graphon, layer_graphons, product
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
-from lightning_graphon.graphon.estimation.singular_vectors import leading, leading_exact
-from lightning_graphon.graphon.estimation.spectral_order import _nearer, _Noise, spectral_parts
+from lightning_graphon.graphon.estimation.singular_vectors import exact_singular_vectors, leading_singular_vectors
+from lightning_graphon.graphon.estimation.spectral_order import _lloyd, _Noise, spectral_parts
 
 
 def draw(probabilities, seed=0):
@@ -193,7 +193,7 @@ def graph_of(a):
     return ChannelGraph(torch.ones(a.shape).bool(), a)
 
 
-@pytest.mark.parametrize("find", [leading, leading_exact])
+@pytest.mark.parametrize("find", [leading_singular_vectors, exact_singular_vectors])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (40, 25), (5, 300)])
 def test_leading_singular_vectors(shape, find):
     a = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -208,10 +208,10 @@ def test_leading_singular_vectors(shape, find):
 
 def test_exact_vectors_of_few_edges_are_orthonormal_and_those_of_nothing_finite():
     a = torch.zeros(6, 9, dtype=torch.float64)
-    u, s, v = leading_exact(graph_of(a), rank=3)
+    u, s, v = exact_singular_vectors(graph_of(a), rank=3)
     assert s.tolist() == [0, 0, 0]
     a[0, 1] = a[2, 3] = 1
-    u, s, v = leading_exact(graph_of(a), rank=3)
+    u, s, v = exact_singular_vectors(graph_of(a), rank=3)
     torch.testing.assert_close(s, torch.tensor([1.0, 1.0, 0.0]).double())
     for x in (u, v):
         torch.testing.assert_close(x.T @ x, torch.eye(3).double())
@@ -233,7 +233,7 @@ def test_singular_values_that_lie_close_together_converge():
     g = torch.Generator().manual_seed(0)
     u, v = (torch.linalg.qr(torch.randn(80, 80, generator=g, dtype=torch.float64)).Q for _ in range(2))
     values = torch.linspace(1, 0.2, 80, dtype=torch.float64)
-    _, found, _ = leading(graph_of(u * values @ v.T), rank=3)
+    _, found, _ = leading_singular_vectors(graph_of(u * values @ v.T), rank=3)
     torch.testing.assert_close(found, values[:3], rtol=1e-7, atol=0)  # squares of the vectors' errors
 
 
@@ -241,7 +241,7 @@ def test_a_value_is_waited_for_until_it_rises_above_the_floor():
     g = torch.Generator().manual_seed(0)
     a = torch.randn(512, 512, generator=g, dtype=torch.float64) / 512**0.5  # values up to 2
     a += 2.2 * torch.outer(*(torch.nn.functional.normalize(torch.randn(2, 512, generator=g, dtype=torch.float64))))
-    _, found, _ = leading(graph_of(a), rank=24, floor=2.5)
+    _, found, _ = leading_singular_vectors(graph_of(a), rank=24, floor=2.5)
     assert found[0] == pytest.approx(float(torch.linalg.matrix_norm(a, 2)), rel=1e-9)
 
 
@@ -255,5 +255,5 @@ def test_the_widest_part_is_cut_first():
 def test_moving_to_the_nearer_mean_leaves_no_part_too_small():
     places = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.0]])
     first = torch.arange(8) < 4
-    assert torch.equal(_nearer(places, first, smallest=2), first)
-    assert int(_nearer(places, first, smallest=1).sum()) == 7
+    assert torch.equal(_lloyd(places, first, min_size=2), first)
+    assert int(_lloyd(places, first, min_size=1).sum()) == 7

@@ -161,7 +161,7 @@ def test_a_global_threshold_meets_the_sparsity_of_all_and_a_local_one_of_each():
     kept = sum(W.density * layers[name].numel() for name, W in together.items())
     assert kept == pytest.approx(0.3 * 5000, rel=1e-3)
     assert together["b"].density > 2 * together["a"].density
-    for W in predicted_graphons(layers, 0.7, scope="layer", bins=10).values():
+    for W in predicted_graphons(layers, 0.7, allocation="uniform", bins=10).values():
         assert W.density == pytest.approx(0.3, abs=1e-3)
 
 
@@ -244,8 +244,8 @@ def test_errors_name_the_layer_and_what_is_allowed():
     good = torch.ones(2, 2)
     with pytest.raises(ValueError, match="layer 'fc': scores must be finite, got 1 of 2"):
         predicted_graphons({"fc": torch.tensor([[torch.inf, 1.0]])}, 0.5)
-    with pytest.raises(ValueError, match="unknown scope 'globl'.*Did you mean 'global'"):
-        predicted_graphons({"fc": good}, 0.5, scope="globl")
+    with pytest.raises(ValueError, match="unknown allocation 'globl'.*Did you mean 'global'"):
+        predicted_graphons({"fc": good}, 0.5, allocation="globl")
     with pytest.raises(ValueError, match="fraction of weights removed"):
         predicted_graphons({"fc": good}, 1.5)
     with pytest.raises(ValueError, match="at least one layer"):

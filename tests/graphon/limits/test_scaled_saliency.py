@@ -77,9 +77,9 @@ def test_the_two_sides_are_snips_gradient():
     layer = torch.nn.Linear(6, 5, bias=False)
     x, direction = draw(6, 9, 6), draw(7, 9, 5)
     (layer.double()(x) * direction).sum().backward()
-    S = ScaledSaliency.from_sides(direction, x, layer.weight)
+    S = ScaledSaliency.from_gradient_factors(direction, x, layer.weight)
     torch.testing.assert_close(S.scales, layer.weight.grad.abs())
-    one = ScaledSaliency.from_sides(direction[:1], x[:1], layer.weight)
+    one = ScaledSaliency.from_gradient_factors(direction[:1], x[:1], layer.weight)
     assert torch.linalg.matrix_rank(one.scales) == 1
 
 

@@ -7,7 +7,7 @@ from scipy import stats
 
 from lightning_graphon.graphon import StepGraphon, block, constant, homogeneity_test, power_law, product
 from lightning_graphon.graphon.motifs.counts import Counts
-from lightning_graphon.graphon.motifs.homogeneity import _Null, square_moments
+from lightning_graphon.graphon.motifs.homogeneity import _ErdosRenyi, square_moments
 
 
 def with_budget(rows, cols, density, rng):
@@ -114,7 +114,7 @@ def test_null_moments_by_enumeration(groups, size, edges):
 
 
 def test_degree_components_are_chi_squared_tails():
-    null = _Null(20, 30, 100)
+    null = _ErdosRenyi(20, 30, 100)
     low = -100.0  # a component that says nothing
     for column, freedom in ((0, 19), (1, 29)):
         score = np.full((1, 3), low)
@@ -131,7 +131,7 @@ def test_signed_cycles_by_loops_and_from_edges(shape):
     expected = sum(X[a, j] * X[b, j] * X[a, k] * X[b, k] for a, b in pairs[0] for j, k in pairs[1])
     counts = Counts.from_mask(torch.from_numpy(mask))
     assert counts.signed_cycles() == pytest.approx(expected)
-    assert Counts.of_edges(np.flatnonzero(mask), *shape) == counts
+    assert Counts.from_edges(np.flatnonzero(mask), *shape) == counts
     assert counts.complement() == Counts.from_mask(~torch.from_numpy(mask))
 
 
@@ -198,6 +198,8 @@ def test_repeatable_and_no_global_random_state():
     [
         ({"method": "exact"}, "unknown method 'exact'"),
         ({"alpha": 0}, "alpha must lie"),
+        ({"alpha": 1.0}, "alpha must lie"),
+        ({"alpha": 1.5}, "alpha must lie"),
         ({"draws": 0}, "draws be at least 1"),
     ],
 )

@@ -95,7 +95,7 @@ def test_convolution_masks_are_read_with_their_taps_as_columns():
 def test_weights_are_refused():
     with pytest.raises(ValueError, match="entries 0 or 1"):
         motif_densities(torch.rand(3, 3))
-    with pytest.raises(ValueError, match="counting must be"):
+    with pytest.raises(ValueError, match="unknown counting"):
         motif_densities(torch.ones(3, 3), counting="both")
 
 
@@ -130,3 +130,10 @@ def test_path_density_refuses_what_does_not_fit():
         path_density([])
     with pytest.raises(ValueError, match="not a mixture"):
         path_density([constant(0.1), bernoulli(2, 5, 0.5)])
+
+
+def test_degrees_that_vary_less_than_chance_do_not_vary():
+    """Of a permutation no two edges share a vertex: the unbiased variance of its degrees is negative."""
+    found = motif_densities(torch.eye(3))
+    assert found.row_cherry == found.col_cherry == 0
+    assert found.row_degree_cv == found.col_degree_cv == 0.0

@@ -80,7 +80,7 @@ def test_kinked_is_finite_for_equal_opposite_and_zero_rows(name):
     q = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
     p = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
     d = torch.tensor([0.0, 4.0, 1.0, 0.0, 1e-12], dtype=torch.float64, requires_grad=True)
-    out = dual_activation(name).pair(q, p, d)
+    out = dual_activation(name).squared_distance(q, p, d)
     sum(t.sum() for t in out).backward()
     for t in (*out, q.grad, p.grad, d.grad):
         assert torch.isfinite(t).all()
@@ -114,7 +114,7 @@ def test_shifted_at_zero_mean_is_centred(name):
 def test_pair_is_the_squared_distance(name):
     dual = dual_activation(name)
     qx, qy, k = scalar(1.3), scalar(0.9), scalar(0.8)
-    distance, slope = dual.pair(qx, qy, qx + qy - 2 * k)
+    distance, slope = dual.squared_distance(qx, qy, qx + qy - 2 * k)
     kappa, kappa_dot = dual.covariance(qx, qy, k)
     torch.testing.assert_close(distance, dual.second_moment(qx) + dual.second_moment(qy) - 2 * kappa)
     torch.testing.assert_close(slope, kappa_dot)
@@ -125,7 +125,7 @@ def test_relu_is_finite_for_equal_opposite_and_zero_rows():
     q = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
     p = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
     d = torch.tensor([0.0, 4.0, 1.0, 0.0, 1e-30], dtype=torch.float64, requires_grad=True)
-    out = relu.pair(q, p, d)
+    out = relu.squared_distance(q, p, d)
     sum(t.sum() for t in out).backward()
     for t in (*out, q.grad, p.grad, d.grad):
         assert torch.isfinite(t).all()
@@ -138,7 +138,7 @@ def test_relu_keeps_the_digits_of_near_duplicates():
     """Squared distances after the activation stay accurate relative to themselves, down to 1e-12 of the variance."""
     one = scalar(1.0)
     for d in (1e-4, 1e-8, 1e-12):
-        after, _ = dual_activation("relu").pair(one, one, scalar(d))
+        after, _ = dual_activation("relu").squared_distance(one, one, scalar(d))
         theta = 2 * np.arcsin(d**0.5 / 2)
         exact = d / 2 - (theta**3 / 3 - theta**5 / 30) / np.pi  # series of d/2 - (sin θ - θ cos θ)/π
         np.testing.assert_allclose(after.item(), exact, rtol=1e-9)
@@ -234,3 +234,12 @@ def test_truncation_reports_the_mass_beyond_the_series():
     full = dual_activation("tanh").truncation(scalar(0.0), scalar(4.0))[0].item()
     assert full < 1e-6
     assert relative(dual.second_moment(scalar(4.0)), dual_activation("tanh").second_moment(scalar(4.0))) < 1e-12
+
+
+def test_a_series_of_one_term_is_the_mean():
+    """E[φ(z)] E[φ(z')] for independent variables; the mass beyond it goes to the correlation."""
+    dual = HermiteDual(torch.exp, degree=1)
+    value, _ = dual.covariance(scalar(0.5), scalar(0.25), scalar(0.0))
+    assert value.item() == pytest.approx(np.exp(0.25) * np.exp(0.125), rel=1e-12)
+    with pytest.raises(ValueError, match="at least 1"):
+        HermiteDual(torch.exp, degree=0)

@@ -306,15 +306,15 @@ def test_out_of_memory_halves_the_chunk_and_says_so_once(error, monkeypatch):
     truth, seen = empirical_ntk(model, x), []
     from lightning_graphon.ntk.empirical import kernel as empirical
 
-    whole = empirical._assemble
+    whole = empirical._sum_tiles
 
-    def tight(fm, plan, x, x2, mode, budget, chunk, share):
+    def tight(task, budget, chunk):
         seen.append(chunk)
         if chunk > 1:
             raise error
-        return whole(fm, plan, x, x2, mode, budget, chunk, share)
+        return whole(task, budget, chunk)
 
-    monkeypatch.setattr(empirical, "_assemble", tight)
+    monkeypatch.setattr(empirical, "_sum_tiles", tight)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         torch.testing.assert_close(empirical_ntk(model, x, max_memory=1 << 20), truth)
@@ -333,7 +333,7 @@ def test_out_of_memory_at_a_single_sample_and_other_errors_are_raised(monkeypatc
         def broken(*args, error=error):
             raise error
 
-        monkeypatch.setattr(empirical, "_assemble", broken)
+        monkeypatch.setattr(empirical, "_sum_tiles", broken)
         with pytest.raises(type(error), match=message):
             empirical_ntk(model, x)
 
@@ -355,7 +355,7 @@ def test_row_gram_in_blocks_of_other_devices(monkeypatch):
     for budget in (1, 1 << 20, 1 << 28):
         units, edge = rowgram._blocking(300, 20, 8, budget)
         assert 8 * units * (20 * 300 + 2 * edge**2) <= budget or units == 1
-        monkeypatch.setattr(rowgram, "_ON_CPU", (units, edge))
+        monkeypatch.setattr(rowgram, "_CPU_BLOCK", (units, edge))
         torch.testing.assert_close(row_gram(H, G, H, G, P), expected, rtol=1e-12, atol=1e-12)
     assert (units, edge) == (32, 512)
 

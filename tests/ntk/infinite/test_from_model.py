@@ -186,7 +186,7 @@ def sequences():
 def test_sequences_are_read_as_if_they_were_traced(name, monkeypatch):
     model, x = sequences()[name], digits(4).float()
     chains = [chain.read_chain(model, x)]
-    monkeypatch.setattr(chain, "_sequence", lambda model: None)
+    monkeypatch.setattr(chain, "_sequential_graph", lambda model: None)
     chains.append(chain.read_chain(model, x))
     first, second = ([(a.weight_name, a.module, a.dual and a.dual.name) for a in found] for found in chains)
     assert first == second
@@ -259,3 +259,18 @@ def test_refuses_other_masks():
 def test_linear_model_alone():
     model = nn.Linear(64, 3).double()
     torch.testing.assert_close(graphon_ntk_from_model(model, digits(5)), empirical_ntk(model, digits(5)))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("propagate", ["density", "energy", "drift"])
+def test_the_kernel_is_the_sum_of_its_layers(propagate, bias):
+    """Each layer's own part is the kernel where all other parameters are frozen."""
+    model, x = network(0, bias=bias, widths=[64, 24, 24, 3]), digits(12)
+    masks = masks_in_use(model, "random")
+    whole = graphon_ntk_from_model(model, x, masks, propagate=propagate)
+    parts = []
+    for layer in (m for m in model if isinstance(m, nn.Linear)):
+        model.requires_grad_(False)
+        layer.requires_grad_(True)
+        parts.append(graphon_ntk_from_model(model, x, masks, propagate=propagate))
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-10, atol=1e-10)

@@ -41,7 +41,7 @@ def random_chain(sizes=(64, 5, 7, 3), widths=(64, 100, 120, 3), drift=False):
 def test_dense_equals_neural_tangents(act, hidden, bias, which):
     truth, w, b = fixture(act, hidden, bias, which)
     mine = graphon_ntk(
-        digits(), [ONE] * (hidden + 1), activation=act, weight_variance=w**2, bias_variance=b**2, kernel=which
+        digits(), [ONE] * (hidden + 1), activation=act, weight_variance=w**2, bias_variance=b**2, get=which
     )
     assert relative(mine, truth) < 1e-13  # two float64 evaluations of one formula
 
@@ -136,7 +136,7 @@ def test_equal_positions_cost_one():
         chain, digits(4), propagate="density", parameterization="ntk", widths=None, weight_variance=2.0,
         bias_variance=0.0, parameter_term="kept", train_bias=None,
     )  # fmt: skip
-    assert [len(layer.propagate) for layer in merge_positions(layers)[:-1]] == [1, 1]
+    assert [len(layer.covariance_map) for layer in merge_positions(layers)[:-1]] == [1, 1]
 
 
 def nasty(x):

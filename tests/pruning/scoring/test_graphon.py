@@ -78,3 +78,18 @@ def test_bad_graphons():
         draw(StepGraphon([[1.0, 0.0], [0.0, 0.0]]), sparsity=0.5, model=net(8))
     with pytest.raises(ValueError, match="power-law"):
         draw({"family": "powerlaw"}, model=net(8))
+
+
+def test_masks_do_not_depend_on_weights_of_the_same_seed():
+    """Weights drawn right after `torch.manual_seed` are other numbers than the mask's, though the seed is the same."""
+    model = nn.Linear(200, 200)
+    torch.manual_seed(5)
+    model.weight.data = torch.rand(200, 200)
+    kept = model.weight.detach()[draw(0.5, sparsity=0.5, model=model, seed=5)["weight"]]
+    assert float(kept.mean()) == pytest.approx(0.5, abs=4 * (1 / 12 / 20_000) ** 0.5)  # four standard errors
+
+
+def test_units_are_at_the_middle_of_their_intervals():
+    """Of three outputs the second is exactly at the edge between two cells, which belongs to the second one."""
+    mask = draw(StepGraphon([[1.0], [0.0]]), sparsity=2 / 3, model=nn.Linear(4, 3))["weight"]
+    assert mask.any(1).tolist() == [True, False, False]
