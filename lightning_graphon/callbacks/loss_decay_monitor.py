@@ -136,8 +136,6 @@ class LossDecayMonitor(Monitor):
         self._session = session
         if sharded.next < math.inf:
             self._settle(trainer, sharded.hold(lambda: session.begin(restored)))
-        if trainer.global_step >= sharded.next:
-            self._settle(trainer, sharded.hold(session.look))
 
     @override
     def on_before_optimizer_step(

@@ -139,14 +139,14 @@ def test_a_loss_that_becomes_nan_is_said_and_not_fatal(tmp_path, caplog):
 def test_out_of_memory_in_the_kernel_takes_smaller_chunks_and_says_so(tmp_path, monkeypatch):
     from lightning_graphon.ntk.empirical import kernel as empirical
 
-    whole = empirical._assemble
+    whole = empirical._sum_tiles
 
-    def tight(fm, plan, x, x2, mode, budget, chunk, share):
+    def tight(task, budget, chunk):
         if chunk > 1:
             raise MemoryError("full")
-        return whole(fm, plan, x, x2, mode, budget, chunk, share)
+        return whole(task, budget, chunk)
 
-    monkeypatch.setattr(empirical, "_assemble", tight)
+    monkeypatch.setattr(empirical, "_sum_tiles", tight)
     prune, graphons, losses = all_three()
     graphons.spectrum_options = SpectrumOptions(ntk="empirical", probe_size=4)
     with pytest.warns(UserWarning, match="ran out of memory with 4 samples at a time and went on with 1"):
@@ -161,7 +161,7 @@ def test_out_of_memory_for_good_loses_the_analysis_and_not_the_training(tmp_path
     def full(*args):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(empirical, "_assemble", full)
+    monkeypatch.setattr(empirical, "_sum_tiles", full)
     prune, graphons, losses = all_three()
     graphons.spectrum_options, losses.raise_errors = SpectrumOptions(ntk="empirical"), False
     with caplog.at_level(logging.ERROR, logger="lightning_graphon"):

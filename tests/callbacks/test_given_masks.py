@@ -27,7 +27,7 @@ def given(masks, **kwargs):
 
 @pytest.mark.parametrize("form", ["Masks", "dict", "path", "text"])
 def test_trains_with_them_and_scores_nothing(form, masks, path, monkeypatch):
-    import lightning_graphon.callbacks.prune_at_init as module
+    from lightning_graphon.callbacks._module import scoring as module
 
     monkeypatch.setattr(module, "compute_masks", lambda *a, **k: pytest.fail("something was scored"))
     pruner = given({"Masks": masks, "dict": dict(masks), "path": path, "text": str(path)}[form])

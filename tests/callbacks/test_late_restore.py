@@ -41,7 +41,7 @@ def test_late_restore(pruned, tmp_path, monkeypatch):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     expected = quiet("snip")
     make_trainer(expected).fit(dense, loader())
-    import lightning_graphon.callbacks.prune_at_init as module
+    from lightning_graphon.callbacks._module import scoring as module
 
     count = []
     real = module.compute_masks

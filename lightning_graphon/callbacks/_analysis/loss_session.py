@@ -74,7 +74,7 @@ class LossSession:
         self._batch: Any = None
 
     def begin(self, restored: Mapping[str, Any] | None) -> int:
-        """Draw the probe, read the network, go on from a checkpoint's state; the step of the next look."""
+        """Draw the probe, read the network, go on from a checkpoint's state, look if it is time; next look's step."""
         m = self._measuring
         chart_together(self._trainer)
         most = batches_seen(self._trainer)
@@ -85,7 +85,8 @@ class LossSession:
                 self.tracker = self._new_tracker()
         except UnsupportedTrainingError as error:
             self._give_up(str(error))
-        return self._next_look()
+        following = self._next_look()
+        return self.look() if self._trainer.global_step >= following else following
 
     def _new_tracker(self) -> LossTracker:
         if self._optimizer is None:
