@@ -135,7 +135,12 @@ class LossDecayMonitor(Monitor):
         )
         self._session = session
         if sharded.next < math.inf:
-            self._settle(trainer, sharded.hold(lambda: session.begin(restored)))
+            with sharded.meeting() as works:
+                if works:
+                    sharded.next = session.begin(restored)
+                    if trainer.global_step >= sharded.next:
+                        sharded.next = session.look()
+            self._settle(trainer, sharded.failure)
 
     @override
     def on_before_optimizer_step(
@@ -151,15 +156,23 @@ class LossDecayMonitor(Monitor):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._sharded is not None and self._session is not None and trainer.global_step >= self._sharded.next:
-            self._settle(trainer, self._sharded.hold(self._session.look))
+        sharded, session = self._sharded, self._session
+        if sharded is not None and session is not None and trainer.global_step >= sharded.next:
+            with sharded.meeting() as works:
+                if works:
+                    sharded.next = session.look()
+            self._settle(trainer, sharded.failure)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._sharded is None or self._session is None or self._sharded.next == math.inf:
+        sharded, session = self._sharded, self._session
+        if sharded is None or session is None or sharded.next == math.inf:
             return
-        if self._sharded.agree(self._session.short):
-            self._settle(trainer, self._sharded.hold(self._session.look))
+        if sharded.agree(session.short):
+            with sharded.meeting() as works:
+                if works:
+                    sharded.next = session.look()
+            self._settle(trainer, sharded.failure)
         try:
             self._report(trainer)
         except Exception as error:

@@ -229,16 +229,16 @@ class LossTracker:
             ValueError: The state is of another probe batch.
         """
         device = next(self.network.root.parameters()).device
-        self.initial, self.refreshed = (
+        initial, refreshed = (
             None if part is None else Forecast.from_state(part, self.loss, device)
             for part in (state["initial"], state["refreshed"])
         )
-        self._change.load_state_dict(state["change"])
-        self._next_change = int(state["next_change"])
-        self._largest = float(state["largest"])
-        if state["diverged"]:
+        following, largest, diverged, new_at = (state[key] for key in ("next_change", "largest", "diverged", "new_at"))
+        self._change.load_state_dict(state["change"])  # the last that may raise: a tracker is left as it was, or new
+        self.initial, self.refreshed = initial, refreshed
+        self._next_change, self._largest, self._new_at = int(following), float(largest), int(new_at)
+        if diverged:
             self._stop_initial()
-        self._new_at = int(state["new_at"])
 
 
 def next_multiple(every: int, before: int) -> int:

@@ -110,7 +110,8 @@ def test_other_errors_are_errors_when_the_others_know(net, monkeypatch):
 
 def test_meetings_need_room_for_a_preconditioner_too(net, made):
     meetings = ShardedAnalysis(trainer_of(Strategy(others=False)), net)
-    meetings.hold(None)
+    with meetings.meeting() as works:
+        assert not works
     assert [shape for shape, _ in made] == SHAPES * 2
     assert meetings.next == math.inf
 

@@ -74,33 +74,30 @@ class LossSession:
         self._batch: Any = None
 
     def begin(self, restored: Mapping[str, Any] | None) -> int:
-        """Draw the probe, read the network, go on from a checkpoint's state, look if it is time; next look's step."""
+        """Draw the probe, read the network, go on from a checkpoint's state; the step of the next look."""
         m = self._measuring
         chart_together(self._trainer)
         most = batches_seen(self._trainer)
         self._batch = draw_probe(self._trainer, self._module, m.probe_size, m.probe_seed, most)
         try:
-            self.tracker = self._new_tracker()
-            if restored and not self._resume(self.tracker, restored):
-                self.tracker = self._new_tracker()
+            if self._optimizer is None:
+                count = len(self._trainer.optimizers)
+                raise UnsupportedTrainingError(f"there are {count} optimizers, and one is needed")
+            if self.curves.gave_up is not None:
+                raise UnsupportedTrainingError(self.curves.gave_up)
+            masks = masks_in_use(self._trainer, self._module)
+            network = TrainingStepNetwork(self._module, self._objective, self._batch, masks)
+            self.tracker = LossTracker(
+                network, self._optimizer, self._prediction, self.curves,
+                dataset_size=max(training_points(self._trainer), samples(self._batch)),
+                every_n_steps=m.every_n_steps, tolerance=m.tolerance,
+                step=self._trainer.global_step, gradient_scale=self._gradient_scale(network),
+            )  # fmt: skip
+            if restored:
+                self._resume(self.tracker, restored)
         except UnsupportedTrainingError as error:
             self._give_up(str(error))
-        following = self._next_look()
-        return self.look() if self._trainer.global_step >= following else following
-
-    def _new_tracker(self) -> LossTracker:
-        if self._optimizer is None:
-            raise UnsupportedTrainingError(f"there are {len(self._trainer.optimizers)} optimizers, and one is needed")
-        if self.curves.gave_up is not None:
-            raise UnsupportedTrainingError(self.curves.gave_up)
-        masks = masks_in_use(self._trainer, self._module)
-        network = TrainingStepNetwork(self._module, self._objective, self._batch, masks)
-        return LossTracker(
-            network, self._optimizer, self._prediction, self.curves,
-            dataset_size=max(training_points(self._trainer), samples(self._batch)),
-            every_n_steps=self._measuring.every_n_steps, tolerance=self._measuring.tolerance,
-            step=self._trainer.global_step, gradient_scale=self._gradient_scale(network),
-        )  # fmt: skip
+        return self._next_look()
 
     def _gradient_scale(self, network: TrainingStepNetwork) -> float:
         """Gradient of a training batch over that of the probe: 1 for mean losses, the ratio of their sizes for sums.
@@ -123,7 +120,7 @@ class LossSession:
             )
         return float(batch_size / samples(self._batch))
 
-    def _resume(self, tracker: LossTracker, restored: Mapping[str, Any]) -> bool:
+    def _resume(self, tracker: LossTracker, restored: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's state; one that does not fit is left, and told."""
         now = self.identity()
         try:
@@ -136,8 +133,6 @@ class LossSession:
                 self._trainer.global_step, error,
             )  # fmt: skip
             self.curves.rows, self.curves.invalid = [], None
-            return False
-        return True
 
     def identity(self) -> dict[str, Any]:
         """Plain values that a checkpoint and the run that resumes it must share."""
