@@ -15,6 +15,7 @@ from lightning_graphon.callbacks._analysis.kernel_spectrum import KernelSpectrum
 from lightning_graphon.callbacks._analysis.mask_snapshot import MaskSnapshot
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned, masks_in_use
 from lightning_graphon.callbacks._analysis.monitor import Monitor
+from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
 from lightning_graphon.callbacks._logging.images import send_picture
 from lightning_graphon.callbacks._logging.scalars import layer_table, log_scalars
@@ -70,6 +71,9 @@ class GraphonMonitor(Monitor):
         figure: Draw the figures.
         verbose: Print a table at the first look.
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
+        time_budget: Share of the planned training time that all monitors of the trainer together may take, and three
+            seconds at least; what that is too short for is computed for fewer samples or outputs, or less often, and
+            said. `math.inf` removes the limit.
 
     Attributes:
         graphons: Layer -> its graphon at the last look.
@@ -100,8 +104,9 @@ class GraphonMonitor(Monitor):
         figure: bool = True,
         verbose: bool = True,
         raise_errors: bool = False,
+        time_budget: float = 0.05,
     ) -> None:
-        super().__init__(figure=figure, verbose=verbose, raise_errors=raise_errors)
+        super().__init__(figure=figure, verbose=verbose, raise_errors=raise_errors, time_budget=time_budget)
         check_choice("order", order, get_args(LayerOrder))
         if bins < 1:
             raise ValueError(f"bins must be at least 1, got {bins!r}")
@@ -127,7 +132,9 @@ class GraphonMonitor(Monitor):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ensure_pruned(trainer, pl_module)
         self._seen, self._told = {}, set()
-        self._kernel = None if self.spectrum_options is None else KernelSpectrum(self.spectrum_options)
+        budget = TimeBudget.of(trainer)
+        budget.start(trainer)
+        self._kernel = None if self.spectrum_options is None else KernelSpectrum(self.spectrum_options, budget)
         self._look(trainer, pl_module)
         self._look_at_spectrum(trainer, pl_module)
 
@@ -154,13 +161,15 @@ class GraphonMonitor(Monitor):
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         try:
-            self._estimate(trainer, pl_module)
+            with TimeBudget.of(trainer).spending(trainer):
+                self._estimate(trainer, pl_module)
         except Exception as error:
             self.report_failure(trainer, error, "graphons")
 
     def _look_at_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         try:
-            self._evaluate_spectrum(trainer, pl_module)
+            with TimeBudget.of(trainer).spending(trainer):
+                self._evaluate_spectrum(trainer, pl_module)
         except Exception as error:
             self.report_failure(trainer, error, "spectrum")
 
@@ -194,7 +203,7 @@ class GraphonMonitor(Monitor):
         if self.verbose:
             Console().print(f"ntk/... at step {step}: {kernel.source}")
         if self.draws(trainer):
-            title = f"{kernel.source} on {kernel.options.probe_size} training samples at step {step}"
+            title = f"{kernel.source} at step {step}"
             values = {"eigenvalues": spectrum.eigenvalues.cpu().numpy()}
             send_picture(trainer, "ntk_spectrum", lambda scale: spectrum_image(spectrum, title, scale=scale), values)
 

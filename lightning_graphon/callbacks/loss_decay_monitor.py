@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_graphon.callbacks._analysis.loss_session import FOREIGN, LossSession, Measuring, agreement
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned
 from lightning_graphon.callbacks._analysis.monitor import Monitor
+from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._distributed.agreement import flattens_parameters
 from lightning_graphon.callbacks._distributed.sharded_analysis import ShardedAnalysis
 from lightning_graphon.callbacks._logging import loss_chart
@@ -58,6 +59,9 @@ class LossDecayMonitor(Monitor):
         figure: Draw the figure at the end of training.
         verbose: Print what was found.
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
+        time_budget: Share of the planned training time that all monitors of the trainer together may take, and three
+            seconds at least; what that is too short for is computed for fewer samples or outputs, or less often, and
+            said. `math.inf` removes the limit.
 
     Raises:
         ValueError: An argument has a value that is not allowed.
@@ -80,8 +84,9 @@ class LossDecayMonitor(Monitor):
         figure: bool = True,
         verbose: bool = True,
         raise_errors: bool = False,
+        time_budget: float = 0.05,
     ) -> None:
-        super().__init__(figure=figure, verbose=verbose, raise_errors=raise_errors)
+        super().__init__(figure=figure, verbose=verbose, raise_errors=raise_errors, time_budget=time_budget)
         self.kernel = kernel
         self.measuring = Measuring(probe_size, probe_seed, every_n_steps, tolerance)
         self.loss_fn = loss_fn
@@ -130,12 +135,14 @@ class LossDecayMonitor(Monitor):
             return
         ensure_pruned(trainer, pl_module)
         self._sharded = sharded = ShardedAnalysis(trainer, pl_module)
+        budget = TimeBudget.of(trainer)
+        budget.start(trainer)
         session = LossSession(
-            trainer, pl_module, sharded.optimizer, self.kernel, self.measuring, self.loss_fn, self._curves
+            trainer, pl_module, sharded.optimizer, self.kernel, self.measuring, self.loss_fn, self._curves, budget
         )
         self._session = session
         if sharded.next < math.inf:
-            with sharded.meeting() as works:
+            with budget.spending(trainer), sharded.meeting() as works:
                 if works:
                     sharded.next = session.begin(restored)
                     if trainer.global_step >= sharded.next:
@@ -158,7 +165,7 @@ class LossDecayMonitor(Monitor):
     ) -> None:
         sharded, session = self._sharded, self._session
         if sharded is not None and session is not None and trainer.global_step >= sharded.next:
-            with sharded.meeting() as works:
+            with session.budget.spending(trainer), sharded.meeting() as works:
                 if works:
                     sharded.next = session.look()
             self._settle(trainer, sharded.failure)
@@ -169,7 +176,7 @@ class LossDecayMonitor(Monitor):
         if sharded is None or session is None or sharded.next == math.inf:
             return
         if sharded.agree(session.short):
-            with sharded.meeting() as works:
+            with session.budget.spending(trainer), sharded.meeting() as works:
                 if works:
                     sharded.next = session.look()
             self._settle(trainer, sharded.failure)

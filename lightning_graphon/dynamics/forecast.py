@@ -12,7 +12,9 @@ from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
+from lightning_graphon.dynamics.forecast_kernels import ForecastKernels
 from lightning_graphon.dynamics.optimizer import OptimizerStep, RateGroups
+from lightning_graphon.dynamics.output_part import OutputPart, PartLoss
 from lightning_graphon.dynamics.probed_network import UnsupportedTrainingError
 from lightning_graphon.dynamics.recorded_loss import RecordedLoss
 from lightning_graphon.ntk import KroneckerKernel
@@ -80,9 +82,9 @@ class Forecast:
     The kernel is corrected for the finite probe and kept positive (`finite_probe_kernel`).
 
     Args:
-        kernels: [G, ...], the tangent kernel of each group of parameter groups.
-        grams: [G, C, C], how outputs move each other, the second factors of Kronecker products; None where the kernels
-            say it themselves, or where outputs are taken to be alike.
+        made: `kernels` [G, ...], the tangent kernel of each group of parameter groups; `grams` [G, C, C], how outputs
+            move each other, the second factors of Kronecker products; None where the kernels say it themselves, or
+            where outputs are taken to be alike.
         groups: Which groups.
         outputs: [N, ...], measured with the kernels.
         loss: Of the outputs.
@@ -92,13 +94,19 @@ class Forecast:
     """
 
     def __init__(
-        self, kernels: Tensor, grams: Tensor | None, groups: RateGroups, outputs: Tensor, loss: RecordedLoss,
+        self, made: ForecastKernels, groups: RateGroups, outputs: Tensor, loss: RecordedLoss,
         descent: OptimizerStep, dataset_size: int, step: int,
     ) -> None:  # fmt: skip
-        self.kernels, self.grams, self.groups = kernels, grams, groups
-        self.outputs, self.dataset_size = outputs, dataset_size
+        self.kernels, self.grams, self.part, self.groups = made.kernels, made.grams, made.part, groups
         self.start, self.descent = step, descent
-        self._loss = loss
+        self._all_outputs, self._points = outputs, dataset_size
+        if self.part is None:
+            self.outputs, self.dataset_size = outputs, dataset_size
+            self._loss: RecordedLoss | PartLoss = loss
+        else:
+            # Rows stand for the positions of all training points.
+            self.outputs, self.dataset_size = self.part.rows(outputs), dataset_size * len(self.part.entries)
+            self._loss = PartLoss(loss, outputs, self.part)
         self._history: list[tuple[float, float]] = []
         # Steps to follow when the loss is asked for: many in a row are faster than one between two training steps.
         self._pending: list[tuple[list[float], float]] = []
@@ -111,6 +119,11 @@ class Forecast:
     def largest_stable_rate(self) -> float:
         """At the start."""
         return self._predictor().max_learning_rate(1e-2)
+
+    @property
+    def gradient(self) -> Tensor:
+        """Gradient of the loss in the followed outputs [N, C] at the start."""
+        return self._loss.value_and_gradient(self.outputs.double())[1].reshape(len(self.outputs), -1)
 
     @property
     def loss(self) -> float:
@@ -199,7 +212,7 @@ class Forecast:
     def _plain(self) -> LossDecayPredictor:
         return LossDecayPredictor(self.kernel, *self._arguments(), **self._options())
 
-    def _arguments(self) -> tuple[Tensor, None, RecordedLoss]:
+    def _arguments(self) -> tuple[Tensor, None, RecordedLoss | PartLoss]:
         return self.outputs, None, self._loss
 
     def _options(self) -> dict[str, Any]:
@@ -226,9 +239,10 @@ class Forecast:
             "kernels": self.kernels,
             "grams": self.grams,
             "groups": [list(group) for group in self.groups],
-            "outputs": self.outputs,
+            "part": None if self.part is None else [self.part.samples, self.part.entries],
+            "outputs": self._all_outputs,
             "descent": [list(d.rates), d.momentum, d.nesterov, d.dampening, d.adaptive],
-            "dataset_size": self.dataset_size,
+            "dataset_size": self._points,
             "start": self.start,
             "loss": float(self._loss(self.outputs.double())),
             "ratios": self._ratios,
@@ -253,7 +267,9 @@ class Forecast:
             raise ValueError("the loss of the probe batch is another one: the training data or the loss have changed")
         groups = tuple(map(tuple, state["groups"]))
         descent = OptimizerStep(tuple(rates), *rest)
-        new = cls(kernels, grams, groups, outputs, loss, descent, state["dataset_size"], state["start"])
+        part = None if state.get("part") is None else OutputPart(state["part"][0], state["part"][1].cpu())
+        made = ForecastKernels(kernels, grams, part)
+        new = cls(made, groups, outputs, loss, descent, state["dataset_size"], state["start"])
         new._history = [(rate, momentum) for rate, momentum in state["history"].tolist()]
         new._mixed, new._ratios_now = state["mixed"], state["ratios_now"]
         if new._ratios != state["ratios"]:

@@ -1,7 +1,7 @@
 """Predicts the loss of a probe step by step, measures it now and then, and says when the prediction no longer holds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_graphon.dynamics.forecast import Forecast, KernelPrediction
+from lightning_graphon.dynamics.forecast_kernels import AffordableKernels, ForecastKernels
 from lightning_graphon.dynamics.kernel_change import KernelChange
 from lightning_graphon.dynamics.loss_curves import LossCurves
 from lightning_graphon.dynamics.optimizer import OptimizerStep, OptimizerView, rate_groups, read_optimizer_step
@@ -17,8 +18,6 @@ from lightning_graphon.dynamics.optimizer_kernels import OptimizerKernels
 from lightning_graphon.dynamics.probed_network import ProbedNetwork, UnsupportedTrainingError
 from lightning_graphon.dynamics.recorded_loss import recorded_loss
 
-_LARGEST_FULL = 2048  # rows of a kernel that tells outputs apart; 4 million numbers, multiplied at every step
-_LARGEST_GRAM = 1024  # outputs that may move each other: a matrix of a million numbers
 # Adam's second moments are means of few gradients at first; its kernel stands still only after some steps.
 _START_OF_ADAPTIVE = 10
 _SAME_LOSS = 1e-3  # recorded and real one, in single precision
@@ -41,6 +40,8 @@ class LossTracker:
         tolerance: Largest relative error of a prediction that holds.
         step: Optimizer step now.
         gradient_scale: Gradient of a training batch over that of the probe: 1 for mean losses.
+        seconds: How long a computation of kernels may take now. What that is too short for is computed for part of the
+            outputs.
 
     Attributes:
         initial: The prediction made at the start; None until then.
@@ -53,13 +54,14 @@ class LossTracker:
     def __init__(
         self, network: ProbedNetwork, optimizer: OptimizerView, options: KernelPrediction, curves: LossCurves, *,
         dataset_size: int, every_n_steps: int = 50, tolerance: float = 0.1, step: int = 0, gradient_scale: float = 1.0,
+        seconds: Callable[[], float] = lambda: math.inf,
     ) -> None:  # fmt: skip
         self.network, self.options, self.curves = network, options, curves
         self.initial: Forecast | None = None
         self.refreshed: Forecast | None = None
         self._every, self._tolerance, self._dataset_size = every_n_steps, tolerance, dataset_size
         self._kernels, self._optimizer = OptimizerKernels(network, optimizer), optimizer.optimizer
-        self._scale, self._read = gradient_scale, list[Any]()
+        self._scale, self._read, self._seconds = gradient_scale, list[Any](), seconds
         self._step = _optimizer_step(self._optimizer, gradient_scale)
         self._next_change = 0
         self._largest, self._diverged = 0.0, False  # loss seen; the first prediction
@@ -67,8 +69,8 @@ class LossTracker:
         self._new_at = 0 if self._optimizer.state else step
         with network.evaluated(), torch.no_grad():
             outputs = network.outputs().detach()
-        self._full = _needs_full_kernel(outputs, options.full)
         self.loss = recorded_loss(network, outputs)
+        self._affordable = AffordableKernels(self._kernels, self.loss, outputs, options.full)
         self._change = KernelChange(network, optimizer, outputs)
 
     @property
@@ -114,7 +116,7 @@ class LossTracker:
         values = {"observed": observed}
         if self.initial is None and step >= self.start_step:
             self.initial = self._forecast(outputs, step)
-            self._change.start(self.initial.groups)
+            self._change.start(self.initial.groups, self._seconds())
             self._next_change = step + self._every
         values.update(_compared("predicted", "relative_error", self.initial, observed))
         values.update(_compared("refreshed", "refreshed_error", self.refreshed, observed))
@@ -142,21 +144,19 @@ class LossTracker:
         return outputs, observed
 
     def _forecast(self, outputs: Tensor, step: int) -> Forecast:
-        groups, grams = rate_groups(self._optimizer), None
+        groups = rate_groups(self._optimizer)
         try:
             if self.options.ntk == "graphon":
-                kernels = self._kernels.graphon_kernels(groups, self.options.propagate)
-            elif self._full or outputs[0].numel() > _LARGEST_GRAM:
-                kernels = self._kernels.kernels(groups, reduce=None if self._full else "mean")
+                made = ForecastKernels(self._kernels.graphon_kernels(groups, self.options.propagate))
             else:
-                kernels, grams = self._kernels.kronecker_kernels(groups)
-            new = Forecast(kernels, grams, groups, outputs, self.loss, self._step, self._dataset_size, step)
+                made = self._affordable.compute(groups, self._seconds())
         except ValueError as error:
             raise UnsupportedTrainingError(f"there is no {self.options.ntk} kernel: {error}") from error
-        new.inherit(self._buffer(outputs, step))
+        new = Forecast(made, groups, outputs, self.loss, self._step, self._dataset_size, step)
+        new.inherit(self._buffer(new, step))
         return new
 
-    def _buffer(self, outputs: Tensor, step: int) -> Tensor | None:
+    def _buffer(self, new: Forecast, step: int) -> Tensor | None:
         """Momentum buffer that the optimizer has by now: of the last prediction, or of a steady gradient."""
         last = self.refreshed or (None if self._diverged else self.initial)
         if last is not None:
@@ -164,9 +164,8 @@ class LossTracker:
         mu, steps = self._step.momentum, step - self._new_at
         if not mu or not steps:
             return None
-        gradient = self.loss.value_and_gradient(outputs.double())[1].reshape(len(outputs), -1)
         fresh = mu ** (steps - 1)
-        return gradient * (fresh + (1 - self._step.dampening) * (1 - fresh) / (1 - mu))
+        return new.gradient * (fresh + (1 - self._step.dampening) * (1 - fresh) / (1 - mu))
 
     def _kernel_change(self, outputs: Tensor, step: int) -> dict[str, float]:
         """`kernel_drift`; nothing where the loss has no slope. The next at most twice as far from the start."""
@@ -201,11 +200,12 @@ class LossTracker:
         self._largest = max(self._largest, abs(values["observed"]))
         invalid = self.curves.invalid is not None and self.initial is not None and "predicted" in values
         if invalid and not abs(values["predicted"]) <= _DIVERGED * self._largest:
-            self._stop_initial()
+            self.stop_initial()
         if self._diverged:
             del values["predicted"], values["relative_error"]
 
-    def _stop_initial(self) -> None:
+    def stop_initial(self) -> None:
+        """Follow the prediction of the start no longer: it has failed, and nobody will look at it again."""
         assert self.initial is not None  # noqa: S101
         self._diverged = True
         self.initial.stop()
@@ -216,6 +216,7 @@ class LossTracker:
             "initial": None if self.initial is None else self.initial.state_dict(),
             "refreshed": None if self.refreshed is None else self.refreshed.state_dict(),
             "change": self._change.state_dict(),
+            "sizes": self._affordable.state_dict(),
             "next_change": self._next_change,
             "largest": self._largest,
             "diverged": self._diverged,
@@ -234,11 +235,12 @@ class LossTracker:
             for part in (state["initial"], state["refreshed"])
         )
         following, largest, diverged, new_at = (state[key] for key in ("next_change", "largest", "diverged", "new_at"))
+        self._affordable.load_state_dict(state["sizes"])
         self._change.load_state_dict(state["change"])  # the last that may raise: a tracker is left as it was, or new
         self.initial, self.refreshed = initial, refreshed
         self._next_change, self._largest, self._new_at = int(following), float(largest), int(new_at)
         if diverged:
-            self._stop_initial()
+            self.stop_initial()
 
 
 def next_multiple(every: int, before: int) -> int:
@@ -276,18 +278,3 @@ def _optimizer_step(optimizer: Optimizer, scale: float) -> OptimizerStep:
     except ValueError as error:
         raise UnsupportedTrainingError(str(error)) from error
     return replace(step, rates=tuple(scale * rate for rate in step.rates))
-
-
-def _needs_full_kernel(outputs: Tensor, wanted: bool) -> bool:
-    """Whether the kernel tells outputs apart: where it is wanted, or they have structure, such as tokens or pixels.
-
-    Raises:
-        UnsupportedTrainingError: There are too many.
-    """
-    full = wanted or outputs.ndim > 2
-    if full and outputs.numel() > _LARGEST_FULL:
-        raise UnsupportedTrainingError(
-            f"outputs of shape {tuple(outputs.shape)} need a kernel between all {outputs.numel()} numbers, more than "
-            f"{_LARGEST_FULL}: give a smaller probe_size"
-        )
-    return full

@@ -64,8 +64,14 @@ def no_memory(monkeypatch, error):
     monkeypatch.setattr(torch, "empty", fail)
 
 
+class Trainer(SimpleNamespace):
+    """Can be referred to weakly."""
+
+    __hash__ = object.__hash__
+
+
 def trainer_of(strategy, **kwargs):
-    return SimpleNamespace(strategy=strategy, is_global_zero=False, optimizers=[], global_step=7, **kwargs)
+    return Trainer(strategy=strategy, is_global_zero=False, optimizers=[], global_step=7, **kwargs)
 
 
 def test_the_whole_of_what_is_cut_is_tried(net, made):
