@@ -1,6 +1,6 @@
 """`GraphonMonitor`: the graphon of every layer, in pictures and numbers, while any network trains."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import lightning.pytorch as pl
@@ -16,8 +16,8 @@ from lightning_graphon.callbacks._analysis.mask_snapshot import MaskSnapshot
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned, masks_in_use
 from lightning_graphon.callbacks._analysis.monitor import Monitor
 from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
-from lightning_graphon.callbacks._logging.images import send_picture
-from lightning_graphon.callbacks._logging.scalars import layer_table, log_scalars
+from lightning_graphon.callbacks._logging.images import SCALE, send_picture, takes_pictures
+from lightning_graphon.callbacks._logging.scalars import layer_table, log_layer_table, log_scalars
 from lightning_graphon.graphon import (
     HomogeneityTest,
     StepGraphon,
@@ -32,6 +32,7 @@ from lightning_graphon.pruning import Masks, check_readable, summon_full_params
 
 # Counting four-cycles multiplies a mask with itself: a few seconds for a layer of this many weights.
 _LARGEST_FOR_CYCLES = 1 << 24
+_MOST_LAYERS = 6  # in pictures for cards, two rows of the overview
 
 
 class GraphonMonitor(Monitor):
@@ -45,8 +46,10 @@ class GraphonMonitor(Monitor):
 
     Logged for every layer: `graphon/<layer>/density`, `/degree_cv` (coefficient of variation of the degrees beyond
     chance, the larger of both sides), `/c4_ratio` (t(C4) / t(K2)⁴, 1 for a random mask), `/p_value` (of the Erdős–Rényi
-    null) and `/moved` (L2 distance of the graphon from the last look). The figure `graphons` goes to TensorBoard and
-    W&B; with other loggers or none, PNG and NPZ files go to the log directory.
+    null) and `/moved` (L2 distance of the graphon from the last look); TensorBoard has them in one table under Text,
+    `graphon/layers`. The picture `graphons` goes to TensorBoard and W&B, and at the start and the end of training
+    `graphons/<layer>`; of more than six layers six are shown, evenly spaced. With other loggers or none, PNG and NPZ
+    files of all layers go to the log directory.
 
     At the start and the end of training, and every `spectrum.every_n_epochs` epochs, the spectrum of the tangent kernel
     on a fixed probe batch of training data is logged: `ntk/decay_rate`, `ntk/effective_rank`, `ntk/spectral_gap`,
@@ -68,6 +71,7 @@ class GraphonMonitor(Monitor):
         spectrum: Which kernel's spectrum, on which samples, and when; see `SpectrumOptions`. None: no spectrum.
         alpha: Level of the homogeneity verdict.
         figure: Draw the figures.
+        layer_scalars: Log the scalars of layers to TensorBoard, too, a chart for each.
         verbose: Print a table at the first look.
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
 
@@ -98,6 +102,7 @@ class GraphonMonitor(Monitor):
         spectrum: SpectrumOptions | None = SpectrumOptions(),  # noqa: B008 - frozen
         alpha: float = 0.01,
         figure: bool = True,
+        layer_scalars: bool = False,
         verbose: bool = True,
         raise_errors: bool = False,
     ) -> None:
@@ -112,12 +117,14 @@ class GraphonMonitor(Monitor):
         self.bins, self.order, self.alpha = bins, order, alpha
         self.include, self.exclude = include, exclude
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
-        self.spectrum_options = spectrum
+        self.spectrum_options, self.layer_scalars = spectrum, layer_scalars
         self.spectrum: SpectralSummary | None = None
         self.graphons: dict[str, StepGraphon] = {}
         self.tests: dict[str, HomogeneityTest] = {}
         self._kernel: KernelSpectrum | None = None
         self._seen: dict[str, MaskSnapshot] = {}
+        self._rows: dict[str, dict[str, float]] = {}
+        self._layers_to_draw = False
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -126,9 +133,9 @@ class GraphonMonitor(Monitor):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ensure_pruned(trainer, pl_module)
-        self._seen, self._told = {}, set()
+        self._seen, self._rows, self._told = {}, {}, set()
         self._kernel = None if self.spectrum_options is None else KernelSpectrum(self.spectrum_options)
-        self._look(trainer, pl_module)
+        self._look(trainer, pl_module, layers=True)
         self._look_at_spectrum(trainer, pl_module)
 
     @override
@@ -148,13 +155,15 @@ class GraphonMonitor(Monitor):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._look(trainer, pl_module)
+        self._look(trainer, pl_module, layers=True)
         self._look_at_spectrum(trainer, pl_module)
         self._kernel = None
 
-    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, layers: bool = False) -> None:
         try:
             self._estimate(trainer, pl_module)
+            if layers and self._layers_to_draw:
+                self._draw_layers(trainer)
         except Exception as error:
             self.report_failure(trainer, error, "graphons")
 
@@ -194,25 +203,43 @@ class GraphonMonitor(Monitor):
         if self.verbose:
             Console().print(f"ntk/... at step {step}: {kernel.source}")
         if self.draws(trainer):
-            title = f"{kernel.source} on {kernel.options.probe_size} training samples at step {step}"
+            title = f"{kernel.source}\n{kernel.options.probe_size} training samples, step {step}"
             values = {"eigenvalues": spectrum.eigenvalues.cpu().numpy()}
-            send_picture(trainer, "ntk_spectrum", lambda scale: spectrum_image(spectrum, title, scale=scale), values)
+            send_picture(trainer, "ntk_spectrum", spectrum_image(spectrum, title, scale=SCALE), values)
 
     def _publish(
         self, trainer: pl.Trainer, masks: Masks, changed: list[str], moved: Mapping[str, float], first: bool
     ) -> None:
-        scalars: dict[str, float] = {}
-        for name in changed:
-            scalars.update({f"graphon/{name}/{key}": value for key, value in self._numbers(name, masks[name]).items()})
-        scalars.update({f"graphon/{name}/moved": distance for name, distance in moved.items()})
-        log_scalars(trainer, scalars)
+        new = {name: self._numbers(name, masks[name]) for name in changed}
+        for name, distance in moved.items():
+            new.setdefault(name, {})["moved"] = distance
+        self._rows = {name: {**self._rows.get(name, {}), **new.get(name, {})} for name in self.graphons}
+        scalars = {f"graphon/{name}/{key}": value for name, row in new.items() for key, value in row.items()}
+        log_scalars(trainer, scalars, not_in_tensorboard=() if self.layer_scalars else scalars)
+        log_layer_table(trainer, "graphon/layers", self._rows)
         if first and self.verbose:
             _print_table(self.graphons, self.tests, scalars)
         if self.draws(trainer):
-            title = f"Layer graphons at step {trainer.global_step}"
-            graphons, tests = self.graphons, self.tests
-            arrays = {name: graphon.values.cpu().numpy() for name, graphon in graphons.items()}
-            send_picture(trainer, "graphons", lambda scale: graphon_image(graphons, tests, title, scale=scale), arrays)
+            self._draw_overview(trainer)
+
+    def _draw_overview(self, trainer: pl.Trainer) -> None:
+        names, title = list(self.graphons), f"Layer graphons at step {trainer.global_step}"
+        shown = _spread(names) if takes_pictures(trainer) else names
+        if len(shown) < len(names):
+            title += f"\n{len(shown)} of {len(names)} layers; numbers of all: graphon/…"
+        self._draw(trainer, "graphons", shown, title)
+        self._layers_to_draw = len(names) > 1 and takes_pictures(trainer)
+
+    def _draw_layers(self, trainer: pl.Trainer) -> None:
+        """The layers of the overview one by one, larger; masks may change at every step, so not at each look."""
+        for name in _spread(list(self.graphons)):
+            self._draw(trainer, f"graphons/{name}", [name], f"step {trainer.global_step}")
+        self._layers_to_draw = False
+
+    def _draw(self, trainer: pl.Trainer, tag: str, names: Sequence[str], title: str) -> None:
+        graphons = {name: self.graphons[name] for name in names}
+        arrays = {name: graphon.values.cpu().numpy() for name, graphon in graphons.items()}
+        send_picture(trainer, tag, graphon_image(graphons, self.tests, title, scale=SCALE), arrays)
 
     def _numbers(self, name: str, mask: Tensor) -> dict[str, float]:
         """Density, spread of degrees, four-cycles and the homogeneity test of one layer."""
@@ -227,6 +254,12 @@ class GraphonMonitor(Monitor):
             "c4_ratio": test.c4_ratio,
             "p_value": test.p_value,
         }
+
+
+def _spread(names: list[str]) -> list[str]:
+    """A few of many layers, the first and the last among them."""
+    few = min(len(names), _MOST_LAYERS)
+    return [names[i * (len(names) - 1) // max(few - 1, 1)] for i in range(few)]
 
 
 def _print_table(
