@@ -16,9 +16,9 @@ from lightning_graphon.callbacks._analysis.monitor import Monitor
 from lightning_graphon.callbacks._distributed.agreement import flattens_parameters
 from lightning_graphon.callbacks._distributed.sharded_analysis import ShardedAnalysis
 from lightning_graphon.callbacks._logging import loss_chart
-from lightning_graphon.callbacks._logging.images import send_figure
+from lightning_graphon.callbacks._logging.images import send_figure, takes_pictures
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
-from lightning_graphon.dynamics import KernelPrediction, LossCurves
+from lightning_graphon.dynamics import Forecast, KernelPrediction, LossCurves
 from lightning_graphon.metrics import LossDecay
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,9 @@ class LossDecayMonitor(Monitor):
     |observed|, and `/kernel_drift`, the relative change of gᵀΘg for the gradient g of the loss in the outputs. With
     `kernel.refresh_every_n_steps` also `/refreshed` and `/refreshed_error`, of the prediction made at the last refresh.
     At the end of training `/rate_ratio` (fitted decay rate, predicted over observed), `/log_correlation`,
-    `/valid_until` and, unless it held to the end, `/invalid_from`. TensorBoard shows the curves in one chart under
-    "Custom scalars", and the figure `loss_decay`.
+    `/valid_until` and, unless it held to the end, `/invalid_from`. The figure `loss_decay` has both curves; TensorBoard
+    and W&B show it after 8, 16, 32, ... measurements, too. Predictions beyond twice the largest loss seen are not
+    logged.
 
     Where no prediction can be made (several optimizers, a loss that is no function of the network's outputs) one
     sentence says why, and the observed loss is logged all the same. Weight decay and gradient clipping are not part of
@@ -153,6 +154,8 @@ class LossDecayMonitor(Monitor):
     ) -> None:
         if self._sharded is not None and self._session is not None and trainer.global_step >= self._sharded.next:
             self._settle(trainer, self._sharded.hold(self._session.look))
+            if takes_pictures(trainer) and loss_chart.picture_is_due(self._curves):
+                self._draw(trainer, with_band=False)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -179,8 +182,17 @@ class LossDecayMonitor(Monitor):
             return
         if self.verbose:
             Console().print(loss_chart.summary(self._curves, found))
-        if self.draws(trainer):
-            send_figure(trainer, "loss_decay", self.plot(), {k: v.numpy() for k, v in self.curves.items()})
+        self._draw(trainer)
+
+    def _draw(self, trainer: pl.Trainer, *, with_band: bool = True) -> None:
+        initial = self._initial
+        if initial is None or not self.draws(trainer):
+            return
+        try:
+            figure = loss_chart.figure(self._curves, initial, self.kernel.ntk, with_band=with_band)
+            send_figure(trainer, "loss_decay", figure, {k: v.numpy() for k, v in self.curves.items()})
+        except Exception as error:
+            self._settle(trainer, error)
 
     def plot(self) -> Any:
         """Predicted and observed loss, the band of the finite probe, and the modes that carry the fall.
@@ -191,10 +203,14 @@ class LossDecayMonitor(Monitor):
         Raises:
             RuntimeError: No prediction has been made.
         """
-        tracker = None if self._session is None else self._session.tracker
-        if tracker is None or tracker.initial is None:
+        if self._initial is None:
             raise RuntimeError("LossDecayMonitor has made no prediction in this process; fit with it first")
-        return loss_chart.figure(self._curves, tracker.initial, self.kernel.ntk)
+        return loss_chart.figure(self._curves, self._initial, self.kernel.ntk, with_modes=True)
+
+    @property
+    def _initial(self) -> Forecast | None:
+        tracker = None if self._session is None else self._session.tracker
+        return None if tracker is None else tracker.initial
 
     @override
     def state_dict(self) -> dict[str, Any]:

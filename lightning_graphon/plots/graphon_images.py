@@ -64,8 +64,8 @@ def _overview(graphons: "Mapping[str, StepGraphon]", title: str, scale: float) -
         row, column = divmod(index, _COLUMNS)
         x, y = 18 + column * _STEP[0], top + row * _STEP[1]
         _paint_cells(canvas, x, y, _SMALL, graphon)
-        for line, text in enumerate((_short(name.removesuffix(".weight"), 17), f"{graphon.density:.1%} kept")):
-            canvas.text(x + _SMALL / 2, y + _SMALL + 9 + 13 * line, text, 9)
+        canvas.text(x + _SMALL / 2, y + _SMALL + 9, _short(name.removesuffix(".weight"), 17), 9)
+        canvas.text(x + _SMALL / 2, y + _SMALL + 22, f"{graphon.density:.1%} kept", 9)
     _colour_bar(canvas, 368, top, _SMALL, COLOUR_TICKS[::3])
     canvas.text(205, canvas.image.height / scale - 9, "rows: outputs, columns: inputs; colour: chance to be kept", 8)
     return canvas.image
