@@ -1,6 +1,6 @@
 """`GraphonMonitor`: the graphon of every layer, in pictures and numbers, while any network trains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import lightning.pytorch as pl
@@ -47,8 +47,8 @@ class GraphonMonitor(Monitor):
     Logged for every layer: `graphon/<layer>/density`, `/degree_cv` (coefficient of variation of the degrees beyond
     chance, the larger of both sides), `/c4_ratio` (t(C4) / t(K2)⁴, 1 for a random mask), `/p_value` (of the Erdős–Rényi
     null) and `/moved` (L2 distance of the graphon from the last look); TensorBoard has them in one table under Text,
-    `graphon/layers`. The picture `graphons` goes to TensorBoard and W&B, and at the start and the end of training
-    `graphons/<layer>`; of more than six layers six are shown, evenly spaced. With other loggers or none, PNG and NPZ
+    `graphon/layers`. The picture `graphons` goes to TensorBoard and W&B, at the first look also `graphons/<layer>`; of
+    more than six layers six are shown, evenly spaced. With other loggers or none, PNG and NPZ
     files of all layers go to the log directory.
 
     At the start and the end of training, and every `spectrum.every_n_epochs` epochs, the spectrum of the tangent kernel
@@ -123,8 +123,7 @@ class GraphonMonitor(Monitor):
         self.tests: dict[str, HomogeneityTest] = {}
         self._kernel: KernelSpectrum | None = None
         self._seen: dict[str, MaskSnapshot] = {}
-        self._rows: dict[str, dict[str, float]] = {}
-        self._layers_to_draw = False
+        self._scalars: dict[str, float] = {}
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -133,9 +132,9 @@ class GraphonMonitor(Monitor):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ensure_pruned(trainer, pl_module)
-        self._seen, self._rows, self._told = {}, {}, set()
+        self._seen, self._scalars, self._told = {}, {}, set()
         self._kernel = None if self.spectrum_options is None else KernelSpectrum(self.spectrum_options)
-        self._look(trainer, pl_module, layers=True)
+        self._look(trainer, pl_module)
         self._look_at_spectrum(trainer, pl_module)
 
     @override
@@ -155,15 +154,13 @@ class GraphonMonitor(Monitor):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._look(trainer, pl_module, layers=True)
+        self._look(trainer, pl_module)
         self._look_at_spectrum(trainer, pl_module)
         self._kernel = None
 
-    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, layers: bool = False) -> None:
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         try:
             self._estimate(trainer, pl_module)
-            if layers and self._layers_to_draw:
-                self._draw_layers(trainer)
         except Exception as error:
             self.report_failure(trainer, error, "graphons")
 
@@ -210,36 +207,29 @@ class GraphonMonitor(Monitor):
     def _publish(
         self, trainer: pl.Trainer, masks: Masks, changed: list[str], moved: Mapping[str, float], first: bool
     ) -> None:
-        new = {name: self._numbers(name, masks[name]) for name in changed}
-        for name, distance in moved.items():
-            new.setdefault(name, {})["moved"] = distance
-        self._rows = {name: {**self._rows.get(name, {}), **new.get(name, {})} for name in self.graphons}
-        scalars = {f"graphon/{name}/{key}": value for name, row in new.items() for key, value in row.items()}
+        scalars: dict[str, float] = {}
+        for name in changed:
+            scalars.update({f"graphon/{name}/{key}": value for key, value in self._numbers(name, masks[name]).items()})
+        scalars.update({f"graphon/{name}/moved": distance for name, distance in moved.items()})
+        self._scalars.update(scalars)
         log_scalars(trainer, scalars, not_in_tensorboard=() if self.layer_scalars else scalars)
-        log_layer_table(trainer, "graphon/layers", self._rows)
+        log_layer_table(trainer, "graphon/layers", self._scalars)
         if first and self.verbose:
             _print_table(self.graphons, self.tests, scalars)
         if self.draws(trainer):
-            self._draw_overview(trainer)
+            self._draw(trainer, each=first)
 
-    def _draw_overview(self, trainer: pl.Trainer) -> None:
-        names, title = list(self.graphons), f"Layer graphons at step {trainer.global_step}"
-        shown = _spread(names) if takes_pictures(trainer) else names
-        if len(shown) < len(names):
-            title += f"\n{len(shown)} of {len(names)} layers; numbers of all: graphon/…"
-        self._draw(trainer, "graphons", shown, title)
-        self._layers_to_draw = len(names) > 1 and takes_pictures(trainer)
-
-    def _draw_layers(self, trainer: pl.Trainer) -> None:
-        """The layers of the overview one by one, larger; masks may change at every step, so not at each look."""
-        for name in _spread(list(self.graphons)):
-            self._draw(trainer, f"graphons/{name}", [name], f"step {trainer.global_step}")
-        self._layers_to_draw = False
-
-    def _draw(self, trainer: pl.Trainer, tag: str, names: Sequence[str], title: str) -> None:
-        graphons = {name: self.graphons[name] for name in names}
-        arrays = {name: graphon.values.cpu().numpy() for name, graphon in graphons.items()}
-        send_picture(trainer, tag, graphon_image(graphons, self.tests, title, scale=SCALE), arrays)
+    def _draw(self, trainer: pl.Trainer, *, each: bool) -> None:
+        """An overview, of a few layers where it goes into a card; these one by one, too, where that is wanted."""
+        cards, step = takes_pictures(trainer), f"step {trainer.global_step}"
+        shown = _spread(self.graphons) if cards else self.graphons
+        left_out = f"\n{len(shown)} of {len(self.graphons)} layers; numbers of all: graphon/…"
+        pictures = {"graphons": (shown, f"Layer graphons at {step}" + left_out * (len(shown) < len(self.graphons)))}
+        if cards and each and len(shown) > 1:
+            pictures.update({f"graphons/{name}": ({name: graphon}, step) for name, graphon in shown.items()})
+        for tag, (graphons, title) in pictures.items():
+            arrays = {name: graphon.values.cpu().numpy() for name, graphon in graphons.items()}
+            send_picture(trainer, tag, graphon_image(graphons, self.tests, title, scale=SCALE), arrays)
 
     def _numbers(self, name: str, mask: Tensor) -> dict[str, float]:
         """Density, spread of degrees, four-cycles and the homogeneity test of one layer."""
@@ -256,10 +246,10 @@ class GraphonMonitor(Monitor):
         }
 
 
-def _spread(names: list[str]) -> list[str]:
+def _spread(graphons: dict[str, StepGraphon]) -> dict[str, StepGraphon]:
     """A few of many layers, the first and the last among them."""
-    few = min(len(names), _MOST_LAYERS)
-    return [names[i * (len(names) - 1) // max(few - 1, 1)] for i in range(few)]
+    names, few = list(graphons), min(len(graphons), _MOST_LAYERS)
+    return {names[i]: graphons[names[i]] for i in (k * (len(names) - 1) // max(few - 1, 1) for k in range(few))}
 
 
 def _print_table(

@@ -13,7 +13,13 @@ from typing_extensions import override
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.choices import Rescale, Schedule
 from lightning_graphon.callbacks._distributed import agreement
-from lightning_graphon.callbacks._logging.scalars import limit_scalars, log_layer_table, log_scalars, print_masks
+from lightning_graphon.callbacks._logging.scalars import (
+    limit_scalars,
+    log_layer_table,
+    log_scalars,
+    print_masks,
+    sparsity_scalars,
+)
 from lightning_graphon.callbacks._module.scoring import score_module
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
 from lightning_graphon.callbacks._sparsity.sparse_callback import SparseCallback
@@ -132,16 +138,13 @@ class PruneAtInit(SparseCallback):
         self._fresh = False
 
     @classmethod
-    def from_masks(
-        cls, masks: GivenMasks, *, rescale: Rescale | None = None, verbose: bool = True, layer_scalars: bool = False
-    ) -> "PruneAtInit":
+    def from_masks(cls, masks: GivenMasks, *, rescale: Rescale | None = None, verbose: bool = True) -> "PruneAtInit":
         """Train with masks that were found elsewhere, in place of a method and a sparsity.
 
         Args:
             masks: `Masks`, a dict from parameter names to bool tensors, or the path of a file that `Masks.save` wrote.
             rescale: As in the constructor.
             verbose: Print the table of sparsities.
-            layer_scalars: As in the constructor.
 
         Raises:
             FileNotFoundError: There is no file of masks there.
@@ -152,7 +155,7 @@ class PruneAtInit(SparseCallback):
         >>> PruneAtInit.from_masks({"net.weight": torch.tensor([[True, False]])}).masks is None  # until the fit starts
         True
         """
-        return cls("given", options={"masks": masks}, rescale=rescale, verbose=verbose, layer_scalars=layer_scalars)
+        return cls("given", options={"masks": masks}, rescale=rescale, verbose=verbose)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -181,16 +184,10 @@ class PruneAtInit(SparseCallback):
             )
         self._fresh = False
         enforcer.zero_state()  # the optimizers' states may have been restored since
-        self._log(trainer, masks)
-
-    def _log(self, trainer: pl.Trainer, masks: Masks) -> None:
-        rows = {row["layer"]: {"sparsity": row["sparsity"]} for row in masks.table()}
-        layers = {**{f"sparsity/{name}": row["sparsity"] for name, row in rows.items()}, **self._limits}
+        layers = {**sparsity_scalars(masks), **self._limits}
         scalars = {**layers, "sparsity/total": masks.sparsity}
         log_scalars(trainer, scalars, not_in_tensorboard=() if self.layer_scalars else layers)
-        for key, distance in self._limits.items():
-            rows[key.removeprefix("graphon/").removesuffix("/limit_distance")]["limit_distance"] = distance
-        log_layer_table(trainer, "sparsity/layers", rows)
+        log_layer_table(trainer, "sparsity/layers", layers)
 
     @property
     @override

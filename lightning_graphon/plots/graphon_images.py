@@ -78,7 +78,7 @@ def _short(name: str, most: int) -> str:
 
 def _draw(canvas: Canvas, x: float, y: float, graphon: "StepGraphon") -> None:
     """The cells, and the two degree functions above and to the right, all on [0, 1]."""
-    across, down = _edges(graphon)
+    across, down = (edges(measure).numpy() for measure in (graphon.col_measure, graphon.row_measure))
     incoming, outgoing = (d.detach().cpu().numpy() for d in (graphon.row_degree, graphon.col_degree))
     end, beside, above = _SIDE, x + _SIDE + _GAP, y - _GAP
     _paint_cells(canvas, x, y, end, graphon)
@@ -104,13 +104,8 @@ def _draw(canvas: Canvas, x: float, y: float, graphon: "StepGraphon") -> None:
         canvas.box(tick, y + end, tick, y + end + 4)
 
 
-def _edges(graphon: "StepGraphon") -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the intervals of inputs and of outputs."""
-    return edges(graphon.col_measure).numpy(), edges(graphon.row_measure).numpy()
-
-
 def _paint_cells(canvas: Canvas, x: float, y: float, side: float, graphon: "StepGraphon") -> None:
-    across, down = _edges(graphon)
+    across, down = (edges(measure).numpy() for measure in (graphon.col_measure, graphon.row_measure))
     # The square root shows the structure of sparse layers.
     cells = np.sqrt(graphon.values.detach().double().cpu().numpy().clip(0, 1))
     canvas.paint(x, y, x + side, y + side, lambda v, u: map_colours(cells[_cell(down, v)][:, _cell(across, u)]))

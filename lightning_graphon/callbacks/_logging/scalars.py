@@ -16,6 +16,11 @@ from lightning_graphon.pruning import Masks
 _WORDS = ("layer", "shape", "verdict")  # columns that begin at the left
 
 
+def sparsity_scalars(masks: Masks) -> dict[str, float]:
+    """`sparsity/<layer>`, by the qualified name of the layer's parameter."""
+    return {f"sparsity/{row['layer']}": row["sparsity"] for row in masks.table()}
+
+
 def log_scalars(trainer: pl.Trainer, scalars: dict[str, float], not_in_tensorboard: Collection[str] = ()) -> None:
     """Send scalars to every logger at the current optimizer step, and to callbacks that monitor one."""
     shown = {name: value for name, value in scalars.items() if name not in not_in_tensorboard}
@@ -25,21 +30,20 @@ def log_scalars(trainer: pl.Trainer, scalars: dict[str, float], not_in_tensorboa
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
 
 
-def log_layer_table(trainer: pl.Trainer, tag: str, rows: Mapping[str, Mapping[str, float]]) -> None:
-    """Layer -> column -> number as one table under TensorBoard's Text, in place of a chart of one dot for each."""
+def log_layer_table(trainer: pl.Trainer, tag: str, scalars: Mapping[str, float]) -> None:
+    """Scalars of layers as one table under TensorBoard's Text, in place of a chart of one dot for each."""
+    rows: dict[str, dict[str, float]] = {}
+    for key, value in scalars.items():
+        kind, _, rest = key.partition("/")
+        layer, _, column = (rest, "", kind) if kind == "sparsity" else rest.rpartition("/")
+        rows.setdefault(layer, {})[column] = value
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(tag, markdown_table(rows), trainer.global_step)
 
 
 def markdown_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Layer -> column -> number in Markdown, whatever characters the names of users have; the report reads it back.
-
-    >>> print(markdown_table({"a|b": {"density": 0.25}}))
-    | layer | density |
-    |---|---|
-    | a&#124;b | 0.25 |
-    """
+    """Layer -> column -> number in Markdown, whatever characters the names of users have; the report reads it back."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [["layer", *columns]]
     lines += [[name, *(f"{row[c]:.4g}" if c in row else "" for c in columns)] for name, row in rows.items()]
