@@ -13,13 +13,7 @@ from typing_extensions import override
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.choices import Rescale, Schedule
 from lightning_graphon.callbacks._distributed import agreement
-from lightning_graphon.callbacks._logging.scalars import (
-    limit_scalars,
-    log_layer_table,
-    log_scalars,
-    print_masks,
-    sparsity_scalars,
-)
+from lightning_graphon.callbacks._logging.scalars import limit_scalars, log_layer_table, log_scalars, print_masks
 from lightning_graphon.callbacks._module.scoring import score_module
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
 from lightning_graphon.callbacks._sparsity.sparse_callback import SparseCallback
@@ -184,9 +178,9 @@ class PruneAtInit(SparseCallback):
             )
         self._fresh = False
         enforcer.zero_state()  # the optimizers' states may have been restored since
-        layers = {**sparsity_scalars(masks), **self._limits}
+        layers = {**{f"sparsity/{row['layer']}": row["sparsity"] for row in masks.table()}, **self._limits}
         scalars = {**layers, "sparsity/total": masks.sparsity}
-        log_scalars(trainer, scalars, not_in_tensorboard=() if self.layer_scalars else layers)
+        log_scalars(trainer, scalars, () if self.layer_scalars else layers)
         log_layer_table(trainer, "sparsity/layers", layers)
 
     @property

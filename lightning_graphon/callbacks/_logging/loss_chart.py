@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _REACH = 2.0  # times the largest loss seen
-_FIRST_PICTURE = 8  # measurements
 
 
 def within_reach(values: Mapping[str, float], curves: LossCurves) -> dict[str, float]:
@@ -26,9 +25,9 @@ def within_reach(values: Mapping[str, float], curves: LossCurves) -> dict[str, f
 
 
 def picture_is_due(curves: LossCurves) -> bool:
-    """After 8, 16, 32, ... measurements with a prediction: a handful of pictures, however long the training."""
+    """After 8, 16, 32, ... measurements: a handful of pictures, however long the training."""
     count = len(curves.rows)
-    return count >= _FIRST_PICTURE and not count & (count - 1) and len(curves.by_step()["predicted"]) > 1
+    return count >= 8 and not count & (count - 1)
 
 
 def summary(curves: LossCurves, values: dict[str, float]) -> str:

@@ -16,11 +16,6 @@ from lightning_graphon.pruning import Masks
 _WORDS = ("layer", "shape", "verdict")  # columns that begin at the left
 
 
-def sparsity_scalars(masks: Masks) -> dict[str, float]:
-    """`sparsity/<layer>`, by the qualified name of the layer's parameter."""
-    return {f"sparsity/{row['layer']}": row["sparsity"] for row in masks.table()}
-
-
 def log_scalars(trainer: pl.Trainer, scalars: dict[str, float], not_in_tensorboard: Collection[str] = ()) -> None:
     """Send scalars to every logger at the current optimizer step, and to callbacks that monitor one."""
     shown = {name: value for name, value in scalars.items() if name not in not_in_tensorboard}
