@@ -36,9 +36,9 @@ def plot_loss_decay(
     """
     columns = 1 if shares is None else 2
     figure, axes = new_figure(1, columns, cell=(3.8, 2.5), layout=None)  # fits TensorBoard's cards
-    figure.subplots_adjust(left=0.15 / columns, right=0.98, bottom=0.18, top=0.9, wspace=0.28)
+    figure.subplots_adjust(left=0.15 / columns, right=0.98, bottom=0.18, top=0.94 - 0.06 * columns, wspace=0.28)
     _draw_losses(axes[0, 0], curves, band, invalid_from)
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7, handlelength=1.4, borderpad=0.2)
     if shares is not None:
         _draw_shares(axes[0, 1], shares)
     figure.suptitle(title, fontsize=9)
@@ -112,7 +112,7 @@ def _cut(curve: Mapping[int, float], low: float, high: float) -> str:
     if not outside:
         return ""
     most, least = max(outside.values()), min(outside.values())
-    return f"\n(off the axis from step {min(outside)}, reaches {most if most > high else least:.2g})"
+    return f"\n(cut off from step {min(outside)}, reaches {most if most > high else least:.3g})"
 
 
 def few_ticks(axis: Any, ratio: float) -> None:
