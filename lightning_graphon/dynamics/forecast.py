@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, get_args
 
 import torch
@@ -121,6 +122,15 @@ class Forecast:
         return self._predictor().max_learning_rate(1e-2)
 
     @property
+    def followed(self) -> str:
+        """What the prediction is made for, in words."""
+        if self.part is None:
+            return f"{len(self.outputs)} training samples"
+        entries, numbers = self.part.entries, self._all_outputs[0].numel()
+        of = "" if entries.numel() == numbers else f" at {len(entries)} of {numbers // entries.shape[1]} positions"
+        return f"{self.part.samples} training samples{of}"
+
+    @property
     def gradient(self) -> Tensor:
         """Gradient of the loss in the followed outputs [N, C] at the start."""
         return self._loss.value_and_gradient(self.outputs.double())[1].reshape(len(self.outputs), -1)
@@ -181,16 +191,21 @@ class Forecast:
             self.predictor = self._predictor()
             self.predictor.load_state_dict(state)
 
-    def band(self, most: int = 1000) -> tuple[Tensor, Tensor] | None:
-        """Lower and upper predictions, [k + 1] each, of `most` steps; None where groups changed their ratio."""
+    def band(self, most: int = 1000, seconds: float = math.inf) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper predictions, [k + 1] each, of `most` steps, or as many as there is time for.
+
+        None where groups changed their ratio.
+        """
         self._catch_up()
         if self._mixed:
             return None
         band = LossBand(self.kernel, *self._arguments(), dataset_size=self.dataset_size, **self._options())
-        values = [(band.lower, band.upper)]
+        values, end = [(band.lower, band.upper)], perf_counter() + seconds
         for rate, momentum in self._history[:most]:
             band.step(rate, momentum=momentum)
             values.append((band.lower, band.upper))
+            if perf_counter() > end:
+                break
         lower, upper = torch.tensor(values, dtype=torch.float64).T
         return lower, upper
 

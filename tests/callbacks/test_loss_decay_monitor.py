@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import math
 import pickle
 import random
 
@@ -17,7 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_graphon.callbacks import KernelPrediction, LossDecayMonitor
 from lightning_graphon.callbacks._analysis import loss_session
-from lightning_graphon.dynamics import Forecast, LossDecayPredictor, finite_probe_kernel, loss_tracker
+from lightning_graphon.callbacks._logging import loss_chart
+from lightning_graphon.dynamics import Forecast, LossCurves, LossDecayPredictor, finite_probe_kernel, loss_tracker
 from tests.helpers.modules import Autoencoder, Classifier, Gan, Recorder, cnn, digits, loader, make_trainer, quiet
 
 
@@ -125,7 +127,6 @@ def test_observed_is_the_loss_in_eval_mode():
 
 def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.custom_scalar import layout_pb2
 
     watch = monitor(figure=True, kernel=KernelPrediction(refresh_every_n_steps=4))
     fit(watch, logger=TensorBoardLogger(tmp_path, name="", version=""), max_epochs=2, default_root_dir=tmp_path)
@@ -140,12 +141,38 @@ def test_tensorboard(tmp_path):
     assert steps == {f"loss_decay/{key}": [12] for key in ("rate_ratio", "log_correlation", "valid_until")}
     observed = [e.value for e in events.Scalars("loss_decay/observed")]
     assert observed == pytest.approx(watch.curves["observed"].tolist(), rel=1e-6)  # TensorBoard keeps float32
-    assert events.Tags()["images"] == ["loss_decay"]
-    (stored,) = events.Tensors("custom_scalars__config__")
-    layout = layout_pb2.Layout.FromString(stored.tensor_proto.string_val[0])
-    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
-    assert charts["predicted and observed loss"] == [r"^loss_decay/(observed|predicted|refreshed)$"]
+    assert [(image.step, image.width, image.height) for image in events.Images("Loss_decay")] == [(12, 570, 375)]
+    assert events.Tags()["images"] == ["Loss_decay"]  # capitals are at the top
+    assert "custom_scalars__config__" not in events.Tags()["tensors"]
     assert len(list(tmp_path.glob("**/events*"))) == 1
+
+
+def test_the_figure_is_drawn_a_few_times_while_training_goes_on(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    watch = monitor(figure=True, every_n_steps=1)
+    fit(watch, logger=TensorBoardLogger(tmp_path, name="", version=""), max_epochs=6, default_root_dir=tmp_path)
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0})
+    events.Reload()
+    assert [image.step for image in events.Images("Loss_decay")] == [7, 15, 31, 36]
+
+
+def test_exploding_predictions_are_not_logged(tmp_path, monkeypatch):
+    curves = LossCurves([[0.0, 2.0, 2.0, math.nan], [1.0, 1.0, 4.0, 4.1]])
+    values = {"observed": 1.0, "predicted": 4.0, "relative_error": 3.0, "refreshed": 4.1, "refreshed_error": 3.1}
+    kept = {"observed": 1.0, "predicted": 4.0, "relative_error": 3.0}
+    assert loss_chart.within_reach(values, curves) == kept
+    assert loss_chart.within_reach({**values, "predicted": -math.inf, "kernel_drift": 0.1}, curves) == {
+        "observed": 1.0, "kernel_drift": 0.1,
+    }  # fmt: skip
+    monkeypatch.setattr(loss_chart, "_REACH", 0.5)
+    watch = monitor()
+    fit(watch, logger=CSVLogger(tmp_path), default_root_dir=tmp_path)
+    with open(next(tmp_path.glob("**/metrics.csv"))) as file:
+        header = csv.DictReader(file).fieldnames
+    assert "loss_decay/observed" in header
+    assert not {"loss_decay/predicted", "loss_decay/relative_error"} & set(header)
+    assert watch.curves["predicted"].isfinite().all()
 
 
 def test_csv_and_files(tmp_path):

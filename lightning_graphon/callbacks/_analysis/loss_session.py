@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._analysis.masks_in_use import masks_in_use
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
-from lightning_graphon.callbacks._logging.loss_chart import chart_together
+from lightning_graphon.callbacks._logging.loss_chart import within_reach
 from lightning_graphon.callbacks._logging.scalars import log_scalars
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork
 from lightning_graphon.callbacks._module.probe import (
@@ -92,7 +92,6 @@ class LossSession:
     def begin(self, restored: Mapping[str, Any] | None) -> int:
         """Draw the probe, read the network, go on from a checkpoint's state; the step of the next look."""
         m = self._measuring
-        chart_together(self._trainer)
         most = batches_seen(self._trainer)
         self._batch = draw_probe(self._trainer, self._module, m.probe_size, m.probe_seed, most)
         try:
@@ -201,7 +200,8 @@ class LossSession:
         if not values:
             values = {"observed": self._observed()}
             self.curves.add(step, values)
-        log_scalars(self._trainer, {f"loss_decay/{name}": value for name, value in values.items()})
+        shown = within_reach(values, self.curves)
+        log_scalars(self._trainer, {f"loss_decay/{name}": value for name, value in shown.items()})
         if self.curves.invalid is not None and told is None:
             first, why = self.curves.invalid
             log.warning("LossDecayMonitor: from step %d on the prediction of the start no longer holds: %s", first, why)
