@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon._shared.choices import Points
-from lightning_graphon.graphon.core.partition import equal_measure, locate, overlap, refine
+from lightning_graphon.graphon.core.partition import locate, overlap, refine
 from lightning_graphon.graphon.core.sampling import sample_mask
 from lightning_graphon.graphon.core.validation import as_cells, as_flags, as_measure, as_values
 
@@ -195,7 +195,7 @@ class StepGraphon:
         for name, count in (("rows", rows), ("cols", cols)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
-        return self.rebin(equal_measure(rows, rows), equal_measure(cols, cols))
+        return self.rebin([1 / rows] * rows, [1 / cols] * cols)
 
     def reorder(self, rows: Tensor, cols: Tensor) -> "StepGraphon":
         """Take the row and column intervals in the order of two index vectors."""

@@ -146,8 +146,9 @@ def _shrink(effects: Tensor, table: Tensor, axis: int) -> Tensor:
     centred = effects - level
     live = centred[~centred.isnan()]
     # The expected variance of medians of n residuals without any effect, relative to the variance found, is chance.
+    entries = int((~table.isnan()).count_nonzero())
     spread = float(live.var(correction=0)) if len(live) else 0.0
-    kept = max(0.0, 1 - _median_variance(table) * len(live) / max(_count(table), 1) / spread) if spread > 0 else 1.0
+    kept = max(0.0, 1 - _median_variance(table) * len(live) / max(entries, 1) / spread) if spread > 0 else 1.0
     table += (effects - kept * centred).unsqueeze(1 - axis)
     return kept * centred
 
@@ -159,10 +160,6 @@ def _median_variance(table: Tensor) -> float:
         return 0.0
     inner = sample[int(0.4 * len(sample)) : int(0.6 * len(sample)) + 1]
     return float((inner[-1] - inner[0]) / 0.2) ** 2 / 4
-
-
-def _count(table: Tensor) -> int:
-    return int((~table.isnan()).count_nonzero())
 
 
 def _variance(table: Tensor) -> float:
