@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import nearest
 from lightning_graphon.ntk.activations.base import DualActivation, HermiteDual
-from lightning_graphon.ntk.activations.closed_form import GELU, Erf, Exp, Gaussian, Sin, Square
+from lightning_graphon.ntk.activations.closed_form import CLOSED_FORMS
 from lightning_graphon.ntk.activations.elu import celu, elu, selu
 from lightning_graphon.ntk.activations.kinked import KinkedDual
 from lightning_graphon.ntk.activations.piecewise_linear import PiecewiseLinear, ReLULike
@@ -23,13 +23,7 @@ _REGISTRY: dict[str, DualActivation] = {
     "hardtanh": PiecewiseLinear(-1.0, 0.0, [(-1.0, 1.0), (1.0, -1.0)], "hardtanh"),
     "relu6": PiecewiseLinear(0.0, 0.0, [(0.0, 1.0), (6.0, -1.0)], "relu6"),
     "hardsigmoid": PiecewiseLinear(0.0, 0.0, [(-3.0, 1 / 6), (3.0, -1 / 6)], "hardsigmoid"),
-    "erf": Erf(),
-    "gelu": GELU(),
-    "sin": Sin(),
-    "cos": Sin(phase=0.5 * torch.pi, name="cos"),
-    "exp": Exp(),
-    "square": Square(),
-    "gaussian": Gaussian(),
+    **CLOSED_FORMS,
     "tanh": HermiteDual(torch.tanh, name="tanh"),
     "sigmoid": HermiteDual(torch.sigmoid, name="sigmoid"),
     "silu": HermiteDual(_F.silu, name="silu"),
@@ -69,9 +63,8 @@ def register_activation(name: str, activation: DualActivation | Callable[[Tensor
     """
     if name in _REGISTRY or name in _ALIASES:
         raise ValueError(f"activation {name!r} is already registered; pick another name or unregister it first")
-    dual = activation if isinstance(activation, DualActivation) else HermiteDual(activation, name=name)
-    _REGISTRY[name] = dual
-    return dual
+    _REGISTRY[name] = activation if isinstance(activation, DualActivation) else HermiteDual(activation, name=name)
+    return _REGISTRY[name]
 
 
 def unregister_activation(name: str) -> None:

@@ -121,7 +121,7 @@ class _Reader:
             self.duals.append(None)
         elif isinstance(module, _SKIPPED):
             return
-        elif _is_activation(module):
+        elif type(module).__module__ == "torch.nn.modules.activation" and not isinstance(module, _NOT_ELEMENTWISE):
             self._activate(dual_activation(module), label)
         else:
             raise _not_a_chain(label)
@@ -203,11 +203,6 @@ def _steps(model: nn.Sequential, path: str = "") -> Iterator[tuple[str, nn.Modul
 
 def _not_a_chain(what: str) -> ValueError:
     return ValueError(f"{what} is no part of a chain of Linear layers and elementwise activations; {_ALTERNATIVE}")
-
-
-def _is_activation(module: nn.Module) -> bool:
-    home = type(module).__module__ == "torch.nn.modules.activation"
-    return home and not isinstance(module, _NOT_ELEMENTWISE)
 
 
 def _function_dual(function: Callable[..., Any], node: torch.fx.Node) -> DualActivation:
