@@ -62,7 +62,7 @@ def graphon_image(
 
 def _draw(canvas: Canvas, x: float, y: float, graphon: "StepGraphon") -> None:
     """The cells, and the two degree functions above and to the right, all on [0, 1]."""
-    across, down = (edges(measure).cpu().numpy() for measure in (graphon.col_measure, graphon.row_measure))
+    across, down = (edges(measure.cpu()).numpy() for measure in (graphon.col_measure, graphon.row_measure))
     # The square root shows the structure of sparse layers.
     cells = np.sqrt(graphon.values.detach().double().cpu().numpy().clip(0, 1))
     incoming, outgoing = (d.detach().cpu().numpy() for d in (graphon.row_degree, graphon.col_degree))

@@ -83,7 +83,7 @@ def _draw_graphon(axis: Any, graphon: "StepGraphon") -> Any:
     """The cells, and the two degree functions above and to the right, all on [0, 1]."""
     from matplotlib.colors import PowerNorm
 
-    x, y = (edges(measure).cpu().numpy() for measure in (graphon.col_measure, graphon.row_measure))
+    x, y = (edges(measure.cpu()).numpy() for measure in (graphon.col_measure, graphon.row_measure))
     values = graphon.values.detach().float().cpu().numpy()
     # Rasterised, as a vector image of 64 by 64 cells would be large; the root shows sparse layers.
     image = axis.pcolormesh(x, y, values, cmap="magma_r", norm=PowerNorm(0.5, 0, 1), rasterized=True)

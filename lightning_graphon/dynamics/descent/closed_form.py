@@ -11,7 +11,6 @@ from lightning_graphon.dynamics.descent.decay_modes import (
     Times,
     as_times,
     descent_residual_factors,
-    flow_residual_factors,
 )
 from lightning_graphon.dynamics.descent.output_loss import OutputLoss, TestPoints, as_squared_error
 from lightning_graphon.ntk.operators.output_kernel import OutputKernel
@@ -48,7 +47,8 @@ class ClosedFormPredictions:
         given = as_times(times, speed, whole=not flow)
         if flow:
             gain = (1 - self.dampening * (self.momentum > 0)) / (1 - self.momentum)
-            return flow_residual_factors(speed * gain, given)
+            # exp(−speed·t), and 1 where the speed is 0, also at t = ∞.
+            return torch.where(speed == 0, 1.0, torch.exp(-speed * gain * given.reshape(-1, 1, 1)))
         return descent_residual_factors(speed, given, self.momentum, self.nesterov, self.dampening)
 
     def predict(self, times: Times, lr: float, *, flow: bool = False) -> Tensor:

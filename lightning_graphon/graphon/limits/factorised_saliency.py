@@ -169,15 +169,12 @@ def _variance(table: Tensor) -> float:
 
 def _worst_ks(noise: Tensor, row_factors: Tensor, col_factors: Tensor) -> float:
     """Largest Kolmogorov-Smirnov distance between the noise in a cell of factors and all of it."""
-    pooled = quantiles(noise)
+    pooled = quantiles(noise).cpu().numpy()
     groups = [factors.argsort().chunk(_GROUPS) for factors in (row_factors, col_factors)]
-    return max(_ks(noise[rows][:, cols], pooled) for rows in groups[0] for cols in groups[1])
-
-
-def _ks(cell: Tensor, pooled: Tensor) -> float:
-    thinned = cell.flatten()[:: max(1, cell.numel() // _SAMPLE)]
+    cells = (noise[rows][:, cols].flatten() for rows in groups[0] for cols in groups[1])
+    thinned = (cell[:: max(1, len(cell) // _SAMPLE)].cpu().numpy() for cell in cells)
     # No p-value is wanted, and the asymptotic one costs least.
-    return float(ks_2samp(thinned.cpu().numpy(), pooled.cpu().numpy(), method="asymp").statistic)
+    return max(float(ks_2samp(cell, pooled, method="asymp").statistic) for cell in thinned)
 
 
 def predicted_graphons(

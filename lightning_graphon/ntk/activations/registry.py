@@ -119,7 +119,12 @@ def _by_module(module: nn.Module) -> DualActivation:
     if isinstance(module, nn.RReLU):  # in eval it is LeakyReLU with the mean slope
         return ReLULike(0.5 * (module.lower + module.upper), 1.0, "rrelu")
     if isinstance(module, nn.PReLU):
-        return _prelu(module)
+        if module.num_parameters != 1:
+            raise ValueError(
+                f"PReLU with {module.num_parameters} slopes is a different activation in every unit; "
+                "the infinite-width kernel needs one: use PReLU(1), or `empirical_ntk`"
+            )
+        return ReLULike(float(module.weight.detach()), 1.0, "prelu")
     # ReLU6 is a subclass with bounds of its own.
     if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
         bends = [(float(module.min_val), 1.0), (float(module.max_val), -1.0)]
@@ -137,12 +142,3 @@ def _by_module(module: nn.Module) -> DualActivation:
     if isinstance(module, nn.CELU):
         return celu(float(module.alpha))
     return HermiteDual(module, name=type(module).__name__.lower())
-
-
-def _prelu(module: nn.PReLU) -> DualActivation:
-    if module.num_parameters != 1:
-        raise ValueError(
-            f"PReLU with {module.num_parameters} slopes is a different activation in every unit; "
-            "the infinite-width kernel needs one: use PReLU(1), or `empirical_ntk`"
-        )
-    return ReLULike(float(module.weight.detach()), 1.0, "prelu")
