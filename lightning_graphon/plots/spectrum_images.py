@@ -64,11 +64,9 @@ def _draw_eigenvalues(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSum
 
 
 def _write_eigenvalues(canvas: Canvas, x: _Axis, y: _Axis, values: np.ndarray, spectrum: "SpectralSummary") -> None:
-    _frame(canvas, x, y)
     hidden = int((values <= 0).sum())
-    _name(
-        canvas, x, y, "index k" + f", {hidden} not positive are not shown" * (hidden > 0), "eigenvalue λ of the kernel"
-    )
+    note = f", {hidden} not positive are not shown" if hidden else ""
+    _frame(canvas, x, y, f"index k{note}", "eigenvalue λ of the kernel")
     canvas.text(276, 64, "eigenvalues", 10, "lm")
     canvas.text(276, 81, f"fit, λ ∝ k^(−{spectrum.decay_rate:.2f})", 10, "lm")
 
@@ -85,8 +83,7 @@ def _draw_shares(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary"
 
 
 def _write_shares(canvas: Canvas, x: _Axis, y: _Axis, spectrum: "SpectralSummary") -> None:
-    _frame(canvas, x, y)
-    _name(canvas, x, y, "number of largest eigenvalues", "share of the trace")
+    _frame(canvas, x, y, "number of largest eigenvalues", "share of the trace")
     canvas.text((x.start + x.end) / 2, 40, f"top five: {spectrum.energy_concentration:.1%}", 10)
 
 
@@ -102,17 +99,19 @@ def _value_axis(start: float, end: float, values: np.ndarray) -> _Axis:
     return _Axis(start, end, low / room, high * room)
 
 
-def _frame(canvas: Canvas, x: _Axis, y: _Axis) -> None:
-    """The box of a chart, its ticks and their numbers."""
+def _frame(canvas: Canvas, x: _Axis, y: _Axis, along: str, upwards: str) -> None:
+    """The box of a chart, the names of its axes, its ticks and their numbers."""
+    canvas.text((x.start + x.end) / 2, y.start + 38, along, 11)
+    canvas.text(x.start - 62, (y.start + y.end) / 2, upwards, 11, upright=True)
     canvas.frame(x.start, y.end, x.end, y.start)
-    for axis, upwards in ((x, False), (y, True)):
+    for axis, upright in ((x, False), (y, True)):
         labelled, bare = _log_ticks(axis.low, axis.high) if axis.log else (_SHARES, [])
         for length, ticks in ((5, [float(v) for v in labelled]), (3, bare)):
             for at in axis.at(np.array(ticks)):
-                canvas.box(*((x.start - length, at, x.start, at) if upwards else (at, y.start, at, y.start + length)))
+                canvas.box(*((x.start - length, at, x.start, at) if upright else (at, y.start, at, y.start + length)))
         for value, label in labelled.items():
             at = float(axis.at(value))
-            canvas.text(*((x.start - 8, at, label, 10, "rm") if upwards else (at, y.start + 6, label, 10, "mt")))
+            canvas.text(*((x.start - 8, at, label, 10, "rm") if upright else (at, y.start + 6, label, 10, "mt")))
 
 
 _SHARES = {share / 5: f"{share / 5:.1f}" for share in range(6)}
@@ -134,8 +133,3 @@ def _log_ticks(low: float, high: float) -> tuple[dict[float, str], list[float]]:
         return {10.0**n: f"10{str(n).translate(_SUPERSCRIPTS)}" for n in every}, bare if last - first < 8 else []
     few = [m * 10.0**n for n in range(first - 1, last + 1) for m in (1, 2, 5)]
     return {value: f"{value:g}" for value in few if low <= value <= high}, bare
-
-
-def _name(canvas: Canvas, x: _Axis, y: _Axis, along: str, upwards: str) -> None:
-    canvas.text((x.start + x.end) / 2, y.start + 38, along, 11)
-    canvas.text(x.start - 62, (y.start + y.end) / 2, upwards, 11, upright=True)

@@ -237,10 +237,9 @@ class StepGraphon:
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> "StepGraphon":
         """Return a copy on another device and/or with another floating dtype."""
-        moved = {k: v.to(device=device or self.device) for k, v in self.state_dict().items()}
-        if dtype is not None:
-            moved = {k: v if v.dtype == torch.bool else v.to(dtype) for k, v in moved.items()}
-        return StepGraphon.from_state_dict(moved)
+        place, kind = device or self.device, dtype or self.dtype
+        state = self.state_dict().items()
+        return StepGraphon(**{k: v.to(place, v.dtype if v.dtype == torch.bool else kind) for k, v in state})
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors by name, those that are None left out."""
