@@ -1,10 +1,10 @@
 """One prediction of the loss: which kernel, the outputs measured with it, and every optimizer step since."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from lightning_graphon.dynamics.probed_network import UnsupportedTrainingError
 from lightning_graphon.dynamics.recorded_loss import RecordedLoss
 from lightning_graphon.ntk import KroneckerKernel
 
+_Predictor = TypeVar("_Predictor")
 # What two runs must have in common for one to go on with the other's prediction.
 _IDENTITY = ("ntk", "propagate", "full")
 _SAME_RATIO = 1e-6  # learning rates of groups may drift apart by this before the kernels are mixed anew
@@ -114,12 +115,12 @@ class Forecast:
         self._seen, self._rates = descent, self._group_rates(descent)
         self._ratios = self._ratios_now = relative_rates(self._rates)
         self._mixed = self._stopped = False
-        self.predictor = self._predictor()
+        self.predictor = self._corrected()
 
     @property
     def largest_stable_rate(self) -> float:
         """At the start."""
-        return self._predictor().max_learning_rate(1e-2)
+        return self._corrected().max_learning_rate(1e-2)
 
     @property
     def followed(self) -> str:
@@ -188,7 +189,7 @@ class Forecast:
         if any(abs(a - b) > _SAME_RATIO for a, b in zip(ratios, self._ratios, strict=True)):
             self._mixed = self._mixed or any(rate > 0 for rate, _ in self._history)
             self._ratios, state = ratios, self.predictor.state_dict()
-            self.predictor = self._predictor()
+            self.predictor = self._corrected()
             self.predictor.load_state_dict(state)
 
     def band(self, most: int = 1000, seconds: float = math.inf) -> tuple[Tensor, Tensor] | None:
@@ -199,7 +200,7 @@ class Forecast:
         self._catch_up()
         if self._mixed:
             return None
-        band = LossBand(self.kernel, *self._arguments(), dataset_size=self.dataset_size, **self._options())
+        band = self._predicted(LossBand, self.kernel, dataset_size=self.dataset_size)
         values, end = [(band.lower, band.upper)], perf_counter() + seconds
         for rate, momentum in self._history[:most]:
             band.step(rate, momentum=momentum)
@@ -220,19 +221,19 @@ class Forecast:
         kernel = torch.tensordot(weights, self.kernels, 1)
         return kernel if self.grams is None else KroneckerKernel(kernel, torch.tensordot(weights, self.grams, 1))
 
-    def _predictor(self) -> LossDecayPredictor:
-        kernel = finite_probe_kernel(self.kernel, self.outputs, self.dataset_size, positive=True)
-        return LossDecayPredictor(kernel, *self._arguments(), **self._options())
-
     def _plain(self) -> LossDecayPredictor:
-        return LossDecayPredictor(self.kernel, *self._arguments(), **self._options())
+        return self._predicted(LossDecayPredictor, self.kernel)
 
-    def _arguments(self) -> tuple[Tensor, None, RecordedLoss | PartLoss]:
-        return self.outputs, None, self._loss
+    def _corrected(self) -> LossDecayPredictor:
+        kernel = finite_probe_kernel(self.kernel, self.outputs, self.dataset_size, positive=True)
+        return self._predicted(LossDecayPredictor, kernel)
 
-    def _options(self) -> dict[str, Any]:
+    def _predicted(
+        self, kind: Callable[..., _Predictor], kernel: Tensor | KroneckerKernel, **options: Any
+    ) -> _Predictor:
         d = self.descent
-        return {"momentum": d.momentum, "nesterov": d.nesterov, "dampening": d.dampening, "check_every": 0}
+        options |= {"momentum": d.momentum, "nesterov": d.nesterov, "dampening": d.dampening, "check_every": 0}
+        return kind(kernel, self.outputs, None, self._loss, **options)
 
     def _group_rates(self, descent: OptimizerStep) -> list[float]:
         if sum(map(len, self.groups)) != len(descent.rates):
@@ -289,6 +290,6 @@ class Forecast:
         new._mixed, new._ratios_now = state["mixed"], state["ratios_now"]
         if new._ratios != state["ratios"]:
             new._ratios = state["ratios"]
-            new.predictor = new._predictor()
+            new.predictor = new._corrected()
         new.predictor.load_state_dict(state["predictor"])
         return new

@@ -121,7 +121,7 @@ class LossTracker:
         values.update(_compared("predicted", "relative_error", self.initial, observed))
         values.update(_compared("refreshed", "refreshed_error", self.refreshed, observed))
         if self.initial is not None and step >= self._next_change:
-            values.update(self._kernel_change(outputs, step))
+            values.update(self._kernel_change(self.initial, outputs, step))
         self._judge(values, step)
         self._stop_if_diverged(values)
         every = self.options.refresh_every_n_steps
@@ -167,13 +167,11 @@ class LossTracker:
         fresh = mu ** (steps - 1)
         return new.gradient * (fresh + (1 - self._step.dampening) * (1 - fresh) / (1 - mu))
 
-    def _kernel_change(self, outputs: Tensor, step: int) -> dict[str, float]:
+    def _kernel_change(self, initial: Forecast, outputs: Tensor, step: int) -> dict[str, float]:
         """`kernel_drift`; nothing where the loss has no slope. The next at most twice as far from the start."""
-        assert self.initial is not None  # noqa: S101
-        longest = self.options.change_every_n_steps
-        self._next_change = step + min(longest, max(self._every, step - self.initial.start))
+        self._next_change = step + min(self.options.change_every_n_steps, max(self._every, step - initial.start))
         gradient = self.loss.value_and_gradient(outputs.double())[1]
-        change = self._change.since_start(gradient, self.initial.ratios)
+        change = self._change.since_start(gradient, initial.ratios)
         return {"kernel_drift": change} if math.isfinite(change) else {}
 
     def _judge(self, values: Mapping[str, float], step: int) -> None:
@@ -187,28 +185,27 @@ class LossTracker:
         elif not change <= limit:
             self.curves.invalid = step, f"the kernel has moved by {change:.0%} (kernel_drift, at most {limit:.0%})"
         elif not error <= self._tolerance:
-            why = f"it is {error:.0%} off (relative_error, at most {self._tolerance:.0%}){self._instability()}"
+            why = f"it is {error:.0%} off (relative_error, at most {self._tolerance:.0%})"
+            rate, stable = max(self._step.rates), self.initial.largest_stable_rate
+            if rate > stable:
+                why += f"; the learning rate {rate:.3g} is beyond {stable:.3g}, the largest stable one"
             self.curves.invalid = step, why
-
-    def _instability(self) -> str:
-        assert self.initial is not None  # noqa: S101
-        rate, stable = max(self._step.rates), self.initial.largest_stable_rate
-        return f"; the learning rate {rate:.3g} is beyond {stable:.3g}, the largest stable one" if rate > stable else ""
 
     def _stop_if_diverged(self, values: dict[str, float]) -> None:
         """An invalid prediction far above every loss seen so far would only hide the other curves of a chart."""
         self._largest = max(self._largest, abs(values["observed"]))
-        invalid = self.curves.invalid is not None and self.initial is not None and "predicted" in values
-        if invalid and not abs(values["predicted"]) <= _DIVERGED * self._largest:
+        if self.initial is None:
+            return
+        if self.curves.invalid is not None and not abs(values["predicted"]) <= _DIVERGED * self._largest:
             self.stop_initial()
         if self._diverged:
             del values["predicted"], values["relative_error"]
 
     def stop_initial(self) -> None:
         """Follow the prediction of the start no longer: it has failed, and nobody will look at it again."""
-        assert self.initial is not None  # noqa: S101
         self._diverged = True
-        self.initial.stop()
+        if self.initial is not None:
+            self.initial.stop()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only; the curves have a state of their own."""

@@ -3,6 +3,7 @@
 import csv
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html import unescape
@@ -170,5 +171,4 @@ def _nearest_runs(top: Path) -> str:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts version_10 after version_9."""
-    digits = "".join(c if c.isdigit() else f"\0{c}\0" for c in name).split("\0")
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in digits if part]
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
