@@ -218,6 +218,7 @@ class LossTracker:
             "largest": self._largest,
             "diverged": self._diverged,
             "new_at": self._new_at,
+            "unused_norms": sorted(self.network.unused_norms),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -232,6 +233,7 @@ class LossTracker:
             for part in (state["initial"], state["refreshed"])
         )
         following, largest, diverged, new_at = (state[key] for key in ("next_change", "largest", "diverged", "new_at"))
+        self.network.unused_norms = frozenset(state["unused_norms"])
         self._affordable.load_state_dict(state["sizes"])
         self._change.load_state_dict(state["change"])  # the last that may raise: a tracker is left as it was, or new
         self.initial, self.refreshed = initial, refreshed

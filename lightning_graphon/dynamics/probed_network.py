@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.batch_norm import batch_norms, settle_batch_norms, unused_batch_norms
 from lightning_graphon._shared.choices import Propagate
 from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.module_state import preserve_module_state, swap_tensors
@@ -51,22 +52,36 @@ class ProbedNetwork:
     ) -> None:
         self.module, self.inputs, self.loss = module, inputs, loss
         self.masks, self.root, self.labels = masks or {}, module if root is None else root, labels
+        # Batch norm without data has statistics of nothing: its kernel would be that of a network nobody trains.
+        self.unused_norms = unused_batch_norms(self.root)
+        self._whole = self
+
+    def as_part_of(self, whole: "ProbedNetwork") -> "ProbedNetwork":
+        """Statistics are measured on all samples."""
+        self.unused_norms, self._whole = whole.unused_norms, whole._whole
+        return self
 
     def first(self, count: int) -> "ProbedNetwork":
         """The same network on the first `count` samples, without a loss."""
         inputs = tuple(t[:count] for t in self.inputs) if isinstance(self.inputs, tuple) else self.inputs[:count]
-        return ProbedNetwork(self.module, inputs, _no_loss, masks=self.masks, root=self.root)
+        return ProbedNetwork(self.module, inputs, _no_loss, masks=self.masks, root=self.root).as_part_of(self)
 
     def selected(self, outputs: Tensor) -> "ProbedNetwork":
         """The same network with some of its flattened outputs, by their numbers [K], without a loss."""
         module = _SelectedOutputs(self.module, outputs)
-        return ProbedNetwork(module, self.inputs, _no_loss, masks=self.masks, root=self.root)
+        return ProbedNetwork(module, self.inputs, _no_loss, masks=self.masks, root=self.root).as_part_of(self)
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
-        """Eval mode, full precision; the module, its gradients and the random numbers are as before afterwards."""
+        """Eval mode, full precision; the module, its gradients and the random numbers are as before afterwards.
+
+        Batch norm that began without data is evaluated with the statistics of what it has seen since, or of the probe.
+        """
         with preserve_module_state(self.root), uncompiled(self.root):
             self.root.eval()
+            if self.unused_norms:
+                norms = batch_norms(self.root)
+                settle_batch_norms([norms[n] for n in self.unused_norms if n in norms], self._whole.outputs)
             yield
 
     def outputs(self) -> Tensor:
@@ -93,12 +108,12 @@ class ProbedNetwork:
         dtype = dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
         own = partial(compute, self.module, masks=self.inside(self.masks), **options)
         if dtypes != {dtype}:
-            with preserve_module_state(self.root), swap_tensors(self.module, _cast(self.module, dtype)):
+            with self.evaluated(), swap_tensors(self.module, _cast(self.module, dtype)):
                 try:
                     return own(self._inputs(lambda x: x.to(dtype) if x.is_floating_point() else x))
                 except (RuntimeError, TypeError):
                     pass
-        with preserve_module_state(self.root):
+        with self.evaluated():
             return own(self._inputs(lambda x: x))
 
     def graphon(self, propagate: Propagate, bins: int | None = None) -> Tensor:

