@@ -42,13 +42,13 @@ def affordable_network(
             seconds = (perf_counter() - start) / max(count, 1)
         if isinstance(batch_size, int):
             budget.estimate_step(seconds * batch_size)
-        affordable = int(budget.portion(PORTION) / (_PASSES * seconds)) if seconds > 0 else count
+        affordable = budget.portion(PORTION) / (_PASSES * max(seconds, 1e-9))
         if count == size and affordable < count:
             raise UnsupportedTrainingError(
                 f"a forward pass of {count} samples takes {seconds * count:.2g} s, too long for the "
                 f"{budget.left:.2g} s that time_budget leaves"
             )
-        larger = min(samples(batch), max(1, _LARGEST_OUTPUTS // numbers), max(affordable, size))
+        larger = int(min(samples(batch), max(1, _LARGEST_OUTPUTS // numbers), max(affordable, size)))
         if larger <= count:
             return network, part
         count = larger
