@@ -22,30 +22,28 @@ def unused_batch_norms(root: nn.Module) -> frozenset[str]:
 
 
 def settle_batch_norms(modules: Iterable[BatchNorm], run: Callable[[], Any]) -> None:
-    """Replace statistics in which the initial values still count; the caller restores them.
+    """Measure statistics in which the initial values still count for more than 0.1 %; the caller restores them.
 
-    Running statistics are (1 − w) times those of the data and w = (1 − momentum)^batches times the initial ones. Where
-    a layer has seen no batch, they are measured.
+    Of running statistics the initial values are (1 − momentum)^batches. To divide them out would leave the statistics
+    of one or two small batches, in which a channel may have no variance at all.
 
     Args:
         modules: Layers that began with the initial statistics.
         run: A pass of data through the network in eval mode.
     """
     with ExitStack() as stack, torch.no_grad():
-        measured = False
-        for module in modules:
-            if _is_unused(module):
-                # Measured on the way: in train mode a synchronised layer would wait for other processes.
-                stack.callback(module.register_forward_pre_hook(_measure).remove)
-                measured = True
-            elif module.momentum is not None and module.num_batches_tracked is not None:
-                initial = (1 - module.momentum) ** int(module.num_batches_tracked)
-                if _SETTLED < initial < 1:
-                    assert module.running_mean is not None and module.running_var is not None  # noqa: S101, PT018
-                    module.running_mean = module.running_mean / (1 - initial)
-                    module.running_var = ((module.running_var - initial) / (1 - initial)).clamp_min(0)
-        if measured:
+        unsettled = [module for module in modules if _initial_share(module) > _SETTLED]
+        for module in unsettled:
+            # Measured on the way: in train mode a synchronised layer would wait for other processes.
+            stack.callback(module.register_forward_pre_hook(_measure).remove)
+        if unsettled:
             run()
+
+
+def _initial_share(module: BatchNorm) -> float:
+    if module.momentum is None or module.num_batches_tracked is None:
+        return float(_is_unused(module))
+    return float((1 - module.momentum) ** int(module.num_batches_tracked))
 
 
 def _is_unused(module: BatchNorm) -> bool:

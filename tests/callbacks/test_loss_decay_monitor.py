@@ -5,6 +5,7 @@ import csv
 import math
 import pickle
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_graphon._shared.batch_norm import batch_norms, settle_batch_norms
 from lightning_graphon.callbacks import KernelPrediction, LossDecayMonitor
 from lightning_graphon.callbacks._analysis import loss_session
 from lightning_graphon.callbacks._logging import loss_chart
@@ -114,6 +116,7 @@ def test_observed_is_the_loss_in_eval_mode():
             with torch.no_grad():
                 x, y = digits()
                 net = copy.deepcopy(pl_module.net).eval()
+                settle_batch_norms(batch_norms(net).values(), partial(net, x))
                 found[trainer.global_step] = float(F.cross_entropy(net(x).double(), y))
 
     watch = monitor(probe_size=96)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from lightning_graphon._shared.batch_norm import batch_norms, settle_batch_norms
 from lightning_graphon.callbacks import GraphonMonitor, SpectrumOptions
 from lightning_graphon.callbacks._module.network import find_network
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
@@ -64,6 +65,7 @@ def test_empirical_kernel_of_anything_else(net, tmp_path):
     fit(prune, watch, model=model, default_root_dir=tmp_path)
     inputs = next(iter(loader(batch_size=24)))[0].double()
     masks = {name.removeprefix("net."): mask for name, mask in prune.masks.items()}
+    settle_batch_norms(batch_norms(model.net.eval()).values(), lambda: model.net(inputs.float()))
     expected = spectral_summary(empirical_ntk(model.net.double(), inputs, masks=masks))
     torch.testing.assert_close(watch.spectrum.eigenvalues, expected.eigenvalues, rtol=1e-9, atol=1e-9)
 

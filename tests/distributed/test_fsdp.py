@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from lightning_graphon._shared.batch_norm import batch_norms, settle_batch_norms
 from lightning_graphon.callbacks._module import scoring as pruner_module
 from lightning_graphon.graphon import estimate_graphon
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
@@ -78,6 +79,7 @@ def test_graphons_and_kernel_are_those_of_the_whole_weights(ranks, case):
     assert other["trace"] is None
     model = Whole({"batch norm": cnn, "tensor parallel": two_layers}.get(case, uneven)).eval()
     model.load_state_dict({**model.state_dict(), **found["weights"], **found["buffers"]})
+    settle_batch_norms(batch_norms(model).values(), lambda: model(found["inputs"]))
     masks = {name.removeprefix("net."): mask for name, mask in found["masks"].items()}
     chain = case != "batch norm"
     kind = "Graphon NTK (energy, float64)" if chain else "empirical NTK (float64)"
