@@ -5,7 +5,8 @@ import inspect
 import math
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -51,8 +52,7 @@ def train_batches(
     loaders = trainer.train_dataloader
     if getattr(trainer, "overfit_batches", 0) and math.isfinite(trainer.num_training_batches):
         count = min(count, int(trainer.num_training_batches))
-    sources = _sources(loaders)
-    with preserve_random_state(seed), preserve_objects(sources, room=_ROOM):
+    with _undisturbed(trainer, pl_module, loaders, seed):
         copies = tree_map(_fresh, [] if loaders is None else loaders, is_leaf=_is_loader)
         stream = iter(copies) if _is_loader(copies) else (b for b, _, _ in CombinedLoader(copies, _mode(trainer)))
         drawn: list[Any] = []
@@ -61,7 +61,7 @@ def train_batches(
             if enough(drawn):
                 break
         batches = [to_device(trainer, pl_module, batch) for batch in drawn]
-    _warn_of_iterators(sources)
+    _warn_of_iterators(loaders)
     if required and not batches:
         raise ValueError(
             "the train dataloader yielded no batch (or limit_train_batches is 0), and the method scores by data: give "
@@ -75,7 +75,8 @@ def scoring_batches(
 ) -> list[Any]:
     """Batches to score on, on the device: those given or the first so many; none where the method looks at none."""
     if not isinstance(batches, int):
-        return [to_device(trainer, pl_module, batch) for batch in batches]
+        with _undisturbed(trainer, pl_module):
+            return [to_device(trainer, pl_module, batch) for batch in batches]
     if needs == "nothing":
         return []
     return train_batches(trainer, pl_module, batches, required=needs == "loss")
@@ -153,16 +154,28 @@ def _constructor_arguments(loader: Any, kind: type) -> tuple[dict[str, Any], lis
     return values, wanted or sorted(values.keys() - named.keys())
 
 
+@contextmanager
+def _undisturbed(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, loaders: Any = None, seed: int | None = None
+) -> Iterator[None]:
+    """Restore whatever says which batches come next, and what transfer hooks make of them."""
+    datamodule = getattr(getattr(trainer, "datamodule", None), "__dict__", None)
+    with preserve_random_state(seed), preserve_objects(_sources(loaders), datamodule, pl_module, room=_ROOM):
+        yield
+
+
 def _sources(loaders: Any) -> list[Any]:
-    """Loaders and what they draw from: whose state says which batches come next."""
+    """Loaders and what they draw from."""
     names = ("dataset", "sampler", "batch_sampler", "generator", "collate_fn")
     leaves = tree_leaves(loaders, is_leaf=_is_loader)
     return [*leaves, *(getattr(loader, name, None) for loader in leaves for name in names)]
 
 
-def _warn_of_iterators(sources: list[Any]) -> None:
+def _warn_of_iterators(loaders: Any) -> None:
     """Say so where what was drawn is missing in training: an iterator gives its values once."""
-    held = [value for source in sources for value in (source, *getattr(source, "__dict__", {}).values())]
+    # Worker processes have a copy of it.
+    here = [leaf for leaf in tree_leaves(loaders, is_leaf=_is_loader) if not getattr(leaf, "num_workers", 0)]
+    held = [value for source in _sources(here) for value in (source, *getattr(source, "__dict__", {}).values())]
     spent = {type(value).__name__ for value in held if isinstance(value, (types.GeneratorType, zip, map, filter))}
     if spent:
         warnings.warn(

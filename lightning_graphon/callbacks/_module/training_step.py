@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.model_io import call_model, flat_outputs, guess_inputs, is_float, ones_like_sample
 from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._module.call_recorder import ModuleCallRecorder
+from lightning_graphon.callbacks._module.muted_loggers import muted_loggers
 
 ModuleLoss = Callable[[pl.LightningModule, Any], Tensor]
 # Hooks such as on_fit_start come after those of callbacks. To call them here would call them twice.
@@ -90,7 +90,8 @@ class TrainingStepObjective:
 
     def _run(self, batch: Any, **watch: Any) -> tuple[Tensor, ModuleCallRecorder]:
         """The loss of a batch, and what a `ModuleCallRecorder` of these arguments saw."""
-        with self._silenced(), ModuleCallRecorder(self._module, **watch) as seen:
+        # With gradients, as in training: a step may ask for some of its own.
+        with self._silenced(), torch.enable_grad(), ModuleCallRecorder(self._module, **watch) as seen:
             return self._loss_fn(self._module, batch), seen
 
     def _final_calls(self, batch: Any) -> frozenset[int]:
@@ -132,7 +133,7 @@ class TrainingStepObjective:
         precision = self._trainer.precision_plugin
         with ExitStack() as stack:
             stack.enter_context(nullcontext() if isinstance(precision, MixedPrecision) else precision.forward_context())
-            stack.enter_context(_dummy_loggers(self._trainer))
+            stack.enter_context(muted_loggers(self._trainer))
             stack.enter_context(uncompiled(self._module))
             for module in self._module.modules():
                 if isinstance(module, pl.LightningModule):
@@ -172,17 +173,6 @@ def _loss_of(output: Any, module: pl.LightningModule) -> Tensor:
         f"{type(module).__name__}.training_step returned {output!r} where a loss was expected, for a scoring batch: "
         "return the loss tensor or a dict with 'loss', or give a loss_fn(pl_module, batch)"
     )
-
-
-@contextmanager
-def _dummy_loggers(trainer: pl.Trainer) -> Iterator[None]:
-    """Code such as `self.logger.experiment.add_image(...)` runs and writes nothing."""
-    loggers = trainer.loggers
-    trainer.loggers = [DummyLogger() for _ in loggers]
-    try:
-        yield
-    finally:
-        trainer.loggers = loggers
 
 
 @contextmanager
