@@ -9,7 +9,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._analysis.masks_in_use import masks_in_use
 from lightning_graphon.callbacks._logging.loss_chart import chart_together
 from lightning_graphon.callbacks._logging.scalars import log_scalars
@@ -167,19 +166,13 @@ class LossSession:
             except UnsupportedTrainingError as error:
                 self._give_up(str(error))
         if not values:
-            values = {"observed": self._observed()}
+            values = {"observed": self._objective.observed(self._batch)}
             self.curves.add(step, values)
         log_scalars(self._trainer, {f"loss_decay/{name}": value for name, value in values.items()})
         if self.curves.invalid is not None and told is None:
             first, why = self.curves.invalid
             log.warning("LossDecayMonitor: from step %d on the prediction of the start no longer holds: %s", first, why)
         return self._next_look()
-
-    @torch.no_grad()
-    def _observed(self) -> float:
-        with preserve_module_state(self._module):
-            self._module.eval()
-            return float(self._objective.loss(self._batch))
 
     def _give_up(self, reason: str) -> None:
         """No prediction from here on; the observed loss goes on."""
