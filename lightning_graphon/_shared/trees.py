@@ -1,7 +1,7 @@
 """Batches and outputs of any kind as trees of values.
 
-Open are tuples, lists, dicts and what torch's pytrees know, subclasses of dict, dataclasses, transformers' BatchEncoding,
-and objects with tensors as public attributes. Anything else is one value.
+Open are tuples, lists, dicts and what torch's pytrees know, subclasses of dict, dataclasses, UserDict (of which are
+transformers' batches), and objects with tensors as public attributes. Anything else is one value.
 """
 
 import copy

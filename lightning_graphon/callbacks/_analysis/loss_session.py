@@ -94,12 +94,21 @@ class LossSession:
             raise UnsupportedTrainingError(self.curves.gave_up)
         masks = masks_in_use(self._trainer, self._module)
         network = TrainingStepNetwork(self._module, self._objective, self._batch, masks)
-        return LossTracker(
+        tracker = LossTracker(
             network, self._optimizer, self._prediction, self.curves,
             dataset_size=max(training_points(self._trainer), samples(self._batch)),
             every_n_steps=self._measuring.every_n_steps, tolerance=self._measuring.tolerance,
             step=self._trainer.global_step, gradient_scale=self._gradient_scale(network),
         )  # fmt: skip
+        size, probe = getattr(self._trainer.train_dataloader, "batch_size", None), samples(self._batch)
+        if size != probe and network.couples_samples():
+            log.warning(
+                "LossDecayMonitor: the loss in training_step couples the samples of a batch, as contrastive losses do. "
+                "Training batches of %s and the probe of %d have different losses, so the predicted fall is biased: "
+                "probe_size=%s compares like with like.",
+                size or "another size", probe, size or "the batch size",
+            )  # fmt: skip
+        return tracker
 
     def _gradient_scale(self, network: TrainingStepNetwork) -> float:
         """Gradient of a training batch over that of the probe: 1 for mean losses, the ratio of their sizes for sums.

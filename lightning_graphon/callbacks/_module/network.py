@@ -1,6 +1,6 @@
 """The network inside a LightningModule, found by watching its `training_step` run on a probe batch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,9 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.module_state import preserve_module_state
-from lightning_graphon.callbacks._module.probe import draw_probe, labels_of, per_sample, samples, take, with_samples
+from lightning_graphon.callbacks._module.probe import (
+    draw_probe,
+    holds_lists,
+    labels_of,
+    per_sample,
+    samples,
+    take,
+    with_samples,
+)
 from lightning_graphon.callbacks._module.training_step import Outputs, TrainingStepObjective
 from lightning_graphon.dynamics import ProbedNetwork, UnsupportedTrainingError
+
+_OTHER_DIRECTION = 1e-3  # of gradients in single precision
 
 
 class TrainingStepNetwork(ProbedNetwork):
@@ -43,12 +53,8 @@ class TrainingStepNetwork(ProbedNetwork):
             pl_module.eval()
             found = _find_outputs(objective, batch, type(pl_module).__name__)
             output = found.seen.output(found.places[0])
-            module: nn.Module = _UpToOutputs(pl_module, objective, batch, found)
-            inputs: Tensor | tuple[Tensor, ...] = tuple(per_sample(batch))
-            if len(output) != samples(batch):
-                _check_rows_in_order(module, inputs, output, type(pl_module).__name__)
-            elif single := _single_call(found, samples(batch)):
-                module, inputs = single
+            rows = _single_call(found, samples(batch)) if len(output) == samples(batch) else None
+            module, inputs = rows or _whole_step(pl_module, objective, batch, found)
         shape, places, among = output.shape, found.places, found.among
 
         def loss(outputs: Tensor) -> Tensor:
@@ -60,6 +66,18 @@ class TrainingStepNetwork(ProbedNetwork):
         """The same on the first `count` samples: the batch may hold more than tensors, and is read anew."""
         assert isinstance(self.root, pl.LightningModule)  # noqa: S101
         return TrainingStepNetwork(self.root, self._objective, take(self._batch, count), self.masks)
+
+    def couples_samples(self) -> bool:
+        """Whether the loss of a sample depends on which others are in the batch, as that of contrastive losses does.
+
+        Then half of the batch alone has a gradient in another direction. That of a mean, weighted or not, has the same.
+        """
+        half = samples(self._batch) // 2
+        with self.evaluated(), torch.enable_grad():
+            outputs = self.outputs().detach()
+            slopes = [_slope(self.loss, outputs)[:half], _slope(self.first(half).loss, outputs[:half])] if half else []
+        directions = [slope / slope.norm() for slope in slopes if slope.norm() > 0]
+        return len(directions) == 2 and bool((directions[0] - directions[1]).norm() > _OTHER_DIRECTION)
 
 
 class _UpToOutputs(nn.Module):
@@ -97,6 +115,11 @@ def find_network(
     return TrainingStepNetwork(pl_module, TrainingStepObjective(trainer, pl_module), batch, masks)
 
 
+def _slope(loss: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
+    leaf = outputs.clone().requires_grad_()
+    return torch.autograd.grad(loss(leaf), leaf)[0]
+
+
 def _single_call(found: Outputs, count: int) -> tuple[nn.Module, Tensor] | None:
     """The one module that was called, with one tensor for another; None for anything else."""
     if len(found.seen.calls) == 1 and isinstance(found.seen.outputs[0], Tensor):
@@ -104,6 +127,40 @@ def _single_call(found: Outputs, count: int) -> tuple[nn.Module, Tensor] | None:
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and args[0].grad_fn is None:
             return (module, args[0].detach()) if len(args[0]) == count else None
     return None
+
+
+def _whole_step(
+    pl_module: pl.LightningModule, objective: TrainingStepObjective, batch: Any, found: Outputs
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """`training_step` up to the outputs, as a function of the batch's tensors.
+
+    Raises:
+        UnsupportedTrainingError: Inputs are a list, or rows of outputs cannot be told apart.
+    """
+    name, output = type(pl_module).__name__, found.seen.output(found.places[0])
+    module, inputs = _UpToOutputs(pl_module, objective, batch, found), tuple(per_sample(batch))
+    if not inputs or holds_lists(batch):
+        raise UnsupportedTrainingError(
+            f"a batch of {name} has a list with an entry per sample, as of images of several sizes, and a kernel needs "
+            "tensors: stack them in the collate function"
+        )
+    if len(output) != len(inputs[0]) and not _rows_are_in_order(module, inputs, output):
+        raise UnsupportedTrainingError(
+            f"the output in {name}.training_step is {tuple(output.shape)}, in which the rows of {len(inputs[0])} "
+            "samples cannot be told apart: return [samples, rows, ...]"
+        )
+    return module, inputs
+
+
+def _rows_are_in_order(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> bool:
+    """Whether several rows per sample are those of the first sample, of the second, and so on."""
+    count = len(inputs[0])
+    try:
+        part = module(*(x[: (count + 1) // 2] for x in inputs)).flatten(0, 1)
+    except Exception:  # whatever user code does with half of a batch
+        return False
+    whole = count == 1 or len(part) < len(output)
+    return whole and torch.allclose(part, output[: len(part)], rtol=1e-3, atol=1e-5)
 
 
 def _find_outputs(objective: TrainingStepObjective, batch: Any, name: str) -> Outputs:
@@ -136,23 +193,3 @@ def _find_outputs(objective: TrainingStepObjective, batch: Any, name: str) -> Ou
             f"the output in {name}.training_step is {tuple(output.shape)}, not a tensor of {count} samples"
         )
     return found
-
-
-def _check_rows_in_order(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:
-    """Several rows per sample have to be those of the first sample, of the second, and so on.
-
-    Raises:
-        UnsupportedTrainingError: They are not.
-    """
-    count = len(inputs[0]) if inputs else 0
-    half = (count + 1) // 2
-    try:
-        part = module(*(x[:half] for x in inputs)).flatten(0, 1)
-        same = torch.allclose(part, output[: len(part)], rtol=1e-3, atol=1e-5)
-    except Exception:  # whatever user code does with half of a batch
-        same = False
-    if not same or (count > 1 and len(part) == len(output)):
-        raise UnsupportedTrainingError(
-            f"the output in {name}.training_step is {tuple(output.shape)}, in which the rows of {count} samples cannot "
-            "be told apart: return [samples, rows, ...]"
-        )

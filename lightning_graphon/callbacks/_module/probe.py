@@ -86,6 +86,13 @@ def per_sample(batch: Any) -> list[Tensor]:
     return [x for x in tree_leaves(batch, is_leaf) if isinstance(x, Tensor) and _per_sample(x, count)]
 
 
+def holds_lists(batch: Any) -> bool:
+    """Whether tensors of the batch are in lists with one entry per sample."""
+    count, is_leaf = _layout(batch)
+    lists = [x for x in tree_leaves(batch, is_leaf) if _is_list(x) and len(x) == count]
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(lists))
+
+
 def with_samples(batch: Any, tensors: tuple[Tensor, ...]) -> Any:
     """The batch with other samples: `tensors` in the order of `per_sample`."""
     (count, is_leaf), rest = _layout(batch), iter(tensors)
