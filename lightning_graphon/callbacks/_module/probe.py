@@ -118,17 +118,17 @@ def _layout(batch: Any) -> tuple[int, Callable[[Any], bool]]:
     rows = {len(x) for x in tree_leaves(batch, lambda x: _is_list(x) and x is not batch) if _has_rows(x)}
 
     def starts(x: Any) -> bool:
-        if not _is_list(x) or (x is batch and len(x) < 4 and any(isinstance(entry, Tensor) for entry in x)):
-            return False
-        return _holds_images(x, rows) or (x is not batch and _holds_samples(x, rows))
+        if x is batch and _is_list(x):
+            return _holds_images(x, set()) and (len(x) > 3 or not any(isinstance(entry, Tensor) for entry in x))
+        return _is_list(x) and (_holds_images(x, rows) or _holds_samples(x, rows))
 
     first = next((x for x in tree_leaves(batch, starts) if starts(x) or _has_rows(x)), ())
     count, listed = len(first), _is_list(first)
 
     def is_leaf(x: Any) -> bool:
-        if not _is_list(x) or len(x) != count:
-            return False
-        return starts(x) or (x is not batch and listed) or not any(_has_rows(leaf, count) for leaf in tree_leaves(x))
+        if x is batch or not _is_list(x) or len(x) != count:
+            return starts(x) and len(x) == count
+        return listed or starts(x) or not any(_has_rows(leaf, count) for leaf in tree_leaves(x))
 
     return count, is_leaf
 
