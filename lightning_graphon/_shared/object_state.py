@@ -1,12 +1,10 @@
 """Remember what objects hold and restore what has changed: tensors, containers, attributes, random generators."""
 
-import random
-import sys
 import types
 from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from operator import is_
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,19 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-Restore = Callable[[], object]
+from lightning_graphon._shared.reachable import (
+    Restore,
+    generator_restorer,
+    is_left_alone,
+    package_of,
+    slots_of,
+    used_by_class,
+    used_by_function,
+)
+
 # Values that cannot change in place.
 _CONSTANT = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType, torch.dtype, torch.device, Path)
 _CONTAINERS = (OrderedDict, dict, list, set, deque)  # the first that fits knows how to refill a subclass
-_LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_graphon"}
-# Infrastructure, whose objects look after themselves.
-_LEFT_ALONE = {"torch", "numpy", *_LIGHTNING, *sys.stdlib_module_names}
 _WALKED = (nn.Module, Dataset, Sampler, DataLoader, UserDict, UserList, types.SimpleNamespace)
 # Who holds something of these works with threads, files or other processes, which go on meanwhile.
 _LIVE = {"_thread", "threading", "_io", "socket", "_queue", "queue", "multiprocessing", "concurrent", "asyncio"}
@@ -54,6 +58,7 @@ def preserve_objects(
         told: Called with each tensor that found no room and has changed.
 
     >>> model = nn.Linear(1, 1)
+    >>> import random
     >>> model.history, model.rng = [], random.Random(0)
     >>> with preserve_objects(model):
     ...     model.history.append(model.rng.random())
@@ -104,13 +109,13 @@ class _Walk:
                 return self._keep_members(value, stateful)
             self.restores.append(value.clear)  # most objects are the empty dicts of hooks that modules hold
             return []
-        if (restore := _generator_restorer(value)) is not None:
+        if (restore := generator_restorer(value)) is not None:
             self.restores.append(restore)
         elif isinstance(value, Tensor) or type(value).__name__ == "ndarray":
             if stateful:
                 self._keep_numbers(value)
         elif isinstance(value, types.FunctionType):
-            self._used.extend(_used_by(value))
+            self._used.extend(used_by_function(value))
         elif isinstance(value, (types.MethodType, types.BuiltinMethodType)):
             return [value.__self__, getattr(value, "__func__", None)]
         elif isinstance(value, partial):
@@ -119,7 +124,7 @@ class _Walk:
             return list(value)
         elif isinstance(value, _CONTAINERS):
             return self._keep_members(value, stateful) + self._keep_attributes(value, stateful)
-        elif isinstance(value, _WALKED) or not _is_left_alone(type(value)):
+        elif isinstance(value, _WALKED) or not is_left_alone(type(value)):
             return self._keep_attributes(value, stateful)
         return []
 
@@ -135,10 +140,10 @@ class _Walk:
 
     def _keep_attributes(self, owner: Any, stateful: bool) -> list[Any]:
         attributes: dict[str, Any] = getattr(owner, "__dict__", {})
-        slots = [(name, getattr(owner, name)) for name in _slots(type(owner)) if hasattr(owner, name)]
+        slots = [(name, getattr(owner, name)) for name in slots_of(type(owner)) if hasattr(owner, name)]
         values = [*attributes.values(), *(value for _, value in slots)]
-        self._used.extend(_used_by_class(type(owner)))
-        if not isinstance(owner, DataLoader) and any(_package(type(value)) in _LIVE for value in values):
+        self._used.extend(used_by_class(type(owner)))
+        if not isinstance(owner, DataLoader) and any(package_of(type(value)) in _LIVE for value in values):
             self._used.extend(values)
             return []
         if stateful and attributes:
@@ -225,75 +230,3 @@ def _array_restorer(array: Any) -> Restore:
             array[...] = content
 
     return restore
-
-
-def _generator_restorer(value: Any) -> Restore | None:
-    """What puts a random generator of torch, numpy or python back into its present state; None for anything else."""
-    value = getattr(value, "bit_generator", value) if _package(type(value)) == "numpy" else value
-    if isinstance(value, random.Random):
-        return None if isinstance(value, random.SystemRandom) else partial(value.setstate, value.getstate())
-    if isinstance(value, torch.Generator) or type(value).__name__ == "RandomState":
-        return partial(value.set_state, value.get_state())
-    if hasattr(type(value), "random_raw"):  # a bit generator of numpy
-        return partial(setattr, value, "state", value.state)
-    return None
-
-
-def _used_by(function: types.FunctionType) -> list[Any]:
-    """What a function holds in its closure and defaults, and the generators and functions that it names."""
-    if function.__module__ is None or function.__module__.partition(".")[0] in _LEFT_ALONE:
-        return []
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-    named = [function.__globals__.get(name) for name in _names(function.__code__)]
-    near = [
-        value
-        for value in named
-        if (isinstance(value, types.FunctionType) and value.__globals__ is function.__globals__)
-        or _generator_restorer(value) is not None
-    ]
-    return [*cells, *(function.__defaults__ or ()), *near]
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
-
-
-def _used_by_class(cls: type) -> list[Any]:
-    """Attributes and methods of the class itself, as far as a user has written it."""
-    return [getattr(value, "__func__", value) for c in _written(cls) for value in vars(c).values()]
-
-
-def _slots(cls: type) -> list[str]:
-    declared = [vars(c).get("__slots__", ()) for c in _written(cls)]
-    names = [name for slots in declared for name in ((slots,) if isinstance(slots, str) else slots)]
-    return [name for name in names if not name.startswith("__")]
-
-
-def _written(cls: type) -> list[Any]:
-    """The class and its bases as far as a user has written them."""
-    bases: tuple[Any, ...] = cls.__mro__
-    return [base for base in bases if not _is_installed(base)]
-
-
-@lru_cache(512)
-def _is_installed(cls: type) -> bool:
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
-    return _package(cls) in _LEFT_ALONE or "site-packages" in file or "dist-packages" in file
-
-
-def _is_left_alone(cls: type) -> bool:
-    return _package(cls) in _LEFT_ALONE or any(_package(base) in _LIGHTNING for base in cls.__mro__)
-
-
-def _package(cls: type) -> str:
-    return cls.__module__.partition(".")[0]
