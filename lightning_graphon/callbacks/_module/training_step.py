@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -68,14 +67,14 @@ class TrainingStepObjective:
     ) -> None:
         self._trainer = trainer
         self._module = pl_module
-        self._loss_fn = self._run_training_step if loss_fn is None else partial(_noted, _CALLED, loss_fn)
+        self._given = loss_fn
         self._batches = batches
         self._final: dict[int, tuple[Any, list[Place], list[nn.Module]]] = {}
 
     def loss(self, batch: Any, temperature: float = 1.0) -> Tensor:
         """Loss of `training_step`, the network's outputs divided by `temperature` on the way."""
         if temperature == 1.0:
-            return self._run(batch)[0]
+            return self.watched(batch)[0]
         # Found once, since the same batches come in every round; kept with the batch, so that its id stays its own.
         if id(batch) not in self._final:
             with preserve_module_state(self._module):
@@ -88,7 +87,7 @@ class TrainingStepObjective:
                     stacklevel=2,
                 )
         _, places, among = self._final[id(batch)]
-        return self._run(batch, temperature=temperature, cooled=places, among=among)[0]
+        return self.watched(batch, temperature=temperature, cooled=places, among=among)[0]
 
     def observed(self, batch: Any) -> float:
         """The loss of a batch in eval mode; of a network that has no loss then, in train mode without its noise.
@@ -127,7 +126,7 @@ class TrainingStepObjective:
         """
         among, found = trainable_modules(self._module), None
         while True:
-            loss, seen = self._run(batch, ones=ones, among=among)
+            loss, seen = self.watched(batch, ones=ones, among=among)
             places = seen.final_outputs(loss)
             if found is not None and not places:
                 return found  # what returns the loss calls nothing
@@ -137,29 +136,27 @@ class TrainingStepObjective:
             if not any(inner in among for owner in owners for inner in owner.modules()):
                 return found
 
-    def watched(
-        self, batch: Any, replace: Mapping[Place, Tensor] | None = None, among: Sequence[nn.Module] | None = None
-    ) -> tuple[Tensor, ModuleCallRecorder]:
+    def watched(self, batch: Any, **options: Any) -> tuple[Tensor, ModuleCallRecorder]:
         """The loss of a batch, and the outermost calls of modules on the way to it, in the modules' present mode.
 
         Args:
             batch: As `training_step` gets it.
-            replace: Place of an output -> what is returned instead.
-            among: As in `ModuleCallRecorder`.
+            options: For `ModuleCallRecorder`.
         """
-        return self._run(batch, replace=replace, among=among)
-
-    def _run(self, batch: Any, **watch: Any) -> tuple[Tensor, ModuleCallRecorder]:
-        """The loss of a batch, and what a `ModuleCallRecorder` of these arguments saw."""
         # With gradients, as in training: a step may ask for some of its own.
-        with self._silenced(), torch.enable_grad(), ModuleCallRecorder(self._module, **watch) as seen:
-            return self._loss_fn(self._module, batch), seen
+        with self._silenced(), torch.enable_grad(), ModuleCallRecorder(self._module, **options) as seen:
+            if self._given is None:
+                return self._run_training_step(self._module, batch), seen
+            with _noted(_CALLED):
+                return self._given(self._module, batch), seen
 
     def _run_training_step(self, module: pl.LightningModule, batch: Any) -> Tensor:
         losses = self._captured
         losses.clear()
         number = next((i for i, known in enumerate(self._batches) if known is batch), None)
-        output = _noted(_EARLY, module.training_step, *_step_arguments(module.training_step, batch, number or 0))
+        arguments = _step_arguments(module.training_step, batch, number or 0)
+        with _noted(_EARLY):
+            output = module.training_step(*arguments)
         if not module.automatic_optimization:
             if not losses:
                 raise ValueError(
@@ -190,10 +187,11 @@ class TrainingStepObjective:
             yield
 
 
-def _noted(note: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the user's function returns; from Python 3.11 on its error says who called it and how."""
+@contextmanager
+def _noted(note: str) -> Iterator[None]:
+    """From Python 3.11 on, errors of the user's function say who called it and how."""
     try:
-        return function(*arguments)
+        yield
     except Exception as error:
         getattr(error, "add_note", str)(note)
         raise
