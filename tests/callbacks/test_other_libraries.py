@@ -261,7 +261,7 @@ def test_images_of_several_sizes(caplog):
     Detector.seen = set()
     said, _ = told(caplog, Ragged(), images(4, (8, 9)))
     assert Detector.seen == {(3, 8, 8), (3, 9, 8)}
-    assert "Ragged.training_step has 6 outputs" in said
+    assert said.count("Ragged.training_step has") == 2
 
 
 def test_networks_for_detection(caplog):
@@ -370,4 +370,4 @@ def test_flattened_outputs_are_read_by_sample():
 
 def test_rows_in_another_order_are_told(caplog):
     said, _ = told(caplog, Flat("tokens first"), tokens())
-    assert said.count("in which the rows of 6 samples cannot be told apart: return [samples, rows, ...]") == 1
+    assert said.count("samples cannot be told apart: return [samples, rows, ...]") == 2
