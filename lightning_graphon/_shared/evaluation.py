@@ -12,7 +12,7 @@ from torch import nn
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run `model` uncompiled, without TensorFloat-32, and with operations that have second derivatives.
+    """Run `model` uncompiled, without TensorFloat-32 or sparse gradients, and with second derivatives of all it does.
 
     Compiled graphs have no double backward and no per-sample gradients, and torch.fx refuses to trace them. TF32 keeps
     three digits, too few for a kernel's small eigenvalues, and cuDNN uses it in convolutions by default.
@@ -35,6 +35,10 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
             torch.backends.cudnn.enabled = False
+        for module in model.modules():
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+                stack.callback(setattr, module, "sparse", True)  # such gradients have no arithmetic
+                module.sparse = False
         yield
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map  # private; its public twin, optree, would be one more package
+
+from lightning_graphon._shared.trees import tree_leaves, tree_map
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:

@@ -1,25 +1,19 @@
 """Restore a model after an analysis: weights, buffers, gradients, flags and random number generators."""
 
-import copy
 import random
 import sys
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-Restore: TypeAlias = Callable[[], object]
-# Values that cannot change in place, or are restored elsewhere.
-_OPAQUE = (bool, int, float, str, type(None), nn.Parameter)
-# Private names of torch, as it has no others for the places themselves: setattr takes no plain tensor for a parameter,
-# and register_buffer forgets which buffers are saved. Nor has it another for `_version`, which counts writes.
-_STRUCTURE = ("_parameters", "_buffers", "_modules")
+from lightning_graphon._shared.object_state import preserve_objects
+
+_ROOM = 1 << 28  # bytes of frozen weights and of tensors that are no buffers, to be copied
 
 
 @contextmanager
@@ -27,25 +21,33 @@ def preserve_module_state(model: nn.Module, seed: int | None = None) -> Iterator
     """Restore `model` and the random number generators on leaving, also after an exception.
 
     Inside, every parameter has no gradient. Restored bit for bit: the storage of parameters, buffers, `.grad`,
-    `requires_grad` and `training` flags; plain attributes of every module, tensors, arrays and containers by content,
-    so that the states of torchmetrics metrics come back (other objects are opaque); and the generators of torch (CPU,
-    CUDA and MPS), numpy and python.
+    `requires_grad` and `training` flags; whatever else the modules hold (`preserve_objects`): metrics, replay buffers,
+    networks in lists, generators of their own; and the generators of torch (CPU, CUDA and MPS), numpy and python. Of
+    frozen weights and plain tensors 256 MiB are copied; a larger one that is written to is told, as is any trained
+    weight: it is not undone.
 
     Args:
         model: The module that will be run.
         seed: Seed of all generators inside; None keeps their current states.
     """
+    named = {name: p for name, p in model.named_parameters() if not isinstance(p, UninitializedParameter)}
+    trained = {name: p for name, p in named.items() if p.requires_grad}
+    names = {id(p): repr(name) for name, p in named.items()}
+
+    def told(tensor: Tensor) -> None:
+        _tell_written(names.get(id(tensor), f"of shape {tuple(tensor.shape)}"))
+
     with ExitStack() as stack:
         stack.enter_context(preserve_random_state(seed))
-        for module in model.modules():
-            stack.callback(_restore_attributes, module, _save_attributes(module))
-            stack.callback(_restore_buffers, module, _save_buffers(module))
-        for name, parameter in model.named_parameters():
-            if isinstance(parameter, UninitializedParameter):
-                continue
-            saved = (parameter.data, parameter.grad, parameter.requires_grad, parameter._version)
-            stack.callback(_restore_parameter, name, parameter, *saved)
+        stack.enter_context(
+            preserve_objects(model, skip=trained.values(), always=model.buffers(), room=_ROOM, told=told)
+        )
+        for parameter in named.values():
+            saved = (parameter.data, parameter.grad, parameter.requires_grad)
+            stack.callback(_restore_parameter, parameter, *saved)
             parameter.grad = None
+        for name, parameter in trained.items():
+            stack.callback(_check_unwritten, name, parameter, parameter._version)
         yield
 
 
@@ -111,88 +113,16 @@ def _seed(seed: int) -> None:
         numpy.random.seed(seed % 2**32)
 
 
-def _restore_parameter(
-    name: str, parameter: nn.Parameter, data: Tensor, grad: Tensor | None, requires_grad: bool, version: int
-) -> None:
-    if parameter._version != version:
-        warnings.warn(
-            f"the model wrote to its own parameter {name!r} while it was scored; that is not undone", stacklevel=2
-        )
+def _restore_parameter(parameter: nn.Parameter, data: Tensor, grad: Tensor | None, requires_grad: bool) -> None:
     parameter.data = data
     parameter.grad = grad
     parameter.requires_grad_(requires_grad)
 
 
-def _save_buffers(module: nn.Module) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-    return {
-        name: (buffer, None if buffer is None else buffer.detach().clone()) for name, buffer in module._buffers.items()
-    }
+def _check_unwritten(name: str, parameter: nn.Parameter, version: int) -> None:
+    if parameter._version != version:
+        _tell_written(repr(name))
 
 
-@torch.no_grad()
-def _restore_buffers(module: nn.Module, saved: dict[str, tuple[Tensor | None, Tensor | None]]) -> None:
-    for name in list(module._buffers):
-        if name not in saved:
-            del module._buffers[name]
-    for name, (buffer, content) in saved.items():
-        if buffer is not None and content is not None:
-            if buffer.dtype == content.dtype:
-                buffer.copy_(content)
-            else:  # the model was cast while it ran
-                buffer.data = content
-        module._buffers[name] = buffer
-
-
-def _save_attributes(module: nn.Module) -> dict[str, tuple[Any, Restore]]:
-    """Each plain attribute with a function that restores its content, where that can change in place."""
-    return {
-        name: (value, _content_restorer(value, set()))
-        for name, value in module.__dict__.items()
-        if name not in _STRUCTURE
-    }
-
-
-def _content_restorer(value: Any, seen: set[int]) -> Restore:
-    """Function that restores what a tensor, an array or a container holds, to any depth; `seen` stops cycles."""
-    if isinstance(value, _OPAQUE) or id(value) in seen:
-        return _do_nothing
-    if isinstance(value, dict) and not value:
-        return value.clear  # most attributes of a module are empty dicts of hooks
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        return partial(_refill_tensor, value, value.detach().clone())
-    if type(value).__name__ == "ndarray":
-        return partial(value.__setitem__, ..., value.copy())
-    if isinstance(value, (list, set, dict, deque)):
-        return partial(_refill, value, copy.copy(value), [_content_restorer(v, seen) for v in _members(value)])
-    return _do_nothing
-
-
-@torch.no_grad()
-def _refill_tensor(tensor: Tensor, content: Tensor) -> None:
-    if tensor.shape == content.shape:
-        tensor.copy_(content)
-    else:
-        tensor.data = content
-
-
-def _refill(container: Any, content: Any, inner: list[Restore]) -> None:
-    container.clear()
-    (container.extend if isinstance(container, (list, deque)) else container.update)(content)
-    for restore in inner:
-        restore()
-
-
-def _members(container: Any) -> list[Any]:
-    return list(container.values() if isinstance(container, dict) else container)
-
-
-def _do_nothing() -> None: ...
-
-
-def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Restore]]) -> None:
-    for name in [name for name in module.__dict__ if name not in saved and name not in _STRUCTURE]:
-        del module.__dict__[name]
-    for name, (value, restore) in saved.items():
-        restore()
-        module.__dict__[name] = value
+def _tell_written(name: str) -> None:
+    warnings.warn(f"the model wrote to its own parameter {name} while it was scored; that is not undone", stacklevel=2)

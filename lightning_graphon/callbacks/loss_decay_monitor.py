@@ -91,6 +91,7 @@ class LossDecayMonitor(Monitor):
         self.kernel = kernel
         self.measuring = Measuring(probe_size, probe_seed, every_n_steps, tolerance)
         self.loss_fn = loss_fn
+        self._testing = False
         self._reset()
 
     def _reset(self) -> None:
@@ -118,6 +119,10 @@ class LossDecayMonitor(Monitor):
     def invalid_from(self) -> int | None:
         """First measured step at which the prediction made at the start did not hold; None while it does."""
         return self._curves.invalid_from
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._testing = stage != "fit"
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -248,6 +253,8 @@ class LossDecayMonitor(Monitor):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._testing:  # whatever checkpoint that is of, the curves of training stay
+            return
         self._reset()
         if not state_dict:
             return

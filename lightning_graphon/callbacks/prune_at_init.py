@@ -129,6 +129,7 @@ class PruneAtInit(SparseCallback):
         self.layer_scalars = layer_scalars
         self.rescale = rescale
         self._limits: dict[str, float] = {}
+        self._testing = False
         self._fresh = False
 
     @classmethod
@@ -154,6 +155,7 @@ class PruneAtInit(SparseCallback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         agreement.refuse_other_package(trainer)
+        self._testing = stage != "fit"
         if stage == "fit":
             agreement.refuse_flattened(trainer)
 
@@ -200,6 +202,8 @@ class PruneAtInit(SparseCallback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if self._testing:  # whatever checkpoint that is of, the masks of training stay
+            return
         states = checkpoint.get("callbacks") or {}
         others = [key for key in states if key.startswith(type(self).__qualname__) and states[key]]
         mine = {c.state_key for c in getattr(trainer, "callbacks", []) if isinstance(c, PruneAtInit)}
@@ -211,6 +215,8 @@ class PruneAtInit(SparseCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._testing and self._masks is not None:
+            return
         if self.config is not None:
             agreement.check_same(agreement.identity(self.config, self._given, self.rescale), state_dict)
         masks = Masks({})

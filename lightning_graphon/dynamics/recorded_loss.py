@@ -75,7 +75,13 @@ def recorded_loss(network: ProbedNetwork, outputs: Tensor) -> RecordedLoss:
 
 def _check_depends_on_outputs_only(network: ProbedNetwork, outputs: Tensor) -> None:
     leaf = outputs.clone().requires_grad_()
-    loss = network.loss(leaf)
+    try:
+        loss = network.loss(leaf)
+    except Exception as error:
+        raise UnsupportedTrainingError(
+            f"the loss in training_step is no function of the network's outputs alone, as where it differentiates the "
+            f"network by its inputs ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        ) from error
     others = [p for p in network.root.parameters() if p.requires_grad]
     slopes = torch.autograd.grad(loss, [leaf, *others], allow_unused=True) if loss.requires_grad else [None]
     if slopes[0] is None or not bool(slopes[0].any()):

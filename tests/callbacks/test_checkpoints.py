@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
-from lightning_graphon.callbacks import PruneAtInit
+from lightning_graphon.callbacks import LossDecayMonitor, PruneAtInit
 from lightning_graphon.pruning import Masks, register_method
 from tests.helpers.modules import (
     METHODS,
@@ -292,3 +292,23 @@ def test_two_on_different_layers_coexist(tmp_path):
 def test_checkpoint_before_pruning_has_no_masks():
     assert quiet("snip").state_dict() == {}
     assert quiet("snip").masks is None
+
+
+@pytest.mark.parametrize("stage", ["test", "validate"])
+def test_testing_another_checkpoint_changes_neither_masks_nor_curves(stage, tmp_path):
+    def trained(sparsity, seed):
+        pruner = quiet("magnitude", sparsity)
+        monitor = LossDecayMonitor(every_n_steps=1, probe_size=8, figure=False, verbose=False)
+        trainer, model = make_trainer(pruner, monitor), Classifier(seed=seed)
+        trainer.fit(model, loader())
+        trainer.save_checkpoint(tmp_path / f"{seed}.ckpt")
+        return trainer, model, pruner, monitor
+
+    trained(0.9, 2)
+    trainer, model, pruner, monitor = trained(0.5, 1)
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    observed = monitor.curves["observed"].clone()
+    getattr(trainer, stage)(model, loader(), ckpt_path=tmp_path / "2.ckpt", verbose=False)
+    assert all(torch.equal(mask, pruner.masks[name]) for name, mask in masks.items())
+    assert torch.equal(monitor.curves["observed"], observed)
+    assert monitor.curves["observed"].numel() > 1

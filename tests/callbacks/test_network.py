@@ -9,13 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from lightning_graphon.callbacks import LossDecayMonitor
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork
 from lightning_graphon.callbacks._module.probe import draw_probe, labels_of, per_sample, samples, take, with_samples
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.dynamics import UnsupportedTrainingError
 from lightning_graphon.dynamics.recorded_loss import recorded_loss
 from lightning_graphon.ntk import empirical_ntk
-from tests.helpers.modules import Autoencoder, Classifier, digits, loader, make_trainer
+from tests.helpers.modules import Autoencoder, Classifier, digits, loader, make_trainer, quiet
 
 
 class At(Callback):
@@ -292,3 +293,79 @@ def test_a_recording_changes_nothing_and_draws_nothing():
     recorded(torch.zeros(24, 10).double())
     assert torch.equal(model.seen, seen)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# What a loss may do besides
+
+
+def contrastive(outputs, y):
+    z = F.normalize(outputs, dim=1)
+    return F.cross_entropy(z @ z.T / 0.1 - 100 * torch.eye(len(z)), torch.arange(len(z)).roll(1))
+
+
+COUPLED = {
+    "contrastive": (contrastive, True),
+    "root of a mean": (lambda o, y: F.mse_loss(o, one_hot(y)).sqrt() + o.mean() ** 2, True),
+    "mean": (F.cross_entropy, False),
+    "sum": (lambda o, y: F.cross_entropy(o, y, reduction="sum"), False),
+    "weighted mean": (lambda o, y: F.cross_entropy(o, y, weight=1 + torch.arange(10.0)), False),
+    "ignored samples": (lambda o, y: F.cross_entropy(o, y.where(y > 3, -100)), False),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_losses_that_couple_samples(name):
+    loss, couples = COUPLED[name]
+    assert network_of(WithLoss(loss)).couples_samples() == couples
+
+
+class Pairs(Classifier):
+    """Inputs against fixed targets of the whole batch, as CLIP with a frozen text encoder."""
+
+    def training_step(self, batch, batch_idx):
+        targets = F.normalize(batch[0][:, :10], dim=1)
+        return F.cross_entropy(self(batch[0]) @ targets.T, torch.arange(len(targets)))
+
+
+@pytest.mark.parametrize(("size", "times"), [(24, 1), (16, 0)])
+def test_that_the_predicted_fall_is_biased_is_told_once(size, times, caplog):
+    assert network_of(Pairs()).couples_samples()
+    monitor = LossDecayMonitor(every_n_steps=1, probe_size=size, figure=False, verbose=False)
+    make_trainer(monitor).fit(Pairs(), loader())
+    assert caplog.text.count("Training batches of 16 and the probe of 24 have different losses") == times
+    assert caplog.text.count("couples the samples") == times
+
+
+class Physics(Classifier):
+    """Differentiates the network by its inputs, as a physics-informed one."""
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(self(x).sum(), x, create_graph=True)
+        return (slope - 1).square().mean()
+
+
+def test_steps_that_differentiate(caplog):
+    monitor = LossDecayMonitor(every_n_steps=1, probe_size=8, figure=False, verbose=False)
+    make_trainer(monitor).fit(Physics(), loader())
+    assert torch.isfinite(monitor.curves["observed"]).all()
+    assert len(monitor.curves["observed"]) == 4
+    assert "no function of the network's outputs alone, as where it differentiates" in caplog.text
+
+
+class Sparse(Classifier):
+    def __init__(self):
+        super().__init__(lambda: nn.Sequential(nn.EmbeddingBag(17, 8, sparse=True), nn.Linear(8, 10)))
+
+    def forward(self, x):
+        return self.net((16 * x).long())
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
+def test_sparse_gradients(method):
+    model, pruner = Sparse(), quiet(method, 0.5, include="*")
+    monitor = LossDecayMonitor(every_n_steps=1, probe_size=8, figure=False, verbose=False, raise_errors=True)
+    model.make_optimizer = lambda parameters: torch.optim.SGD(parameters, 0.1)
+    make_trainer(pruner, monitor).fit(model, loader())
+    assert model.net[0].sparse
+    assert torch.isfinite(monitor.curves["predicted"]).all()

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
 from lightning_graphon.callbacks._module.batches import train_batches
 from tests.helpers.modules import METHODS, Classifier, Recorder, cnn, digits, loader, make_trainer, quiet, snapshot
 
@@ -386,3 +387,99 @@ def test_nested_state_is_untouched():
 
     make_trainer(quiet("snip"), Look()).fit(model, loader())
     assert set(seen.values()) == {0}, seen
+
+
+class Noise:
+    """Has a generator of its own, as albumentations.Compose(seed=...) does."""
+
+    def __init__(self):
+        self.rng, self.generator = np.random.default_rng(0), torch.Generator()
+
+    def __call__(self, x):
+        return x + 0.1 * float(self.rng.standard_normal()) + 0.1 * torch.rand(x.shape, generator=self.generator)
+
+
+class Noisy(torch.utils.data.Dataset):
+    def __init__(self):
+        self.transform, self.x, self.y = Noise(), *digits()
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.transform(self.x[index]), self.y[index]
+
+
+class NoisyStream(torch.utils.data.IterableDataset):
+    """Goes on where it was, with noise."""
+
+    def __init__(self):
+        self.noise, self.position = Noise(), 0
+
+    def __iter__(self):
+        while self.position < 96:
+            x, y = (values[self.position] for values in digits())
+            self.position += 1
+            yield self.noise(x), y
+
+
+class Collates:
+    def __init__(self):
+        self.noise = Noise()
+
+    def __call__(self, rows):
+        x, y = torch.utils.data.default_collate(rows)
+        return self.noise(x), y
+
+
+GENERATORS = {
+    "transform": lambda: DataLoader(Noisy(), 16, shuffle=True),
+    "subset": lambda: DataLoader(torch.utils.data.Subset(Noisy(), range(96)), 16),
+    "concatenated": lambda: DataLoader(torch.utils.data.ConcatDataset([Noisy(), Noisy()]), 16),
+    "stream": lambda: DataLoader(NoisyStream(), 16),
+    "collate": lambda: loader(collate_fn=Collates()),
+}
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda: quiet("snip", 0.0),
+        lambda: GraphonMonitor(figure=False, verbose=False, raise_errors=True),
+        lambda: LossDecayMonitor(figure=False, verbose=False, raise_errors=True, probe_size=32),
+    ],
+    ids=["PruneAtInit", "GraphonMonitor", "LossDecayMonitor"],
+)
+def test_generators_of_datasets_are_not_advanced(callback, kind):
+    plain, _ = fit(GENERATORS[kind])
+    watched, _ = fit(GENERATORS[kind], callback())
+    same(plain.batches, watched.batches)
+    assert plain.losses == watched.losses
+
+
+def test_what_an_iterator_has_given_is_told():
+    class Once(torch.utils.data.IterableDataset):
+        def __init__(self):
+            self.rows = zip(*digits(), strict=True)
+
+        def __iter__(self):
+            return self.rows
+
+    with pytest.warns(UserWarning, match=r"from an iterator \(zip\).*are missing in training. Give it a dataset"):
+        fit(lambda: DataLoader(Once(), 16), quiet("snip", 0.0, batches=2))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_transfer_hooks_leave_no_trace(given):
+    class Hooked(AnyBatch):
+        def __init__(self):
+            super().__init__(cnn)
+            self.noise = Noise()
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return self.noise(batch[0]) + torch.rand(()), batch[1]
+
+    plain, _ = fit(loader, model=Hooked())
+    pruned, _ = fit(loader, quiet("snip", 0.0, batches=list(loader()) if given else 2), model=Hooked())
+    same(plain.batches, pruned.batches)

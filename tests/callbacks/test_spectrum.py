@@ -121,7 +121,7 @@ def test_networks_without_one_output_are_refused_in_one_sentence(tmp_path, caplo
     watch = monitor(raise_errors=False)
     with caplog.at_level(logging.WARNING, logger="lightning_graphon"):
         fit(watch, model=Gan(), default_root_dir=tmp_path)
-    assert "has 4 outputs, of several networks" in caplog.text
+    assert "has 3 outputs, of several networks" in caplog.text
     assert "Traceback" not in caplog.text
     assert watch.graphons, "the graphons are there all the same"
     assert watch.spectrum is None

@@ -10,7 +10,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._analysis.affordable_network import PORTION, affordable_network
 from lightning_graphon.callbacks._analysis.masks_in_use import masks_in_use
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
@@ -114,9 +113,20 @@ class LossSession:
             )  # fmt: skip
             if restored:
                 self._resume(self.tracker, restored)
+            self._tell_bias(network)
         except UnsupportedTrainingError as error:
             self._give_up(str(error))
         return self._next_look()
+
+    def _tell_bias(self, network: TrainingStepNetwork) -> None:
+        size, probe = getattr(self._trainer.train_dataloader, "batch_size", None), samples(self._batch)
+        if size != probe and network.couples_samples():
+            log.warning(
+                "LossDecayMonitor: the loss in training_step couples the samples of a batch, as contrastive losses do. "
+                "Training batches of %s and the probe of %d have different losses, so the predicted fall is biased: "
+                "probe_size=%s compares like with like.",
+                size or "another size", probe, size or "the batch size",
+            )  # fmt: skip
 
     def _gradient_scale(self, network: TrainingStepNetwork) -> float:
         """Gradient of a training batch over that of the probe: 1 for mean losses, the ratio of their sizes for sums.
@@ -187,7 +197,7 @@ class LossSession:
             except UnsupportedTrainingError as error:
                 self._give_up(str(error))
         if not values:
-            values = {"observed": self._observed()}
+            values = {"observed": self._objective.observed(self._batch)}
             self.curves.add(step, values)
         shown = within_reach(values, self.curves)
         log_scalars(self._trainer, {f"loss_decay/{name}": value for name, value in shown.items()})
@@ -207,12 +217,6 @@ class LossSession:
             self._give_up("following the prediction takes more than time_budget allows")
         elif self.curves.invalid is not None and self.budget.left < 0.5 * self.budget.allowed:
             self.tracker.stop_initial()
-
-    @torch.no_grad()
-    def _observed(self) -> float:
-        with preserve_module_state(self._module):
-            self._module.eval()
-            return float(self._objective.loss(self._batch))
 
     def _give_up(self, reason: str) -> None:
         """No prediction from here on; the observed loss goes on."""

@@ -3,21 +3,23 @@
 import copy
 import inspect
 import math
-import random
+import types
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_graphon._shared.module_state import preserve_random_state
+from lightning_graphon._shared.object_state import preserve_objects
+
+_ROOM = 1 << 20  # bytes of a dataset's tensors that are copied: counters and the like, not the data
 
 
 def train_batches(
@@ -50,7 +52,7 @@ def train_batches(
     loaders = trainer.train_dataloader
     if getattr(trainer, "overfit_batches", 0) and math.isfinite(trainer.num_training_batches):
         count = min(count, int(trainer.num_training_batches))
-    with preserve_random_state(seed), _generators_kept(loaders):
+    with _undisturbed(trainer, pl_module, loaders, seed):
         copies = tree_map(_fresh, [] if loaders is None else loaders, is_leaf=_is_loader)
         stream = iter(copies) if _is_loader(copies) else (b for b, _, _ in CombinedLoader(copies, _mode(trainer)))
         drawn: list[Any] = []
@@ -59,6 +61,7 @@ def train_batches(
             if enough(drawn):
                 break
         batches = [to_device(trainer, pl_module, batch) for batch in drawn]
+    _warn_of_iterators(loaders)
     if required and not batches:
         raise ValueError(
             "the train dataloader yielded no batch (or limit_train_batches is 0), and the method scores by data: give "
@@ -72,7 +75,8 @@ def scoring_batches(
 ) -> list[Any]:
     """Batches to score on, on the device: those given or the first so many; none where the method looks at none."""
     if not isinstance(batches, int):
-        return [to_device(trainer, pl_module, batch) for batch in batches]
+        with _undisturbed(trainer, pl_module):
+            return [to_device(trainer, pl_module, batch) for batch in batches]
     if needs == "nothing":
         return []
     return train_batches(trainer, pl_module, batches, required=needs == "loss")
@@ -151,27 +155,32 @@ def _constructor_arguments(loader: Any, kind: type) -> tuple[dict[str, Any], lis
 
 
 @contextmanager
-def _generators_kept(loaders: Any) -> Iterator[None]:
-    """Restore the generators that loaders, samplers and datasets own, and the counters of samplers."""
-    with ExitStack() as stack:
-        for loader in tree_leaves(loaders, is_leaf=_is_loader):
-            batch_sampler = getattr(loader, "batch_sampler", None)
-            samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-            for owner in (loader, getattr(loader, "dataset", None), *samplers):
-                for value in getattr(owner, "__dict__", {}).values():
-                    stack.callback(_keep(value))
-            for sampler in samplers:
-                attributes = getattr(sampler, "__dict__", {})
-                stack.callback(attributes.update, dict(attributes))
+def _undisturbed(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, loaders: Any = None, seed: int | None = None
+) -> Iterator[None]:
+    """Restore whatever says which batches come next, and what transfer hooks make of them."""
+    datamodule = getattr(getattr(trainer, "datamodule", None), "__dict__", None)
+    with preserve_random_state(seed), preserve_objects(_sources(loaders), datamodule, pl_module, room=_ROOM):
         yield
 
 
-def _keep(value: Any) -> Callable[[], object]:
-    """What puts a random generator of torch, numpy or python back into its present state; nothing for anything else."""
-    if isinstance(value, random.Random):
-        return partial(value.setstate, value.getstate())
-    if isinstance(value, torch.Generator) or type(value).__name__ == "RandomState":
-        return partial(value.set_state, value.get_state())
-    if hasattr(value, "bit_generator"):  # of numpy
-        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
-    return lambda: None
+def _sources(loaders: Any) -> list[Any]:
+    """Loaders and what they draw from."""
+    names = ("dataset", "sampler", "batch_sampler", "generator", "collate_fn")
+    leaves = tree_leaves(loaders, is_leaf=_is_loader)
+    return [*leaves, *(getattr(loader, name, None) for loader in leaves for name in names)]
+
+
+def _warn_of_iterators(loaders: Any) -> None:
+    """Say so where what was drawn is missing in training: an iterator gives its values once."""
+    # Worker processes have a copy of it.
+    here = [leaf for leaf in tree_leaves(loaders, is_leaf=_is_loader) if not getattr(leaf, "num_workers", 0)]
+    held = [value for source in _sources(here) for value in (source, *getattr(source, "__dict__", {}).values())]
+    spent = {type(value).__name__ for value in held if isinstance(value, (types.GeneratorType, zip, map, filter))}
+    if spent:
+        warnings.warn(
+            f"the training data come from an iterator ({', '.join(sorted(spent))}), which cannot be wound back: the "
+            "batches that lightning-graphon has looked at are missing in training. Give it a dataset that makes a new "
+            "iterator in __iter__, or give the callback its batches",
+            stacklevel=2,
+        )

@@ -1,13 +1,16 @@
 """Watches which modules a `training_step` calls: where the network's inputs and outputs are."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_graphon._shared.model_io import divide_by_temperature, is_float
+from lightning_graphon._shared.model_io import is_float
+from lightning_graphon._shared.trees import flatten, tree_leaves, tree_map
+
+T = TypeVar("T")
+Place: TypeAlias = tuple[int, int]  # number of a call, and of a value in what it returns
 
 
 class ModuleCallRecorder:
@@ -15,11 +18,11 @@ class ModuleCallRecorder:
 
     Args:
         root: The module whose submodules are watched.
-        temperature: Divides the outputs of the calls in `cooled`.
-        cooled: Numbers of calls, from 0.
+        temperature: Divides the outputs at `cooled`.
+        cooled: Places of outputs.
         ones: If set, inputs that are data (no result of weights) are replaced by ones times this.
-        replace: Number of a call -> what it returns instead.
-        among: The modules to watch, where their weights do not tell now which are trainable.
+        replace: Place of an output -> what is returned instead.
+        among: The modules to watch, of which the outermost are recorded; None: `trainable_modules`.
 
     Attributes:
         outputs: What each outermost call returned.
@@ -30,9 +33,9 @@ class ModuleCallRecorder:
         self,
         root: nn.Module,
         temperature: float = 1.0,
-        cooled: frozenset[int] = frozenset(),
+        cooled: Collection[Place] = (),
         ones: float | None = None,
-        replace: Mapping[int, Tensor] | None = None,
+        replace: Mapping[Place, Tensor] | None = None,
         among: Sequence[nn.Module] | None = None,
     ) -> None:
         self.outputs: list[Any] = []
@@ -57,14 +60,31 @@ class ModuleCallRecorder:
         for handle in self._handles:
             handle.remove()
 
-    def final_calls(self) -> frozenset[int]:
-        """Calls whose outputs no later call builds on: the outputs of the network."""
-        nodes = {t.grad_fn: call for call, out in enumerate(self.outputs) for t in _tensors(out) if t.grad_fn}
+    def output(self, place: Place) -> Any:
+        """The value at a place of the outputs."""
+        return tree_leaves(self.outputs[place[0]])[place[1]]
+
+    def final_outputs(self, loss: Tensor) -> list[Place]:
+        """The network's outputs: what the loss is computed from, and no later call builds on.
+
+        A network may return more than that: hidden states, or the loss itself. Where the graph of the loss shows none,
+        all floating-point tensors of the last calls.
+        """
+        last = frozenset(range(len(self.outputs))) - self._used_calls()
+        floats = {
+            (call, leaf): x for call in last for leaf, x in enumerate(tree_leaves(self.outputs[call])) if is_float(x)
+        }
+        edges = {_edge(x): place for place, x in floats.items() if x.grad_fn}
+        return sorted(_reached([_edge(loss)], edges)) or sorted(floats)
+
+    def _used_calls(self) -> set[int]:
+        """Calls that later ones build on."""
+        edges = {_edge(t): call for call, out in enumerate(self.outputs) for t in _tensors(out)}
         used: set[int] = set()
         for number, (_, args, kwargs) in enumerate(self.calls):
-            earlier = {node: call for node, call in nodes.items() if call < number}
-            used |= _reached([t.grad_fn for t in _tensors((args, kwargs)) if t.grad_fn], earlier)
-        return frozenset(range(len(self.outputs))) - used
+            earlier = {edge: call for edge, call in edges.items() if call < number}
+            used |= _reached([_edge(t) for t in _tensors((args, kwargs))], earlier)
+        return used
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._depth += 1
@@ -81,9 +101,11 @@ class ModuleCallRecorder:
         self._depth -= 1
         if self._depth > 0:
             return None
-        output = self._replace.get(len(self.outputs), output)
-        if len(self.outputs) in self._cooled:
-            output = divide_by_temperature(output, self._temperature)
+        number = len(self.outputs)
+        if any(place[0] == number for place in (*self._replace, *self._cooled)):
+            leaves, rebuild = flatten(output)
+            cooled = (x / self._temperature if (number, i) in self._cooled else x for i, x in enumerate(leaves))
+            output = rebuild(self._replace.get((number, i), x) for i, x in enumerate(cooled))
         self.outputs.append(output)
         return output
 
@@ -93,18 +115,23 @@ def trainable_modules(root: nn.Module) -> list[nn.Module]:
     return [m for m in root.modules() if any(p.requires_grad for p in m.parameters())]
 
 
-def _reached(starts: list[Any], targets: dict[Any, int]) -> set[int]:
-    """Which targets the autograd graph below `starts` contains."""
-    found, seen, stack = set(), set(), list(starts)
+def _edge(tensor: Tensor) -> tuple[Any, int]:
+    """Where a tensor hangs in the autograd graph: an operation may have several results."""
+    return tensor.grad_fn, tensor.output_nr
+
+
+def _reached(starts: list[tuple[Any, int]], targets: Mapping[tuple[Any, int], T]) -> set[T]:
+    """Which targets the autograd graph below `starts` contains, none of those behind another."""
+    found, seen, stack = set[T](), set[tuple[Any, int]](), list(starts)
     while stack:
-        node = stack.pop()
-        if node in seen:
+        edge = stack.pop()
+        if edge in seen or edge[0] is None:
             continue
-        seen.add(node)
-        if node in targets:
-            found.add(targets[node])
+        seen.add(edge)
+        if edge in targets:
+            found.add(targets[edge])
         else:
-            stack.extend(parent for parent, _ in node.next_functions if parent is not None)
+            stack.extend(edge[0].next_functions)
     return found
 
 
@@ -114,7 +141,8 @@ def _constant(x: Tensor, value: float, dtype: torch.dtype) -> Tensor:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """Those that hang in an autograd graph."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.grad_fn]
 
 
 def _is_data(x: Any) -> bool:

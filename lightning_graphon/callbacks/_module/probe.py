@@ -1,14 +1,15 @@
 """A fixed batch of training data, joined from the loader's batches and cut to size."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import SequentialSampler
 
+from lightning_graphon._shared.trees import flatten, tree_leaves, tree_map
 from lightning_graphon.callbacks._module.batches import train_batches
 
 _UNKNOWN_SIZE = 10**9
@@ -19,23 +20,22 @@ def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, se
 
     They come from the first `most` batches at most.
 
-    Batches that cannot be joined (ragged shapes, objects that are not tensors) give the first of them, cut to size
+    Batches that cannot be joined (ragged shapes, graphs, objects without samples) give the first of them, cut to size
     where that can be done.
 
     Raises:
         ValueError: There is no training data.
     """
     batches = train_batches(
-        trainer, pl_module, int(min(size, most)), required=False, seed=seed, enough=lambda seen: _count(seen) >= size
-    )
+        trainer, pl_module, int(min(size, most)), required=False, seed=seed,
+        enough=lambda seen: not samples(seen[0]) or sum(map(samples, seen)) >= size,
+    )  # fmt: skip
     if not batches:
         raise ValueError("there is no training data to draw a probe batch from: the train dataloader yields no batch")
     try:
-        counts = [samples(batch) for batch in batches]
-        batch = tree_map(lambda *parts: _joined(parts, counts), batches[0], *batches[1:], is_leaf=_is_leaf)
+        return take(_join(batches), size)
     except (ValueError, TypeError, RuntimeError):
-        batch = batches[0]
-    return take(batch, size)
+        return take(batches[0], size)
 
 
 def batches_seen(trainer: pl.Trainer) -> float:
@@ -59,16 +59,16 @@ def training_points(trainer: pl.Trainer) -> int:
 
 
 def samples(batch: Any) -> int:
-    """Number of samples of a batch, by its first tensor; 0 without one."""
-    return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+    """Number of samples of a batch, by its first tensor or list of images; 0 without one."""
+    return _layout(batch)[0]
 
 
 def take(batch: Any, size: int) -> Any:
-    """The first `size` samples of a batch: of every tensor and list that has one entry a sample."""
-    count = samples(batch)
+    """The first `size` samples of a batch: of every tensor and list that has one entry per sample."""
+    count, is_leaf = _layout(batch)
     if count <= size:
         return batch
-    return tree_map(lambda x: x[:size] if _per_sample(x, count) else x, batch, is_leaf=_is_leaf)
+    return tree_map(lambda x: x[:size] if _per_sample(x, count) else x, batch, is_leaf)
 
 
 def repeat_batch(batch: Any) -> Any:
@@ -77,20 +77,26 @@ def repeat_batch(batch: Any) -> Any:
     Raises:
         ValueError, TypeError, RuntimeError: It holds what cannot be joined.
     """
-    counts = [samples(batch)] * 2
-    return tree_map(lambda x: _joined((x, x), counts), batch, is_leaf=_is_leaf)
+    return _join([batch, batch])
 
 
 def per_sample(batch: Any) -> list[Tensor]:
-    """The tensors of a batch with one entry a sample, in order."""
-    count = samples(batch)
-    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and _per_sample(leaf, count)]
+    """The tensors of a batch with one entry per sample, in order."""
+    count, is_leaf = _layout(batch)
+    return [x for x in tree_leaves(batch, is_leaf) if isinstance(x, Tensor) and _per_sample(x, count)]
+
+
+def holds_lists(batch: Any) -> bool:
+    """Whether tensors of the batch are in lists with one entry per sample."""
+    count, is_leaf = _layout(batch)
+    lists = [x for x in tree_leaves(batch, is_leaf) if _is_list(x) and len(x) == count]
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(lists))
 
 
 def with_samples(batch: Any, tensors: tuple[Tensor, ...]) -> Any:
     """The batch with other samples: `tensors` in the order of `per_sample`."""
-    count, rest = samples(batch), iter(tensors)
-    return tree_map(lambda x: next(rest) if isinstance(x, Tensor) and _per_sample(x, count) else x, batch)
+    (count, is_leaf), rest = _layout(batch), iter(tensors)
+    return tree_map(lambda x: next(rest) if isinstance(x, Tensor) and _per_sample(x, count) else x, batch, is_leaf)
 
 
 def labels_of(batch: Any) -> Tensor | None:
@@ -102,21 +108,71 @@ def labels_of(batch: Any) -> Tensor | None:
     return None
 
 
-def _count(batches: list[Any]) -> int:
-    return sum(map(samples, batches))
+def _layout(batch: Any) -> tuple[int, Callable[[Any], bool]]:
+    """Number of samples, and which lists are one value with an entry per sample.
+
+    A list may hold one tensor per sample, as images of several sizes, or one per kind of input, with as many rows as
+    there are samples. Of the first kind are images, and entries that differ in length; a batch that is a list of few
+    tensors is of the second.
+    """
+    rows = {len(x) for x in tree_leaves(batch, lambda x: _is_list(x) and x is not batch) if _has_rows(x)}
+
+    def starts(x: Any) -> bool:
+        if x is batch and _is_list(x):
+            return _holds_images(x, set()) and (len(x) > 3 or not any(isinstance(entry, Tensor) for entry in x))
+        return _is_list(x) and (_holds_images(x, rows) or _holds_samples(x, rows))
+
+    first = next((x for x in tree_leaves(batch, starts) if starts(x) or _has_rows(x)), ())
+    count, listed = len(first), _is_list(first)
+
+    def is_leaf(x: Any) -> bool:
+        if x is batch or not _is_list(x) or len(x) != count:
+            return starts(x) and len(x) == count
+        return listed or starts(x) or not any(_has_rows(leaf, count) for leaf in tree_leaves(x))
+
+    return count, is_leaf
 
 
-def _is_leaf(x: Any) -> bool:
-    """Lists of strings and the like are one value with an entry a sample."""
-    return isinstance(x, (list, tuple)) and len(x) > 0 and all(isinstance(v, (str, int, float)) for v in x)
+def _is_list(x: Any) -> bool:
+    return type(x) in (list, tuple)
+
+
+def _holds_images(x: Any, rows: set[int]) -> bool:
+    """Whether each entry is an image [C, H, W], or begins with one."""
+    firsts = [next((leaf for leaf in tree_leaves(entry) if isinstance(leaf, Tensor)), None) for entry in x]
+    if not firsts or not all(t is not None and t.ndim == 3 and len(t) in (1, 3, 4) for t in firsts):
+        return False
+    return len(x) in rows or not rows.issuperset(len(t) for t in firsts if t is not None)
+
+
+def _holds_samples(x: Any, rows: set[int]) -> bool:
+    """Whether the entries are tensors of different lengths, or of none, or there is a tensor with a row for each."""
+    if not x or not all(isinstance(entry, Tensor) for entry in x):
+        return False
+    lengths = {len(entry) if entry.ndim else None for entry in x}
+    return len(lengths) > 1 or None in lengths or (len(x) in rows and not lengths & rows)
+
+
+def _has_rows(x: Any, count: int | None = None) -> bool:
+    return isinstance(x, Tensor) and x.ndim > 0 and count in (None, len(x))
 
 
 def _per_sample(x: Any, count: int) -> bool:
-    return (isinstance(x, Tensor) and x.ndim > 0 and len(x) == count) or (_is_leaf(x) and len(x) == count)
+    return _has_rows(x, count) or (_is_list(x) and len(x) == count)
 
 
-def _joined(parts: tuple[Any, ...], counts: list[int]) -> Any:
-    """What has an entry a sample in every batch, one after the other; of anything else the first."""
-    if not all(_per_sample(part, count) for part, count in zip(parts, counts, strict=True)):
-        return parts[0]
-    return torch.cat(parts) if isinstance(parts[0], Tensor) else [value for part in parts for value in part]
+def _join(batches: list[Any]) -> Any:
+    """What has an entry per sample in every batch, one after the other; of anything else the first.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: They differ in what they hold.
+    """
+    counts = [samples(batch) for batch in batches]
+    trees = [flatten(batch, _layout(batch)[1]) for batch in batches]
+
+    def joined(*parts: Any) -> Any:
+        if not all(map(_per_sample, parts, counts)):
+            return parts[0]
+        return torch.cat(parts) if isinstance(parts[0], Tensor) else [value for part in parts for value in part]
+
+    return trees[0][1](joined(*parts) for parts in zip(*(leaves for leaves, _ in trees), strict=True))

@@ -6,21 +6,22 @@ network inside it is found by watching which modules `training_step` calls.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch import Tensor, nn
 
 from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.model_io import call_model, flat_outputs, guess_inputs, is_float, ones_like_sample
 from lightning_graphon._shared.module_state import preserve_module_state
-from lightning_graphon.callbacks._module.call_recorder import ModuleCallRecorder
+from lightning_graphon._shared.trees import tree_map
+from lightning_graphon.callbacks._module.call_recorder import ModuleCallRecorder, Place, trainable_modules
+from lightning_graphon.callbacks._module.muted_loggers import muted_loggers
 
 ModuleLoss = Callable[[pl.LightningModule, Any], Tensor]
 # Hooks such as on_fit_start come after those of callbacks. To call them here would call them twice.
@@ -29,6 +30,21 @@ _EARLY = (
     "configure_model, or give loss_fn(pl_module, batch)"
 )
 _CALLED = "lightning-graphon calls it as loss_fn(pl_module, batch), for a scalar tensor"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a `training_step` has the network's outputs.
+
+    Attributes:
+        seen: The run in which they were found.
+        places: Of the tensors that the loss is computed from.
+        among: The modules that were watched: places count the calls of these.
+    """
+
+    seen: ModuleCallRecorder
+    places: list[Place]
+    among: list[nn.Module]
 
 
 class TrainingStepObjective:
@@ -53,27 +69,72 @@ class TrainingStepObjective:
         self._module = pl_module
         self._given = loss_fn
         self._batches = batches
-        self._final: dict[int, tuple[Any, frozenset[int]]] = {}
+        self._final: dict[int, tuple[Any, list[Place], list[nn.Module]]] = {}
 
     def loss(self, batch: Any, temperature: float = 1.0) -> Tensor:
         """Loss of `training_step`, the network's outputs divided by `temperature` on the way."""
+        if temperature == 1.0:
+            return self.watched(batch)[0]
         # Found once, since the same batches come in every round; kept with the batch, so that its id stays its own.
-        if temperature != 1.0 and id(batch) not in self._final:
-            self._final[id(batch)] = (batch, self._final_calls(batch))
-        cooled = self._final[id(batch)][1] if temperature != 1.0 else frozenset()
-        return self.watched(batch, temperature=temperature, cooled=cooled)[0]
+        if id(batch) not in self._final:
+            with preserve_module_state(self._module):
+                found = self.find_outputs(batch)
+            self._final[id(batch)] = (batch, found.places, found.among)
+            if not found.places:
+                warnings.warn(
+                    f"{type(self._module).__name__}.training_step calls none of its modules: the network's outputs "
+                    "cannot be found and the loss is taken at temperature 1",
+                    stacklevel=2,
+                )
+        _, places, among = self._final[id(batch)]
+        return self.watched(batch, temperature=temperature, cooled=places, among=among)[0]
+
+    def observed(self, batch: Any) -> float:
+        """The loss of a batch in eval mode; of a network that has no loss then, in train mode without its noise.
+
+        Detection networks return what they have found in eval mode, and their losses in train mode only.
+        """
+        with preserve_module_state(self._module):
+            self._module.eval()
+            with suppress(Exception):
+                return float(self.loss(batch))
+        with preserve_module_state(self._module, seed=0):  # proposals are drawn at random
+            for module in self._module.modules():
+                module.training = not (hasattr(module, "running_mean") or "Drop" in type(module).__name__)
+            return float(self.loss(batch))
 
     def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
         """The network's outputs [K] when `training_step` runs with ones times `scale` in place of the data."""
         dtype = next(p.dtype for p in self._module.parameters())
         batch = tree_map(lambda x: x.to(dtype) if is_float(x) else x, batch)
         if batch is not None and self._module.example_input_array is None:
-            watch = self.watched(batch, ones=scale)[1]
-            if watch.outputs:
-                return flat_outputs([watch.outputs[call] for call in watch.final_calls()])
+            found = self.find_outputs(batch, ones=scale)
+            if found.places:
+                return flat_outputs([found.seen.output(place) for place in found.places])
         inputs = ones_like_sample(guess_inputs(self._module), self._module, scale)
         with self._silenced():
             return flat_outputs(call_model(self._module, inputs))
+
+    def find_outputs(self, batch: Any, ones: float | None = None) -> "Outputs":
+        """Where the network's outputs are, in the modules' present mode.
+
+        A module that returns the loss itself is no network, and what it calls is watched instead.
+
+        Args:
+            batch: As `training_step` gets it.
+            ones: As in `ModuleCallRecorder`.
+        """
+        among, found = trainable_modules(self._module), None
+        while True:
+            loss, seen = self.watched(batch, ones=ones, among=among)
+            places = seen.final_outputs(loss)
+            if found is not None and not places:
+                return found  # what returns the loss calls nothing
+            found = Outputs(seen, places, among)
+            owners = {seen.calls[place[0]][0] for place in places if seen.output(place).ndim == 0}
+            among = [module for module in among if module not in owners]
+            if not any(inner in among for owner in owners for inner in owner.modules()):
+                return found
 
     def watched(self, batch: Any, **options: Any) -> tuple[Tensor, ModuleCallRecorder]:
         """The loss of a batch, and the outermost calls of modules on the way to it, in the modules' present mode.
@@ -82,23 +143,12 @@ class TrainingStepObjective:
             batch: As `training_step` gets it.
             options: For `ModuleCallRecorder`.
         """
-        with self._silenced(), ModuleCallRecorder(self._module, **options) as seen:
+        # With gradients, as in training: a step may ask for some of its own.
+        with self._silenced(), torch.enable_grad(), ModuleCallRecorder(self._module, **options) as seen:
             if self._given is None:
                 return self._run_training_step(self._module, batch), seen
             with _noted(_CALLED):
                 return self._given(self._module, batch), seen
-
-    def _final_calls(self, batch: Any) -> frozenset[int]:
-        """Which calls of modules in `training_step` give the network's outputs."""
-        with preserve_module_state(self._module):
-            calls = self.watched(batch)[1].final_calls()
-        if not calls:
-            warnings.warn(
-                f"{type(self._module).__name__}.training_step calls none of its modules: the network's outputs cannot "
-                "be found and the loss is taken at temperature 1",
-                stacklevel=2,
-            )
-        return calls
 
     def _run_training_step(self, module: pl.LightningModule, batch: Any) -> Tensor:
         losses = self._captured
@@ -129,7 +179,7 @@ class TrainingStepObjective:
         precision = self._trainer.precision_plugin
         with ExitStack() as stack:
             stack.enter_context(nullcontext() if isinstance(precision, MixedPrecision) else precision.forward_context())
-            stack.enter_context(_dummy_loggers(self._trainer))
+            stack.enter_context(muted_loggers(self._trainer))
             stack.enter_context(uncompiled(self._module))
             for module in self._module.modules():
                 if isinstance(module, pl.LightningModule):
@@ -170,17 +220,6 @@ def _loss_of(output: Any, module: pl.LightningModule) -> Tensor:
         f"{type(module).__name__}.training_step returned {output!r} where a loss was expected, for a scoring batch: "
         "return the loss tensor or a dict with 'loss', or give a loss_fn(pl_module, batch)"
     )
-
-
-@contextmanager
-def _dummy_loggers(trainer: pl.Trainer) -> Iterator[None]:
-    """Code such as `self.logger.experiment.add_image(...)` runs and writes nothing."""
-    loggers = trainer.loggers
-    trainer.loggers = [DummyLogger() for _ in loggers]
-    try:
-        yield
-    finally:
-        trainer.loggers = loggers
 
 
 @contextmanager
