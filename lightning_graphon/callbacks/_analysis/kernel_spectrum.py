@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, make_plain
 from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork, find_network
 from lightning_graphon.ntk import SpectralSummary, empirical_ntk, spectral_summary
@@ -43,6 +43,7 @@ class SpectrumOptions:
     every_n_epochs: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_choice("ntk", self.ntk, ("auto", "graphon", "empirical"))
         check_choice("propagate", self.propagate, get_args(Propagate))
         for name in ("bins", "probe_size"):
