@@ -247,7 +247,7 @@ class PruneAtInit(SparseCallback):
         if self.rescale is not None:
             rescale_(pl_module, masks, self.rescale)
         if self.verbose and trainer.is_global_zero:
-            print_masks(masks, pl_module, f"PruneAtInit: {title}", self._limits)
+            print_masks(masks, f"PruneAtInit: {title}", self._limits, pl_module)
         return masks
 
     def _watch_copies(self, trainer: pl.Trainer, pl_module: pl.LightningModule, masks: Masks) -> None:

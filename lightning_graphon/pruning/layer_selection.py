@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from inspect import getattr_static
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -143,14 +144,14 @@ def _why_dense(
             "parametrization): remove that first to prune them"
         )
     inside = tuple(f"{path}." for path in computed)
-    rest = [c for c in left if c.name not in fused and not c.name.startswith(inside) and _is_built(c)]
+    rest = [c for c in left if c.name not in fused and not c.name.startswith(inside) and not c.name.endswith("bias")]
+    rest = [c for c in rest if _is_built(c)]
     total = sum(c.parameter.numel() for c in candidates if _is_built(c))
     share = sum(c.parameter.numel() for c in rest) / max(total, 1)
     if share > _DENSE_SHARE:
-        shown = ", ".join(c.name + " (frozen)" * (not c.parameter.requires_grad) for c in rest[:_MOST_NAMED])
-        more = f" and {len(rest) - _MOST_NAMED} more" if len(rest) > _MOST_NAMED else ""
+        shown = _shown([c.name + " (frozen)" * (not c.parameter.requires_grad) for c in rest])
         reach = ["*", *patterns_for(rest, candidates)]
-        reasons.append(f"{share:.0%} of the weights in matrices: {shown}{more}; include={reach} prunes them, too")
+        reasons.append(f"{share:.0%} of the weights in matrices: {shown}; include={reach} prunes them, too")
     return reasons
 
 
@@ -160,20 +161,28 @@ def _computed(model: nn.Module) -> list[str]:
     return [
         path
         for path, module in model.named_modules()
-        if weight_axes(module).keys() - dict(module.named_parameters(recurse=False)).keys()
+        for key in weight_axes(module).keys() - dict(module.named_parameters(recurse=False)).keys()
+        if getattr_static(module, key, None) is not None  # not evaluated: spectral_norm counts its evaluations
     ]
 
 
 def _report_changed_zeros(chosen: Sequence[Candidate]) -> None:
     """Warn of layers that use another weight than the one that is pruned."""
-    changed = {c.name: type(c.module).__name__ for c in chosen if c.kind == LAYER and revives_zeros(c.module)}
-    if changed:
-        names = ", ".join(f"{name} ({kind})" for name, kind in changed.items())
+    layers = [c for c in chosen if c.kind == LAYER and c.parameter.shape[1] > 1]
+    smallest = {type(c.module): c.module for c in sorted(layers, key=lambda c: -c.parameter.numel())}
+    kinds = {kind for kind, module in smallest.items() if revives_zeros(module)}
+    if kinds:
+        names, shown = sorted(kind.__name__ for kind in kinds), [c.name for c in chosen if type(c.module) in kinds]
         warnings.warn(
-            f"pruned, but not zero where they are used: {names} compute their weights from the parameter (weight "
-            "standardisation?), and its zeros are none there; `exclude` them, or put a layer of torch in their place",
+            f"pruned, but not zero where they are used: {_shown(shown)}. {', '.join(names)} compute what they use from "
+            f"the parameter, as weight standardisation does; exclude={names} leaves them dense",
             stacklevel=4,
         )
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _is_built(candidate: Candidate) -> bool:

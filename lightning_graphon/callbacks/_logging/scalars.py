@@ -43,7 +43,9 @@ def layer_table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def print_masks(masks: Masks, model: nn.Module, title: str, limits: Mapping[str, float] | None = None) -> None:
+def print_masks(
+    masks: Masks, title: str, limits: Mapping[str, float] | None = None, model: nn.Module | None = None
+) -> None:
     """One table: layer, shape, kept weights, sparsity, units without a connection, distance from the limit."""
     last = ["limit"] if limits else []
     table = layer_table(title, ["layer", "shape", "kept", "of", "sparsity", "dead\nout", "dead\nin", *last])
@@ -55,8 +57,9 @@ def print_masks(masks: Masks, model: nn.Module, title: str, limits: Mapping[str,
         table.add_row(row["layer"], shape, *map(str, cells))
     table.add_section()
     table.add_row("total", "", str(masks.kept), str(masks.total), f"{masks.sparsity:.4f}", "", "")
-    size, removed = sum(p.numel() for p in model.parameters()), masks.total - masks.kept
-    table.add_row("model", "", str(size - removed), str(size), f"{removed / size:.4f}", "", "")
+    if model is not None:
+        size, removed = sum(p.numel() for p in model.parameters()), masks.total - masks.kept
+        table.add_row("model", "", str(size - removed), str(size), f"{removed / size:.4f}", "", "")
     console = Console()
     console.print(table)
     console.print(
