@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper test slow oldest lint format docs bench gpu clean
+.PHONY: help demo paper test slow oldest lint format docs dist bench gpu clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ docs: $(READY)  ## the pages and the modules as HTML, in build/docs; warnings ar
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -c docs . build/docs
 	@echo "Open build/docs/docs/index.html"
 
+dist: $(READY)  ## the sdist and the wheel, in dist/; `make slow` installs the wheel in an empty environment
+	$(BIN)/python -m build --outdir dist .
+
 bench: $(READY)  ## side-by-side timings, printed as ratios
 	$(BIN)/python benchmarks/run.py
 
@@ -74,5 +77,5 @@ gpu:  ## tests and timings on a CUDA device, ten minutes at most; PYTHON=... has
 	$(PYTHON) benchmarks/gpu.py || status=1; \
 	exit $$status
 
-clean:  ## remove the environment and what the demo wrote
-	rm -rf $(VENV) $(OLDEST) build runs
+clean:  ## remove the environment and what was built or written
+	rm -rf $(VENV) $(OLDEST) build dist runs

@@ -190,10 +190,7 @@ def main(argv: list[str] | None = None) -> dict[str, Result]:
     console.print(f"Pictures: masks.png, graphons.png and loss_decay.png in {args.out}")
     console.print("Masks simulate sparsity: pruned weights stay zero, training is not faster by itself.")
     console.print(f"See the curves:  .venv/bin/tensorboard --logdir {args.out}   and open http://localhost:6006")
-    console.print(
-        "Predicted and observed loss are in one chart under Custom scalars. Its button with the four lines makes the "
-        "axis logarithmic, so that all methods can be seen at once."
-    )
+    console.print("It opens with a picture of predicted and observed loss for each method; the layers are under Text.")
     return results
 
 

@@ -54,7 +54,7 @@ def test_readme_logs_where_it_says(readme):
 
     (file,) = (readme["folder"] / "runs").glob("**/events.out.tfevents.*")
     tags = EventAccumulator(str(file)).Reload().Tags()
-    assert {"graphons", "ntk_spectrum", "loss_decay"} <= set(tags["images"])
+    assert {"graphons", "ntk_spectrum", "Loss_decay"} <= set(tags["images"])
     assert {"loss_decay/observed", "loss_decay/predicted"} <= set(tags["scalars"])
 
 

@@ -16,9 +16,10 @@ from lightning_graphon.callbacks._analysis.kernel_spectrum import KernelSpectrum
 from lightning_graphon.callbacks._analysis.mask_snapshot import MaskSnapshot
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned, masks_in_use
 from lightning_graphon.callbacks._analysis.monitor import Monitor
+from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
-from lightning_graphon.callbacks._logging.images import send_picture
-from lightning_graphon.callbacks._logging.scalars import layer_table, log_scalars
+from lightning_graphon.callbacks._logging.images import SCALE, send_picture, takes_pictures
+from lightning_graphon.callbacks._logging.scalars import layer_table, log_layer_table, log_scalars
 from lightning_graphon.graphon import (
     HomogeneityTest,
     StepGraphon,
@@ -33,6 +34,7 @@ from lightning_graphon.pruning import Masks, check_readable, summon_full_params
 
 # Counting four-cycles multiplies a mask with itself: a few seconds for a layer of this many weights.
 _LARGEST_FOR_CYCLES = 1 << 24
+_MOST_LAYERS = 6  # in pictures for cards, two rows of the overview
 
 
 class GraphonMonitor(Monitor):
@@ -46,8 +48,10 @@ class GraphonMonitor(Monitor):
 
     Logged for every layer: `graphon/<layer>/density`, `/degree_cv` (coefficient of variation of the degrees beyond
     chance, the larger of both sides), `/c4_ratio` (t(C4) / t(K2)⁴, 1 for a random mask), `/p_value` (of the Erdős–Rényi
-    null) and `/moved` (L2 distance of the graphon from the last look). The figure `graphons` goes to TensorBoard and
-    W&B; with other loggers or none, PNG and NPZ files go to the log directory.
+    null) and `/moved` (L2 distance of the graphon from the last look); TensorBoard has them in one table under Text,
+    `graphon/layers`. The picture `graphons` goes to TensorBoard and W&B, at the first look also `graphons/<layer>`; of
+    more than six layers six are shown, evenly spaced. With other loggers or none, PNG and NPZ
+    files of all layers go to the log directory.
 
     At the start and the end of training, and every `spectrum.every_n_epochs` epochs, the spectrum of the tangent kernel
     on a fixed probe batch of training data is logged: `ntk/decay_rate`, `ntk/effective_rank`, `ntk/spectral_gap`,
@@ -69,8 +73,12 @@ class GraphonMonitor(Monitor):
         spectrum: Which kernel's spectrum, on which samples, and when; see `SpectrumOptions`. None: no spectrum.
         alpha: Level of the homogeneity verdict.
         figure: Draw the figures.
+        layer_scalars: Log the scalars of layers to TensorBoard, too, a chart for each.
         verbose: Print a table at the first look.
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
+        time_budget: Share of the planned training time that all monitors of the trainer together may take, and three
+            seconds at least; what that is too short for is computed for fewer samples or outputs, or less often, and
+            said. `math.inf` removes the limit.
 
     Attributes:
         graphons: Layer -> its graphon at the last look.
@@ -99,10 +107,12 @@ class GraphonMonitor(Monitor):
         spectrum: SpectrumOptions | None = SpectrumOptions(),  # noqa: B008 - frozen
         alpha: float = 0.01,
         figure: bool = True,
+        layer_scalars: bool = False,
         verbose: bool = True,
         raise_errors: bool = False,
+        time_budget: float = 0.05,
     ) -> None:
-        super().__init__(figure=figure, verbose=verbose, raise_errors=raise_errors)
+        super().__init__(figure=figure, verbose=verbose, raise_errors=raise_errors, time_budget=time_budget)
         check_choice("order", order, get_args(LayerOrder))
         if bins < 1:
             raise ValueError(f"bins must be at least 1, got {bins!r}")
@@ -113,12 +123,13 @@ class GraphonMonitor(Monitor):
         self.bins, self.order, self.alpha = plain(bins), order, alpha
         self.include, self.exclude = include, exclude
         self.every_n_epochs, self.every_n_steps = plain(every_n_epochs), plain(every_n_steps)
-        self.spectrum_options = spectrum
+        self.spectrum_options, self.layer_scalars = spectrum, layer_scalars
         self.spectrum: SpectralSummary | None = None
         self.graphons: dict[str, StepGraphon] = {}
         self.tests: dict[str, HomogeneityTest] = {}
         self._kernel: KernelSpectrum | None = None
         self._seen: dict[str, MaskSnapshot] = {}
+        self._scalars: dict[str, float] = {}
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -127,8 +138,10 @@ class GraphonMonitor(Monitor):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ensure_pruned(trainer, pl_module)
-        self._seen, self._told = {}, set()
-        self._kernel = None if self.spectrum_options is None else KernelSpectrum(self.spectrum_options)
+        self._seen, self._scalars, self._told = {}, {}, set()
+        budget = TimeBudget.of(trainer)
+        budget.start(trainer)
+        self._kernel = None if self.spectrum_options is None else KernelSpectrum(self.spectrum_options, budget)
         self._look(trainer, pl_module)
         self._look_at_spectrum(trainer, pl_module)
 
@@ -155,13 +168,15 @@ class GraphonMonitor(Monitor):
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         try:
-            self._estimate(trainer, pl_module)
+            with TimeBudget.of(trainer).spending(trainer):
+                self._estimate(trainer, pl_module)
         except Exception as error:
             self.report_failure(trainer, error, "graphons")
 
     def _look_at_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         try:
-            self._evaluate_spectrum(trainer, pl_module)
+            with TimeBudget.of(trainer).spending(trainer):
+                self._evaluate_spectrum(trainer, pl_module)
         except Exception as error:
             self.report_failure(trainer, error, "spectrum")
 
@@ -196,9 +211,9 @@ class GraphonMonitor(Monitor):
         if self.verbose:
             Console().print(f"ntk/... at step {step}: {kernel.source}")
         if self.draws(trainer):
-            title = f"{kernel.source} on {kernel.options.probe_size} training samples at step {step}"
+            title = f"{kernel.source}\nat step {step}"
             values = {"eigenvalues": spectrum.eigenvalues.cpu().numpy()}
-            send_picture(trainer, "ntk_spectrum", lambda scale: spectrum_image(spectrum, title, scale=scale), values)
+            send_picture(trainer, "ntk_spectrum", spectrum_image(spectrum, title, scale=SCALE), values)
 
     def _publish(
         self, trainer: pl.Trainer, masks: Masks, changed: list[str], moved: Mapping[str, float], first: bool
@@ -207,14 +222,25 @@ class GraphonMonitor(Monitor):
         for name in changed:
             scalars.update({f"graphon/{name}/{key}": value for key, value in self._numbers(name, masks[name]).items()})
         scalars.update({f"graphon/{name}/moved": distance for name, distance in moved.items()})
-        log_scalars(trainer, scalars)
+        self._scalars.update(scalars)
+        log_scalars(trainer, scalars, not_in_tensorboard=() if self.layer_scalars else scalars)
+        log_layer_table(trainer, "graphon/layers", self._scalars)
         if first and self.verbose:
             _print_table(self.graphons, self.tests, scalars)
         if self.draws(trainer):
-            title = f"Layer graphons at step {trainer.global_step}"
-            graphons, tests = self.graphons, self.tests
+            self._draw(trainer, each=first)
+
+    def _draw(self, trainer: pl.Trainer, *, each: bool) -> None:
+        """An overview, of a few layers where it goes into a card; these one by one, too, where that is wanted."""
+        cards, step = takes_pictures(trainer), f"step {trainer.global_step}"
+        shown = _spread(self.graphons) if cards else self.graphons
+        left_out = f"\n{len(shown)} of {len(self.graphons)} layers; numbers of all: graphon/…"
+        pictures = {"graphons": (shown, f"Layer graphons at {step}" + left_out * (len(shown) < len(self.graphons)))}
+        if cards and each and len(shown) > 1:
+            pictures.update({f"graphons/{name}": ({name: graphon}, step) for name, graphon in shown.items()})
+        for tag, (graphons, title) in pictures.items():
             arrays = {name: graphon.values.cpu().numpy() for name, graphon in graphons.items()}
-            send_picture(trainer, "graphons", lambda scale: graphon_image(graphons, tests, title, scale=scale), arrays)
+            send_picture(trainer, tag, graphon_image(graphons, self.tests, title, scale=SCALE), arrays)
 
     def _numbers(self, name: str, mask: Tensor) -> dict[str, float]:
         """Density, spread of degrees, four-cycles and the homogeneity test of one layer."""
@@ -229,6 +255,12 @@ class GraphonMonitor(Monitor):
             "c4_ratio": test.c4_ratio,
             "p_value": test.p_value,
         }
+
+
+def _spread(graphons: dict[str, StepGraphon]) -> dict[str, StepGraphon]:
+    """A few of many layers, the first and the last among them."""
+    names, few = list(graphons), min(len(graphons), _MOST_LAYERS)
+    return {names[i]: graphons[names[i]] for i in (k * (len(names) - 1) // max(few - 1, 1) for k in range(few))}
 
 
 def _print_table(

@@ -13,12 +13,13 @@ from typing_extensions import override
 from lightning_graphon.callbacks._analysis.loss_session import FOREIGN, LossSession, Measuring, agreement
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned
 from lightning_graphon.callbacks._analysis.monitor import Monitor
+from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._distributed.agreement import flattens_parameters
 from lightning_graphon.callbacks._distributed.sharded_analysis import ShardedAnalysis
 from lightning_graphon.callbacks._logging import loss_chart
-from lightning_graphon.callbacks._logging.images import send_figure
+from lightning_graphon.callbacks._logging.images import send_figure, takes_pictures
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
-from lightning_graphon.dynamics import KernelPrediction, LossCurves
+from lightning_graphon.dynamics import Forecast, KernelPrediction, LossCurves
 from lightning_graphon.metrics import LossDecay
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,9 @@ class LossDecayMonitor(Monitor):
     |observed|, and `/kernel_drift`, the relative change of gᵀΘg for the gradient g of the loss in the outputs. With
     `kernel.refresh_every_n_steps` also `/refreshed` and `/refreshed_error`, of the prediction made at the last refresh.
     At the end of training `/rate_ratio` (fitted decay rate, predicted over observed), `/log_correlation`,
-    `/valid_until` and, unless it held to the end, `/invalid_from`. TensorBoard shows the curves in one chart under
-    "Custom scalars", and the figure `loss_decay`.
+    `/valid_until` and, unless it held to the end, `/invalid_from`. The figure `loss_decay` has both curves; TensorBoard
+    and W&B show it after 8, 16, 32, ... measurements, too. Predictions beyond twice the largest loss seen are not
+    logged.
 
     Where no prediction can be made (several optimizers, a loss that is no function of the network's outputs) one
     sentence says why, and the observed loss is logged all the same. Weight decay and gradient clipping are not part of
@@ -58,6 +60,9 @@ class LossDecayMonitor(Monitor):
         figure: Draw the figure at the end of training.
         verbose: Print what was found.
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
+        time_budget: Share of the planned training time that all monitors of the trainer together may take, and three
+            seconds at least; what that is too short for is computed for fewer samples or outputs, or less often, and
+            said. `math.inf` removes the limit.
 
     Raises:
         ValueError: An argument has a value that is not allowed.
@@ -80,8 +85,9 @@ class LossDecayMonitor(Monitor):
         figure: bool = True,
         verbose: bool = True,
         raise_errors: bool = False,
+        time_budget: float = 0.05,
     ) -> None:
-        super().__init__(figure=figure, verbose=verbose, raise_errors=raise_errors)
+        super().__init__(figure=figure, verbose=verbose, raise_errors=raise_errors, time_budget=time_budget)
         self.kernel = kernel
         self.measuring = Measuring(probe_size, probe_seed, every_n_steps, tolerance)
         self.loss_fn = loss_fn
@@ -130,12 +136,19 @@ class LossDecayMonitor(Monitor):
             return
         ensure_pruned(trainer, pl_module)
         self._sharded = sharded = ShardedAnalysis(trainer, pl_module)
+        budget = TimeBudget.of(trainer)
+        budget.start(trainer)
         session = LossSession(
-            trainer, pl_module, sharded.optimizer, self.kernel, self.measuring, self.loss_fn, self._curves
+            trainer, pl_module, sharded.optimizer, self.kernel, self.measuring, self.loss_fn, self._curves, budget
         )
         self._session = session
         if sharded.next < math.inf:
-            self._settle(trainer, sharded.hold(lambda: session.begin(restored)))
+            with budget.spending(trainer), sharded.meeting() as works:
+                if works:
+                    sharded.next = session.begin(restored)
+                    if trainer.global_step >= sharded.next:
+                        sharded.next = session.look()
+            self._settle(trainer, sharded.failure)
 
     @override
     def on_before_optimizer_step(
@@ -151,15 +164,25 @@ class LossDecayMonitor(Monitor):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._sharded is not None and self._session is not None and trainer.global_step >= self._sharded.next:
-            self._settle(trainer, self._sharded.hold(self._session.look))
+        sharded, session = self._sharded, self._session
+        if sharded is not None and session is not None and trainer.global_step >= sharded.next:
+            with session.budget.spending(trainer), sharded.meeting() as works:
+                if works:
+                    sharded.next = session.look()
+            self._settle(trainer, sharded.failure)
+            if takes_pictures(trainer) and loss_chart.picture_is_due(self._curves):
+                self._draw(trainer, session.budget, band=0.0)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._sharded is None or self._session is None or self._sharded.next == math.inf:
+        sharded, session = self._sharded, self._session
+        if sharded is None or session is None or sharded.next == math.inf:
             return
-        if self._sharded.agree(self._session.short):
-            self._settle(trainer, self._sharded.hold(self._session.look))
+        if sharded.agree(session.short):
+            with session.budget.spending(trainer), sharded.meeting() as works:
+                if works:
+                    sharded.next = session.look()
+            self._settle(trainer, sharded.failure)
         try:
             self._report(trainer)
         except Exception as error:
@@ -175,12 +198,24 @@ class LossDecayMonitor(Monitor):
     def _report(self, trainer: pl.Trainer) -> None:
         """By the first process, when no other waits for it."""
         found = None if self._session is None else self._session.agreement()
-        if found is None:
+        if self._session is None or found is None:
             return
         if self.verbose:
             Console().print(loss_chart.summary(self._curves, found))
-        if self.draws(trainer):
-            send_figure(trainer, "loss_decay", self.plot(), {k: v.numpy() for k, v in self.curves.items()})
+        self._draw(trainer, self._session.budget, band=0.25)
+
+    def _draw(self, trainer: pl.Trainer, budget: TimeBudget, band: float) -> None:
+        """With a band that takes up to a part of the time budget."""
+        initial = self._initial
+        if initial is None or not self.draws(trainer):
+            return
+        try:
+            with budget.spending(trainer):
+                seconds = budget.portion(band)
+                figure = loss_chart.figure(self._curves, initial, self.kernel.ntk, band_seconds=seconds)
+                send_figure(trainer, "loss_decay", figure, {k: v.numpy() for k, v in self.curves.items()})
+        except Exception as error:
+            self._settle(trainer, error)
 
     def plot(self) -> Any:
         """Predicted and observed loss, the band of the finite probe, and the modes that carry the fall.
@@ -191,10 +226,14 @@ class LossDecayMonitor(Monitor):
         Raises:
             RuntimeError: No prediction has been made.
         """
-        tracker = None if self._session is None else self._session.tracker
-        if tracker is None or tracker.initial is None:
+        if self._initial is None:
             raise RuntimeError("LossDecayMonitor has made no prediction in this process; fit with it first")
-        return loss_chart.figure(self._curves, tracker.initial, self.kernel.ntk)
+        return loss_chart.figure(self._curves, self._initial, self.kernel.ntk, with_modes=True)
+
+    @property
+    def _initial(self) -> Forecast | None:
+        tracker = None if self._session is None else self._session.tracker
+        return None if tracker is None else tracker.initial
 
     @override
     def state_dict(self) -> dict[str, Any]:

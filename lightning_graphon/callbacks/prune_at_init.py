@@ -14,7 +14,7 @@ from lightning_graphon._shared.checks import check_choice, plain
 from lightning_graphon._shared.choices import Rescale, Schedule
 from lightning_graphon._shared.weight_layout import in_rows
 from lightning_graphon.callbacks._distributed import agreement
-from lightning_graphon.callbacks._logging.scalars import limit_scalars, log_scalars, print_masks, sparsity_scalars
+from lightning_graphon.callbacks._logging.scalars import limit_scalars, log_layer_table, log_scalars, print_masks
 from lightning_graphon.callbacks._module.scoring import score_module, untrained_parameters
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
 from lightning_graphon.callbacks._sparsity.sparse_callback import SparseCallback
@@ -47,7 +47,7 @@ class PruneAtInit(SparseCallback):
 
     Logged: `sparsity/<layer>`, `sparsity/total` and `sparsity/model`, the fraction removed of a layer's weights, of
     those selected and of all parameters, once when training starts; with `report_limits` also
-    `graphon/<layer>/limit_distance`.
+    `graphon/<layer>/limit_distance`. TensorBoard has the layers in one table under Text, `sparsity/layers`.
 
     Args:
         method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", or your own (`register_method`); or
@@ -71,6 +71,7 @@ class PruneAtInit(SparseCallback):
         report_limits: Fit the factorised saliency model to the scores of the first round and report, by layer, the L2
             distance between the graphon that it predicts and that of the mask; seconds for millions of weights. For
             methods with several rounds it shows what the further rounds change.
+        layer_scalars: Log the scalars of layers to TensorBoard, too, a chart for each.
         rescale: Scale the weights that stay, once, so that the sum of squares of every output unit ("unit") or layer
             ("layer") is that of the dense network; None: they keep their values. See `rescale_`.
 
@@ -106,6 +107,7 @@ class PruneAtInit(SparseCallback):
         eval_mode: bool = False,
         verbose: bool = True,
         report_limits: bool = False,
+        layer_scalars: bool = False,
         rescale: Rescale | None = None,
     ) -> None:
         super().__init__()
@@ -128,6 +130,7 @@ class PruneAtInit(SparseCallback):
         self.eval_mode = eval_mode
         self.verbose = verbose
         self.report_limits = report_limits
+        self.layer_scalars = layer_scalars
         self.rescale: Rescale | None = plain(rescale)
         self._limits: dict[str, float] = {}
         self._fresh = False
@@ -179,7 +182,10 @@ class PruneAtInit(SparseCallback):
             )
         self._fresh = False
         enforcer.zero_state()  # the optimizers' states may have been restored since
-        log_scalars(trainer, {**sparsity_scalars(masks), **self._limits, "sparsity/model": _model_sparsity(trainer)})
+        layers = {**{f"sparsity/{row['layer']}": row["sparsity"] for row in masks.table()}, **self._limits}
+        scalars = {**layers, "sparsity/total": masks.sparsity, "sparsity/model": _model_sparsity(trainer)}
+        log_scalars(trainer, scalars, () if self.layer_scalars else layers)
+        log_layer_table(trainer, "sparsity/layers", layers)
 
     @property
     @override
@@ -280,7 +286,7 @@ def _refuse_beside_masks(arguments: Mapping[str, Any]) -> None:
     Raises:
         TypeError: One of them differs from its default; the message names it.
     """
-    beside = ("self", "method", "options", "verbose", "rescale")
+    beside = ("self", "method", "options", "verbose", "rescale", "layer_scalars")
     defaults = {name: p.default for name, p in inspect.signature(PruneAtInit.__init__).parameters.items()}
     others = [n for n, default in defaults.items() if n not in beside and arguments[n] != default]
     if others:

@@ -1,9 +1,10 @@
 """One prediction of the loss: which kernel, the outputs measured with it, and every optimizer step since."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from time import perf_counter
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -12,11 +13,14 @@ from lightning_graphon._shared.checks import check_choice, make_plain
 from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
+from lightning_graphon.dynamics.forecast_kernels import ForecastKernels
 from lightning_graphon.dynamics.optimizer import OptimizerStep, RateGroups
+from lightning_graphon.dynamics.output_part import OutputPart, PartLoss
 from lightning_graphon.dynamics.probed_network import UnsupportedTrainingError
 from lightning_graphon.dynamics.recorded_loss import RecordedLoss
 from lightning_graphon.ntk import KroneckerKernel
 
+_Predictor = TypeVar("_Predictor")
 # What two runs must have in common for one to go on with the other's prediction.
 _IDENTITY = ("ntk", "propagate", "full")
 _SAME_RATIO = 1e-6  # learning rates of groups may drift apart by this before the kernels are mixed anew
@@ -81,9 +85,9 @@ class Forecast:
     The kernel is corrected for the finite probe and kept positive (`finite_probe_kernel`).
 
     Args:
-        kernels: [G, ...], the tangent kernel of each group of parameter groups.
-        grams: [G, C, C], how outputs move each other, the second factors of Kronecker products; None where the kernels
-            say it themselves, or where outputs are taken to be alike.
+        made: `kernels` [G, ...], the tangent kernel of each group of parameter groups; `grams` [G, C, C], how outputs
+            move each other, the second factors of Kronecker products; None where the kernels say it themselves, or
+            where outputs are taken to be alike.
         groups: Which groups.
         outputs: [N, ...], measured with the kernels.
         loss: Of the outputs.
@@ -93,25 +97,45 @@ class Forecast:
     """
 
     def __init__(
-        self, kernels: Tensor, grams: Tensor | None, groups: RateGroups, outputs: Tensor, loss: RecordedLoss,
+        self, made: ForecastKernels, groups: RateGroups, outputs: Tensor, loss: RecordedLoss,
         descent: OptimizerStep, dataset_size: int, step: int,
     ) -> None:  # fmt: skip
-        self.kernels, self.grams, self.groups = kernels, grams, groups
-        self.outputs, self.dataset_size = outputs, dataset_size
+        self.kernels, self.grams, self.part, self.groups = made.kernels, made.grams, made.part, groups
         self.start, self.descent = step, descent
-        self._loss = loss
+        self._all_outputs, self._points = outputs, dataset_size
+        if self.part is None:
+            self.outputs, self.dataset_size = outputs, dataset_size
+            self._loss: RecordedLoss | PartLoss = loss
+        else:
+            # Rows stand for the positions of all training points.
+            self.outputs, self.dataset_size = self.part.rows(outputs), dataset_size * len(self.part.entries)
+            self._loss = PartLoss(loss, outputs, self.part)
         self._history: list[tuple[float, float]] = []
         # Steps to follow when the loss is asked for: many in a row are faster than one between two training steps.
         self._pending: list[tuple[list[float], float]] = []
         self._seen, self._rates = descent, self._group_rates(descent)
         self._ratios = self._ratios_now = relative_rates(self._rates)
         self._mixed = self._stopped = False
-        self.predictor = self._predictor()
+        self.predictor = self._corrected()
 
     @property
     def largest_stable_rate(self) -> float:
         """At the start."""
-        return self._predictor().max_learning_rate(1e-2)
+        return self._corrected().max_learning_rate(1e-2)
+
+    @property
+    def followed(self) -> str:
+        """What the prediction is made for, in words."""
+        if self.part is None:
+            return f"{len(self.outputs)} training samples"
+        entries, numbers = self.part.entries, self._all_outputs[0].numel()
+        of = "" if entries.numel() == numbers else f" at {len(entries)} of {numbers // entries.shape[1]} positions"
+        return f"{self.part.samples} training samples{of}"
+
+    @property
+    def gradient(self) -> Tensor:
+        """Gradient of the loss in the followed outputs [N, C] at the start."""
+        return self._loss.value_and_gradient(self.outputs.double())[1].reshape(len(self.outputs), -1)
 
     @property
     def loss(self) -> float:
@@ -166,19 +190,24 @@ class Forecast:
         if any(abs(a - b) > _SAME_RATIO for a, b in zip(ratios, self._ratios, strict=True)):
             self._mixed = self._mixed or any(rate > 0 for rate, _ in self._history)
             self._ratios, state = ratios, self.predictor.state_dict()
-            self.predictor = self._predictor()
+            self.predictor = self._corrected()
             self.predictor.load_state_dict(state)
 
-    def band(self, most: int = 1000) -> tuple[Tensor, Tensor] | None:
-        """Lower and upper predictions, [k + 1] each, of `most` steps; None where groups changed their ratio."""
+    def band(self, most: int = 1000, seconds: float = math.inf) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper predictions, [k + 1] each, of `most` steps, or as many as there is time for.
+
+        None where groups changed their ratio.
+        """
         self._catch_up()
         if self._mixed:
             return None
-        band = LossBand(self.kernel, *self._arguments(), dataset_size=self.dataset_size, **self._options())
-        values = [(band.lower, band.upper)]
+        band = self._predicted(LossBand, self.kernel, dataset_size=self.dataset_size)
+        values, end = [(band.lower, band.upper)], perf_counter() + seconds
         for rate, momentum in self._history[:most]:
             band.step(rate, momentum=momentum)
             values.append((band.lower, band.upper))
+            if perf_counter() > end:
+                break
         lower, upper = torch.tensor(values, dtype=torch.float64).T
         return lower, upper
 
@@ -193,19 +222,19 @@ class Forecast:
         kernel = torch.tensordot(weights, self.kernels, 1)
         return kernel if self.grams is None else KroneckerKernel(kernel, torch.tensordot(weights, self.grams, 1))
 
-    def _predictor(self) -> LossDecayPredictor:
-        kernel = finite_probe_kernel(self.kernel, self.outputs, self.dataset_size, positive=True)
-        return LossDecayPredictor(kernel, *self._arguments(), **self._options())
-
     def _plain(self) -> LossDecayPredictor:
-        return LossDecayPredictor(self.kernel, *self._arguments(), **self._options())
+        return self._predicted(LossDecayPredictor, self.kernel)
 
-    def _arguments(self) -> tuple[Tensor, None, RecordedLoss]:
-        return self.outputs, None, self._loss
+    def _corrected(self) -> LossDecayPredictor:
+        kernel = finite_probe_kernel(self.kernel, self.outputs, self.dataset_size, positive=True)
+        return self._predicted(LossDecayPredictor, kernel)
 
-    def _options(self) -> dict[str, Any]:
+    def _predicted(
+        self, kind: Callable[..., _Predictor], kernel: Tensor | KroneckerKernel, **options: Any
+    ) -> _Predictor:
         d = self.descent
-        return {"momentum": d.momentum, "nesterov": d.nesterov, "dampening": d.dampening, "check_every": 0}
+        options |= {"momentum": d.momentum, "nesterov": d.nesterov, "dampening": d.dampening, "check_every": 0}
+        return kind(kernel, self.outputs, None, self._loss, **options)
 
     def _group_rates(self, descent: OptimizerStep) -> list[float]:
         if sum(map(len, self.groups)) != len(descent.rates):
@@ -227,9 +256,10 @@ class Forecast:
             "kernels": self.kernels,
             "grams": self.grams,
             "groups": [list(group) for group in self.groups],
-            "outputs": self.outputs,
+            "part": None if self.part is None else [self.part.samples, self.part.entries],
+            "outputs": self._all_outputs,
             "descent": [list(d.rates), d.momentum, d.nesterov, d.dampening, d.adaptive],
-            "dataset_size": self.dataset_size,
+            "dataset_size": self._points,
             "start": self.start,
             "loss": float(self._loss(self.outputs.double())),
             "ratios": self._ratios,
@@ -254,11 +284,13 @@ class Forecast:
             raise ValueError("the loss of the probe batch is another one: the training data or the loss have changed")
         groups = tuple(map(tuple, state["groups"]))
         descent = OptimizerStep(tuple(rates), *rest)
-        new = cls(kernels, grams, groups, outputs, loss, descent, state["dataset_size"], state["start"])
+        part = None if state.get("part") is None else OutputPart(state["part"][0], state["part"][1].cpu())
+        made = ForecastKernels(kernels, grams, part)
+        new = cls(made, groups, outputs, loss, descent, state["dataset_size"], state["start"])
         new._history = [(rate, momentum) for rate, momentum in state["history"].tolist()]
         new._mixed, new._ratios_now = state["mixed"], state["ratios_now"]
         if new._ratios != state["ratios"]:
             new._ratios = state["ratios"]
-            new.predictor = new._predictor()
+            new.predictor = new._corrected()
         new.predictor.load_state_dict(state["predictor"])
         return new

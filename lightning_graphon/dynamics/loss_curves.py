@@ -44,10 +44,8 @@ class LossCurves:
     @property
     def valid_until(self) -> int | None:
         """Last measured step at which it held; None where there is none."""
-        return max((step for step in self.by_step()["predicted"] if self._held(step)), default=None)
-
-    def _held(self, step: int) -> bool:
-        return self.invalid is None or step < self.invalid[0]
+        end = torch.inf if self.invalid is None else self.invalid[0]
+        return max((step for step in self.by_step()["predicted"] if step < end), default=None)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """One more measurement."""

@@ -1,7 +1,7 @@
 """Predicts the loss of a probe step by step, measures it now and then, and says when the prediction no longer holds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_graphon.dynamics.forecast import Forecast, KernelPrediction
+from lightning_graphon.dynamics.forecast_kernels import AffordableKernels, ForecastKernels
 from lightning_graphon.dynamics.kernel_change import KernelChange
 from lightning_graphon.dynamics.loss_curves import LossCurves
 from lightning_graphon.dynamics.optimizer import OptimizerStep, OptimizerView, rate_groups, read_optimizer_step
@@ -17,8 +18,6 @@ from lightning_graphon.dynamics.optimizer_kernels import OptimizerKernels
 from lightning_graphon.dynamics.probed_network import ProbedNetwork, UnsupportedTrainingError
 from lightning_graphon.dynamics.recorded_loss import recorded_loss
 
-_LARGEST_FULL = 2048  # rows of a kernel that tells outputs apart; 4 million numbers, multiplied at every step
-_LARGEST_GRAM = 1024  # outputs that may move each other: a matrix of a million numbers
 # Adam's second moments are means of few gradients at first; its kernel stands still only after some steps.
 _START_OF_ADAPTIVE = 10
 _SAME_LOSS = 1e-3  # recorded and real one, in single precision
@@ -41,6 +40,8 @@ class LossTracker:
         tolerance: Largest relative error of a prediction that holds.
         step: Optimizer step now.
         gradient_scale: Gradient of a training batch over that of the probe: 1 for mean losses.
+        seconds: How long a computation of kernels may take now. What that is too short for is computed for part of the
+            outputs.
 
     Attributes:
         initial: The prediction made at the start; None until then.
@@ -53,13 +54,14 @@ class LossTracker:
     def __init__(
         self, network: ProbedNetwork, optimizer: OptimizerView, options: KernelPrediction, curves: LossCurves, *,
         dataset_size: int, every_n_steps: int = 50, tolerance: float = 0.1, step: int = 0, gradient_scale: float = 1.0,
+        seconds: Callable[[], float] = lambda: math.inf,
     ) -> None:  # fmt: skip
         self.network, self.options, self.curves = network, options, curves
         self.initial: Forecast | None = None
         self.refreshed: Forecast | None = None
         self._every, self._tolerance, self._dataset_size = every_n_steps, tolerance, dataset_size
         self._kernels, self._optimizer = OptimizerKernels(network, optimizer), optimizer.optimizer
-        self._scale, self._read = gradient_scale, list[Any]()
+        self._scale, self._read, self._seconds = gradient_scale, list[Any](), seconds
         self._step = _optimizer_step(self._optimizer, gradient_scale)
         self._next_change = 0
         self._largest, self._diverged = 0.0, False  # loss seen; the first prediction
@@ -67,8 +69,8 @@ class LossTracker:
         self._new_at = 0 if self._optimizer.state else step
         with network.evaluated(), torch.no_grad():
             outputs = network.outputs().detach()
-        self._full = _needs_full_kernel(outputs, options.full)
         self.loss = recorded_loss(network, outputs)
+        self._affordable = AffordableKernels(self._kernels, self.loss, outputs, options.full)
         self._change = KernelChange(network, optimizer, outputs)
 
     @property
@@ -114,12 +116,12 @@ class LossTracker:
         values = {"observed": observed}
         if self.initial is None and step >= self.start_step:
             self.initial = self._forecast(outputs, step)
-            self._change.start(self.initial.groups)
+            self._change.start(self.initial.groups, self._seconds())
             self._next_change = step + self._every
         values.update(_compared("predicted", "relative_error", self.initial, observed))
         values.update(_compared("refreshed", "refreshed_error", self.refreshed, observed))
         if self.initial is not None and step >= self._next_change:
-            values.update(self._kernel_change(outputs, step))
+            values.update(self._kernel_change(self.initial, outputs, step))
         self._judge(values, step)
         self._stop_if_diverged(values)
         every = self.options.refresh_every_n_steps
@@ -142,21 +144,19 @@ class LossTracker:
         return outputs, observed
 
     def _forecast(self, outputs: Tensor, step: int) -> Forecast:
-        groups, grams = rate_groups(self._optimizer), None
+        groups = rate_groups(self._optimizer)
         try:
             if self.options.ntk == "graphon":
-                kernels = self._kernels.graphon_kernels(groups, self.options.propagate)
-            elif self._full or outputs[0].numel() > _LARGEST_GRAM:
-                kernels = self._kernels.kernels(groups, reduce=None if self._full else "mean")
+                made = ForecastKernels(self._kernels.graphon_kernels(groups, self.options.propagate))
             else:
-                kernels, grams = self._kernels.kronecker_kernels(groups)
-            new = Forecast(kernels, grams, groups, outputs, self.loss, self._step, self._dataset_size, step)
+                made = self._affordable.compute(groups, self._seconds())
         except ValueError as error:
             raise UnsupportedTrainingError(f"there is no {self.options.ntk} kernel: {error}") from error
-        new.inherit(self._buffer(outputs, step))
+        new = Forecast(made, groups, outputs, self.loss, self._step, self._dataset_size, step)
+        new.inherit(self._buffer(new, step))
         return new
 
-    def _buffer(self, outputs: Tensor, step: int) -> Tensor | None:
+    def _buffer(self, new: Forecast, step: int) -> Tensor | None:
         """Momentum buffer that the optimizer has by now: of the last prediction, or of a steady gradient."""
         last = self.refreshed or (None if self._diverged else self.initial)
         if last is not None:
@@ -164,17 +164,14 @@ class LossTracker:
         mu, steps = self._step.momentum, step - self._new_at
         if not mu or not steps:
             return None
-        gradient = self.loss.value_and_gradient(outputs.double())[1].reshape(len(outputs), -1)
         fresh = mu ** (steps - 1)
-        return gradient * (fresh + (1 - self._step.dampening) * (1 - fresh) / (1 - mu))
+        return new.gradient * (fresh + (1 - self._step.dampening) * (1 - fresh) / (1 - mu))
 
-    def _kernel_change(self, outputs: Tensor, step: int) -> dict[str, float]:
+    def _kernel_change(self, initial: Forecast, outputs: Tensor, step: int) -> dict[str, float]:
         """`kernel_drift`; nothing where the loss has no slope. The next at most twice as far from the start."""
-        assert self.initial is not None  # noqa: S101
-        longest = self.options.change_every_n_steps
-        self._next_change = step + min(longest, max(self._every, step - self.initial.start))
+        self._next_change = step + min(self.options.change_every_n_steps, max(self._every, step - initial.start))
         gradient = self.loss.value_and_gradient(outputs.double())[1]
-        change = self._change.since_start(gradient, self.initial.ratios)
+        change = self._change.since_start(gradient, initial.ratios)
         return {"kernel_drift": change} if math.isfinite(change) else {}
 
     def _judge(self, values: Mapping[str, float], step: int) -> None:
@@ -188,27 +185,27 @@ class LossTracker:
         elif not change <= limit:
             self.curves.invalid = step, f"the kernel has moved by {change:.0%} (kernel_drift, at most {limit:.0%})"
         elif not error <= self._tolerance:
-            why = f"it is {error:.0%} off (relative_error, at most {self._tolerance:.0%}){self._instability()}"
+            why = f"it is {error:.0%} off (relative_error, at most {self._tolerance:.0%})"
+            rate, stable = max(self._step.rates), self.initial.largest_stable_rate
+            if rate > stable:
+                why += f"; the learning rate {rate:.3g} is beyond {stable:.3g}, the largest stable one"
             self.curves.invalid = step, why
-
-    def _instability(self) -> str:
-        assert self.initial is not None  # noqa: S101
-        rate, stable = max(self._step.rates), self.initial.largest_stable_rate
-        return f"; the learning rate {rate:.3g} is beyond {stable:.3g}, the largest stable one" if rate > stable else ""
 
     def _stop_if_diverged(self, values: dict[str, float]) -> None:
         """An invalid prediction far above every loss seen so far would only hide the other curves of a chart."""
         self._largest = max(self._largest, abs(values["observed"]))
-        invalid = self.curves.invalid is not None and self.initial is not None and "predicted" in values
-        if invalid and not abs(values["predicted"]) <= _DIVERGED * self._largest:
-            self._stop_initial()
+        if self.initial is None:
+            return
+        if self.curves.invalid is not None and not abs(values["predicted"]) <= _DIVERGED * self._largest:
+            self.stop_initial()
         if self._diverged:
             del values["predicted"], values["relative_error"]
 
-    def _stop_initial(self) -> None:
-        assert self.initial is not None  # noqa: S101
+    def stop_initial(self) -> None:
+        """Follow the prediction of the start no longer: it has failed, and nobody will look at it again."""
         self._diverged = True
-        self.initial.stop()
+        if self.initial is not None:
+            self.initial.stop()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only; the curves have a state of their own."""
@@ -216,6 +213,7 @@ class LossTracker:
             "initial": None if self.initial is None else self.initial.state_dict(),
             "refreshed": None if self.refreshed is None else self.refreshed.state_dict(),
             "change": self._change.state_dict(),
+            "sizes": self._affordable.state_dict(),
             "next_change": self._next_change,
             "largest": self._largest,
             "diverged": self._diverged,
@@ -229,16 +227,17 @@ class LossTracker:
             ValueError: The state is of another probe batch.
         """
         device = next(self.network.root.parameters()).device
-        self.initial, self.refreshed = (
+        initial, refreshed = (
             None if part is None else Forecast.from_state(part, self.loss, device)
             for part in (state["initial"], state["refreshed"])
         )
-        self._change.load_state_dict(state["change"])
-        self._next_change = int(state["next_change"])
-        self._largest = float(state["largest"])
-        if state["diverged"]:
-            self._stop_initial()
-        self._new_at = int(state["new_at"])
+        following, largest, diverged, new_at = (state[key] for key in ("next_change", "largest", "diverged", "new_at"))
+        self._affordable.load_state_dict(state["sizes"])
+        self._change.load_state_dict(state["change"])  # the last that may raise: a tracker is left as it was, or new
+        self.initial, self.refreshed = initial, refreshed
+        self._next_change, self._largest, self._new_at = int(following), float(largest), int(new_at)
+        if diverged:
+            self.stop_initial()
 
 
 def next_multiple(every: int, before: int) -> int:
@@ -276,18 +275,3 @@ def _optimizer_step(optimizer: Optimizer, scale: float) -> OptimizerStep:
     except ValueError as error:
         raise UnsupportedTrainingError(str(error)) from error
     return replace(step, rates=tuple(scale * rate for rate in step.rates))
-
-
-def _needs_full_kernel(outputs: Tensor, wanted: bool) -> bool:
-    """Whether the kernel tells outputs apart: where it is wanted, or they have structure, such as tokens or pixels.
-
-    Raises:
-        UnsupportedTrainingError: There are too many.
-    """
-    full = wanted or outputs.ndim > 2
-    if full and outputs.numel() > _LARGEST_FULL:
-        raise UnsupportedTrainingError(
-            f"outputs of shape {tuple(outputs.shape)} need a kernel between all {outputs.numel()} numbers, more than "
-            f"{_LARGEST_FULL}: give a smaller probe_size"
-        )
-    return full

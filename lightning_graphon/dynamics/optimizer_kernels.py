@@ -29,17 +29,14 @@ class OptimizerKernels:
             groups: Parameter groups that share a learning rate, kernel by kernel.
             reduce: As in `empirical_ntk`.
         """
-        kernels = []
-        for group in groups:
-            diagonal = self._preconditioner(group)
-            kernels.append(self.network.empirical(empirical_ntk, preconditioner=diagonal, reduce=reduce))
+        diagonals = map(self._preconditioner, groups)
+        kernels = [self.network.empirical(empirical_ntk, preconditioner=d, reduce=reduce) for d in diagonals]
         return torch.stack(kernels).double()
 
     def kronecker_kernels(self, groups: RateGroups) -> tuple[Tensor, Tensor]:
         """[G, N, N] and [G, C, C]: the factors of each group's kernel, the second one with the trace of the first."""
-        parts = []
-        for group in groups:
-            parts.append(self.network.empirical(kronecker_ntk, preconditioner=self._preconditioner(group)))  # noqa: PERF401
+        diagonals = map(self._preconditioner, groups)
+        parts = [self.network.empirical(kronecker_ntk, preconditioner=d) for d in diagonals]
         # So that those of the groups add up in the proportion of their kernels.
         grams = [part.outputs * part.samples.trace() for part in parts]
         return torch.stack([part.samples for part in parts]).double(), torch.stack(grams).double()
@@ -80,12 +77,8 @@ class OptimizerKernels:
         total = 0.0
         for name, slope in zip(trained, slopes, strict=True):
             if slope is not None and name in ratio_of:
-                total += _weighted_square(slope, diagonal.get(name), masks.get(name)) * ratio_of[name]
+                square = slope.square()
+                for factor in (factors[name] for factors in (diagonal, masks) if name in factors):
+                    square = square * factor.to(square.device)
+                total += float(square.sum(dtype=torch.float64)) * ratio_of[name]
         return total
-
-
-def _weighted_square(slope: Tensor, *factors: Tensor | None) -> float:
-    square = slope.square()
-    for factor in factors:
-        square = square if factor is None else square * factor.to(square.device)
-    return float(square.sum(dtype=torch.float64))

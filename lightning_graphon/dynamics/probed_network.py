@@ -57,6 +57,11 @@ class ProbedNetwork:
         inputs = tuple(t[:count] for t in self.inputs) if isinstance(self.inputs, tuple) else self.inputs[:count]
         return ProbedNetwork(self.module, inputs, _no_loss, masks=self.masks, root=self.root)
 
+    def selected(self, outputs: Tensor) -> "ProbedNetwork":
+        """The same network with some of its flattened outputs, by their numbers [K], without a loss."""
+        module = _SelectedOutputs(self.module, outputs)
+        return ProbedNetwork(module, self.inputs, _no_loss, masks=self.masks, root=self.root)
+
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """Eval mode, full precision; the module, its gradients and the random numbers are as before afterwards."""
@@ -109,6 +114,16 @@ class ProbedNetwork:
 
     def _inputs(self, cast: Callable[[Tensor], Tensor]) -> Inputs:
         return tuple(map(cast, self.inputs)) if isinstance(self.inputs, tuple) else cast(self.inputs)
+
+
+class _SelectedOutputs(nn.Module):
+    def __init__(self, module: nn.Module, outputs: Tensor) -> None:
+        super().__init__()
+        self.module, self._outputs = module, outputs
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        out: Tensor = self.module(*inputs)
+        return out.flatten(1)[:, self._outputs.to(out.device)]
 
 
 def _no_loss(outputs: Tensor) -> Tensor:

@@ -65,9 +65,9 @@ def recorded_loss(network: ProbedNetwork, outputs: Tensor) -> RecordedLoss:
         _check_depends_on_outputs_only(network, outputs)
         for reads_values in (False, True):
             for dtype in dict.fromkeys((torch.float64, outputs.dtype)):
-                loss = _recorded(network.loss, outputs, dtype, reads_values)
-                if loss is not None:
-                    return loss
+                recording = _record(network.loss, outputs.to(dtype), reads_values)
+                if recording is not None and _agrees(recording, network.loss, outputs.double()):
+                    return recording
     raise UnsupportedTrainingError(
         "the loss in training_step does something else each time, or branches on the outputs"
     )
@@ -86,21 +86,19 @@ def _check_depends_on_outputs_only(network: ProbedNetwork, outputs: Tensor) -> N
         )
 
 
-def _recorded(loss: Loss, outputs: Tensor, dtype: torch.dtype, reads_values: bool) -> RecordedLoss | None:
-    """A recording that agrees with `loss` wherever it is tried; None where there is none."""
-    at = outputs.to(dtype)
+def _record(loss: Loss, at: Tensor, reads_values: bool) -> RecordedLoss | None:
+    """A recording of `loss`, not yet tried; None where there is none."""
     try:
         program = _program(lambda outputs: loss(outputs), at, reads_values)
         slope = _program(lambda outputs: _value_and_gradient(program, outputs), at, reads_values)
     except Exception:  # whatever user code does that cannot be recorded
         return None
-    recording = RecordedLoss(program, slope, dtype, reads_values)
-    places = _places(recording, outputs.double(), _MORE_PLACES if reads_values else _PLACES)
-    return recording if all(_agree(recording, loss, place.to(dtype)) for place in places) else None
+    return RecordedLoss(program, slope, at.dtype, reads_values)
 
 
-def _places(recording: RecordedLoss, outputs: Tensor, scales: tuple[float, ...]) -> Iterator[Tensor]:
+def _places(recording: RecordedLoss, outputs: Tensor) -> Iterator[Tensor]:
     """Outputs in random directions, and downhill, where training goes."""
+    scales = _MORE_PLACES if recording.reads_values else _PLACES
     generator = torch.Generator().manual_seed(0)
     gradient = recording.value_and_gradient(outputs)[1]
     downhill = -gradient * outputs.numel() ** 0.5 / gradient.norm().clamp_min(1e-300)
@@ -146,11 +144,13 @@ def _value_and_gradient(fn: Loss, outputs: Tensor) -> tuple[Tensor, Tensor]:
         return value.detach(), torch.autograd.grad(value, leaf)[0]
 
 
-def _agree(recording: RecordedLoss, loss: Loss, outputs: Tensor) -> bool:
-    """Whether values and gradients are the same to the rounding of the recording's dtype."""
+def _agrees(recording: RecordedLoss, loss: Loss, outputs: Tensor) -> bool:
+    """Whether values and gradients are the same to the rounding of the recording's dtype, wherever they are tried."""
     rounding = 1e-9 if recording.dtype == torch.float64 else 1e-3
-    value, slope = (t.double() for t in _value_and_gradient(loss, outputs))
-    return all(
-        bool((a - value).abs() <= rounding * value.abs()) and bool((b - slope).norm() <= rounding * slope.norm())
-        for a, b in (recording.value_and_gradient(outputs.double()), _value_and_gradient(recording, outputs.double()))
-    )
+    for place in _places(recording, outputs):
+        value, slope = (t.double() for t in _value_and_gradient(loss, place.to(recording.dtype)))
+        for a, b in (recording.value_and_gradient(place), _value_and_gradient(recording, place)):
+            same = (a - value).abs() <= rounding * value.abs() and (b - slope).norm() <= rounding * slope.norm()
+            if not bool(same):
+                return False
+    return True

@@ -154,6 +154,7 @@ class LossDecay(Metric):
         """Values by key, or that of `key`; NaN before the first update, as torchmetrics warns."""
         nan = torch.full_like(self.points, torch.nan)
         seen = self.points > 0
+        held = self.curve[self.curve[:, 0] < self.invalid, 0]  # NaN rows are not smaller
         predicted, observed, correlation = fits_from_moments(self.moments)
         values = {
             "relative_error": self.errors / self.finite,
@@ -162,17 +163,13 @@ class LossDecay(Metric):
             "rate_predicted": predicted,
             "rate_observed": observed,
             "rate_ratio": predicted / observed,
-            "valid_until": self._valid_until(),
+            "valid_until": held.max() if len(held) else nan,
             "invalid_from": torch.where(seen, self.invalid, nan),
             "points": torch.where(seen, self.points, nan),
         }
         if self.key is not None:
             return values[self.key]
         return {self.prefix + key: value for key, value in values.items()}
-
-    def _valid_until(self) -> Tensor:
-        held = self.curve[self.curve[:, 0] < self.invalid, 0]  # NaN rows are not smaller
-        return held.max() if len(held) else torch.full_like(self.points, torch.nan)
 
     def plot(self, ax: Any = None) -> "Figure":
         """Draw both curves and the step from which the prediction no longer holds, as this process saw them.

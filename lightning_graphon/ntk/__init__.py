@@ -1,35 +1,21 @@
 """Tangent kernels: infinite width, finite width, their spectra, generalisation. Needs torch and scipy only."""
 
-from lightning_graphon.ntk.activations import (
-    DualActivation,
-    HermiteDual,
-    PiecewiseLinear,
-    ReLULike,
-    dual_activation,
-    register_activation,
-    unregister_activation,
-)
+from lightning_graphon.ntk.activations.base import DualActivation, HermiteDual
+from lightning_graphon.ntk.activations.piecewise_linear import PiecewiseLinear, ReLULike
+from lightning_graphon.ntk.activations.registry import dual_activation, register_activation, unregister_activation
 from lightning_graphon.ntk.empirical import EmpiricalNTK, LayerShare, empirical_ntk, kronecker_ntk, ntk_layer_shares
-from lightning_graphon.ntk.generalisation import (
-    DesignedGraphons,
+from lightning_graphon.ntk.generalisation.bound import (
     GeneralisationBound,
-    design_graphons,
     generalisation_bound,
     kernel_ridge_regression,
     one_vs_rest_targets,
 )
-from lightning_graphon.ntk.infinite import graphon_ntk, graphon_ntk_from_model
-from lightning_graphon.ntk.operators import (
-    DenseOperator,
-    KernelOperator,
-    KroneckerKernel,
-    SpectralSummary,
-    TileShard,
-    kernel_target_alignment,
-    spectral_summary,
-    top_eigenpairs,
-    world_tile_shard,
-)
+from lightning_graphon.ntk.generalisation.design import DesignedGraphons, design_graphons
+from lightning_graphon.ntk.infinite.from_model import graphon_ntk_from_model
+from lightning_graphon.ntk.infinite.graphon_ntk import graphon_ntk
+from lightning_graphon.ntk.operators.operator import DenseOperator, KernelOperator, KroneckerKernel, top_eigenpairs
+from lightning_graphon.ntk.operators.spectrum import SpectralSummary, kernel_target_alignment, spectral_summary
+from lightning_graphon.ntk.operators.tiling import TileShard, world_tile_shard
 
 __all__ = [
     "DenseOperator",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-BLACK, GREY, LIGHT, BLUE = "#000000", "#666666", "#aaaaaa", "#1f77b4"
+BLACK, GREY, BLUE = "#000000", "#666666", "#1f77b4"
 Paint = Callable[[np.ndarray, np.ndarray], Image.Image]
 _POINT = 100 / 72
 

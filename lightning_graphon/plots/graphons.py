@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from lightning_graphon.graphon.core.partition import edges
 from lightning_graphon.plots.figure import new_figure
 
 if TYPE_CHECKING:
@@ -85,7 +83,7 @@ def _draw_graphon(axis: Any, graphon: "StepGraphon") -> Any:
     """The cells, and the two degree functions above and to the right, all on [0, 1]."""
     from matplotlib.colors import PowerNorm
 
-    x, y = (edges(measure).numpy() for measure in (graphon.col_measure, graphon.row_measure))
+    x, y = (edges(measure.cpu()).numpy() for measure in (graphon.col_measure, graphon.row_measure))
     values = graphon.values.detach().float().cpu().numpy()
     # Rasterised, as a vector image of 64 by 64 cells would be large; the root shows sparse layers.
     image = axis.pcolormesh(x, y, values, cmap="magma_r", norm=PowerNorm(0.5, 0, 1), rasterized=True)
@@ -108,9 +106,3 @@ def _draw_graphon(axis: Any, graphon: "StepGraphon") -> Any:
 def p_value_text(p: float) -> str:
     """A p-value for a caption, to follow the letter p."""
     return f"= {p:.1g}" if p >= 1e-16 else "< 1e-16"
-
-
-def edges(measure: Tensor) -> Tensor:
-    """Ends [k + 1] of the intervals of a measure [k], on the CPU."""
-    ends = torch.cat([measure.new_zeros(1), measure.detach().cumsum(0)]).cpu()
-    return ends / ends[-1]

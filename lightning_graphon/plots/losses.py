@@ -25,6 +25,8 @@ def plot_loss_decay(
 ) -> "Figure":
     """Predicted and observed loss against optimizer steps, and the kernel modes that carry the fall.
 
+    The axis has room for the observed loss; the legend says where another curve is cut off, and how far it goes.
+
     Args:
         curves: "observed", and where there are any "predicted" and "refreshed": step -> loss.
         band: Steps, lower and upper losses of the two predictions that differ in the probe's self-terms.
@@ -32,10 +34,11 @@ def plot_loss_decay(
         shares: Share of the initial fall of the loss in each mode of the kernel, the largest eigenvalue first.
         title: Title of the whole figure.
     """
-    figure, axes = new_figure(1, 1 if shares is None else 2, cell=(4.6, 3.4), layout=None)
-    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.16, top=0.86, wspace=0.25)
+    columns = 1 if shares is None else 2
+    figure, axes = new_figure(1, columns, cell=(3.8, 2.5), layout=None)  # fits TensorBoard's cards
+    figure.subplots_adjust(left=0.15 / columns, right=0.98, bottom=0.18, top=0.94 - 0.06 * columns, wspace=0.28)
     _draw_losses(axes[0, 0], curves, band, invalid_from)
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7, handlelength=1.4, borderpad=0.2)
     if shares is not None:
         _draw_shares(axes[0, 1], shares)
     figure.suptitle(title, fontsize=9)
@@ -80,17 +83,20 @@ def _draw_losses(
         "predicted": ("#c2410c", "--", "predicted at the start"),
         "refreshed": ("#0369a1", ":", "predicted at the last refresh"),
     }
+    # Predictions may be infinite or far off, so the observed curve gives the limits.
+    low, high = _range([value for value in curves["observed"].values() if math.isfinite(value)])
     for name, (color, line, label) in styles.items():
         if curves.get(name):
+            label += _cut(curves[name], low, high)
             axis.plot(list(curves[name]), list(curves[name].values()), color=color, ls=line, lw=1.6, label=label)
     if band is not None:
         at, lower, upper = (t.double().cpu().numpy() for t in band)
-        axis.fill_between(at, lower, upper, color="#c2410c", alpha=0.15, lw=0, label="band of the finite probe")
+        ends = [_cut(dict(zip(at.astype(int), end, strict=True)), low, high) for end in (upper, lower)]
+        label = f"band of the finite probe{ends[0] or ends[1]}"
+        axis.fill_between(at, lower, upper, color="#c2410c", alpha=0.15, lw=0, label=label)
     if invalid_from is not None:
         last = max(curves["observed"])
         axis.axvspan(invalid_from, last, color="0.5", alpha=0.13, lw=0, label="first prediction no longer holds")
-    # Predictions may be infinite or far off, so the observed curve gives the limits.
-    low, high = _range([value for value in curves["observed"].values() if math.isfinite(value)])
     if low > 0:
         axis.set_yscale("log")
         few_ticks(axis, high / low)
@@ -98,6 +104,15 @@ def _draw_losses(
     axis.set_xlabel("optimizer step", fontsize=8)
     axis.set_ylabel("loss of the probe batch", fontsize=8)
     axis.tick_params(labelsize=7, which="both")
+
+
+def _cut(curve: Mapping[int, float], low: float, high: float) -> str:
+    """In words, where a curve leaves the axis and how far it goes."""
+    outside = {step: value for step, value in curve.items() if not low <= value <= high}
+    if not outside:
+        return ""
+    most, least = max(outside.values()), min(outside.values())
+    return f"\n(cut off from step {min(outside)}, reaches {most if most > high else least:.3g})"
 
 
 def few_ticks(axis: Any, ratio: float) -> None:

@@ -47,12 +47,14 @@ def plot_masks(masks: Mapping[str, Mapping[str, Tensor]], title: str = "") -> "F
     layers = max((list(group) for group in masks.values()), key=len)
     figure, axes = new_figure(len(masks), len(layers), cell=(1.9, 1.9))
     image: Any = None
+    box = {"facecolor": "white", "alpha": 0.8, "pad": 1.5, "linewidth": 0}
     for row, (label, group) in enumerate(masks.items()):
         for column, (layer, mask) in enumerate(group.items()):
             axis = axes[row, column]
             image = _draw_mask(axis, mask)
             axis.set_title(f"{layer}\n" if row == 0 else "", fontsize=8)
-            axis.text(0.98, 0.02, f"{mask.float().mean():.1%} kept", transform=axis.transAxes, **_NOTE)
+            note = {"transform": axis.transAxes, "ha": "right", "va": "bottom", "fontsize": 7, "bbox": box}
+            axis.text(0.98, 0.02, f"{mask.float().mean():.1%} kept", **note)
             if column == 0:
                 axis.set_ylabel(f"{label}\noutputs, by degree", fontsize=8)
             if row == len(masks) - 1:
@@ -61,14 +63,6 @@ def plot_masks(masks: Mapping[str, Mapping[str, Tensor]], title: str = "") -> "F
     bar.set_label("fraction of weights kept", fontsize=8)
     figure.suptitle(title, fontsize=11)
     return figure
-
-
-_NOTE: dict[str, Any] = {
-    "ha": "right",
-    "va": "bottom",
-    "fontsize": 7,
-    "bbox": {"facecolor": "white", "alpha": 0.8, "pad": 1.5, "linewidth": 0},
-}
 
 
 def _draw_mask(axis: Any, mask: Tensor) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from lightning_graphon.plots.canvas import BLUE, GREY, LIGHT, Canvas
+from lightning_graphon.plots.canvas import BLUE, GREY, Canvas
 
 if TYPE_CHECKING:
     from lightning_graphon.ntk import SpectralSummary
@@ -16,36 +16,35 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def spectrum_image(spectrum: "SpectralSummary", title: str = "", *, scale: float = 1.0) -> Image.Image:
-    """Eigenvalues of a kernel and their share of the trace as in `plot_spectrum`.
+    """Eigenvalues of a kernel as in the first chart of `plot_spectrum`.
 
     Args:
         spectrum: What `spectral_summary` returned.
-        title: Title of the picture; it should say which kernel this is.
+        title: Title of the picture, up to two lines; it should say which kernel this is.
         scale: 1 is 100 dots an inch.
     """
-    fine = Canvas(840, 320, 2 * scale)
+    fine = Canvas(400, 260, 2 * scale)
     values = spectrum.eigenvalues.detach().double().cpu().numpy()
-    axes = _draw_eigenvalues(fine, values, spectrum), _draw_shares(fine, values, spectrum)
+    x, y = _draw_eigenvalues(fine, values, spectrum)
     canvas = fine.halved()
-    _write_eigenvalues(canvas, *axes[0], values, spectrum)
-    _write_shares(canvas, *axes[1], spectrum)
-    canvas.text(420, 14, title, 10)
+    _write_eigenvalues(canvas, x, y, values, spectrum)
+    for number, line in enumerate(title.split("\n")):
+        canvas.text(200, 12 + 14 * number, line, 9)
     return canvas.image
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """Numbers from `low` to `high` along the pixels from `start` to `end`."""
+    """Numbers from `low` to `high`, logarithmic, along the pixels from `start` to `end`."""
 
     start: float
     end: float
     low: float
     high: float
-    log: bool = True
 
     def at(self, value: np.ndarray | float) -> np.ndarray:
         """Place of a number."""
-        low, high, number = (np.log10(v) if self.log else np.asarray(v) for v in (self.low, self.high, value))
+        low, high, number = (np.log10(v) for v in (self.low, self.high, value))
         place: np.ndarray = self.start + (self.end - self.start) * (number - low) / (high - low)
         return place
 
@@ -55,11 +54,11 @@ def _draw_eigenvalues(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSum
     index = np.arange(1, len(values) + 1)
     positive = values > 0
     fit = np.exp(spectrum.decay_offset) * np.array([1.0, len(values)]) ** -spectrum.decay_rate
-    x, y = _index_axis(75, 408, len(values)), _value_axis(270, 50, np.append(values[positive], fit))
+    x, y = _index_axis(66, 390, len(values)), _value_axis(212, 40, np.append(values[positive], fit))
     canvas.dots(x.at(index[positive]), y.at(values[positive]), 4, BLUE)
     canvas.line(x.at(np.array([1.0, len(values)])), y.at(fit), 1.5, GREY, dash=(6, 3))
-    canvas.dots([258], [64], 4, BLUE)
-    canvas.line([246, 269], [81, 81], 1.5, GREY, dash=(6, 3))
+    canvas.dots([220], [52], 4, BLUE)
+    canvas.line([208, 231], [67, 67], 1.5, GREY, dash=(6, 3))
     return x, y
 
 
@@ -69,25 +68,9 @@ def _write_eigenvalues(canvas: Canvas, x: _Axis, y: _Axis, values: np.ndarray, s
     _name(
         canvas, x, y, "index k" + f", {hidden} not positive are not shown" * (hidden > 0), "eigenvalue λ of the kernel"
     )
-    canvas.text(276, 64, "eigenvalues", 10, "lm")
-    canvas.text(276, 81, f"fit, λ ∝ k^(−{spectrum.decay_rate:.2f})", 10, "lm")
-
-
-def _draw_shares(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary") -> tuple[_Axis, _Axis]:
-    """Steps, and a dotted line at five; the axes."""
-    shares = values.cumsum() / spectrum.trace if spectrum.trace > 0 else values
-    x, y = _index_axis(492, 822, len(values)), _Axis(270, 50, 0, 1.02, log=False)
-    if x.high > 5:
-        canvas.line([float(x.at(5))] * 2, [50, 270], 1, LIGHT, dash=(1, 2))
-    steps = np.repeat(x.at(np.arange(1, len(values) + 1)), 2)[1:]
-    canvas.line(steps, np.repeat(y.at(shares.clip(0, 1.02)), 2)[:-1], 1.5, BLUE)
-    return x, y
-
-
-def _write_shares(canvas: Canvas, x: _Axis, y: _Axis, spectrum: "SpectralSummary") -> None:
-    _frame(canvas, x, y)
-    _name(canvas, x, y, "number of largest eigenvalues", "share of the trace")
-    canvas.text((x.start + x.end) / 2, 40, f"top five: {spectrum.energy_concentration:.1%}", 10)
+    canvas.text(238, 52, "eigenvalues", 9, "lm")
+    canvas.text(238, 67, f"fit, λ ∝ k^(−{spectrum.decay_rate:.2f})", 9, "lm")
+    canvas.text(238, 82, f"top five: {spectrum.energy_concentration:.1%} of trace", 9, "lm")
 
 
 def _index_axis(start: float, end: float, count: int) -> _Axis:
@@ -106,16 +89,13 @@ def _frame(canvas: Canvas, x: _Axis, y: _Axis) -> None:
     """The box of a chart, its ticks and their numbers."""
     canvas.frame(x.start, y.end, x.end, y.start)
     for axis, upwards in ((x, False), (y, True)):
-        labelled, bare = _log_ticks(axis.low, axis.high) if axis.log else (_SHARES, [])
+        labelled, bare = _log_ticks(axis.low, axis.high)
         for length, ticks in ((5, [float(v) for v in labelled]), (3, bare)):
             for at in axis.at(np.array(ticks)):
                 canvas.box(*((x.start - length, at, x.start, at) if upwards else (at, y.start, at, y.start + length)))
         for value, label in labelled.items():
             at = float(axis.at(value))
-            canvas.text(*((x.start - 8, at, label, 10, "rm") if upwards else (at, y.start + 6, label, 10, "mt")))
-
-
-_SHARES = {share / 5: f"{share / 5:.1f}" for share in range(6)}
+            canvas.text(*((x.start - 8, at, label, 9, "rm") if upwards else (at, y.start + 6, label, 9, "mt")))
 
 
 def _log_ticks(low: float, high: float) -> tuple[dict[float, str], list[float]]:
@@ -137,5 +117,5 @@ def _log_ticks(low: float, high: float) -> tuple[dict[float, str], list[float]]:
 
 
 def _name(canvas: Canvas, x: _Axis, y: _Axis, along: str, upwards: str) -> None:
-    canvas.text((x.start + x.end) / 2, y.start + 38, along, 11)
-    canvas.text(x.start - 62, (y.start + y.end) / 2, upwards, 11, upright=True)
+    canvas.text((x.start + x.end) / 2, y.start + 36, along, 9)
+    canvas.text(x.start - 54, (y.start + y.end) / 2, upwards, 9, upright=True)

@@ -2,6 +2,4 @@
 
 from lightning_graphon.report.report import write_report
 
-__all__ = [
-    "write_report",
-]
+__all__ = ["write_report"]

@@ -3,8 +3,10 @@
 import csv
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from html import unescape
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +15,7 @@ Series: TypeAlias = dict[int, float]
 PICTURES = ("graphons", "ntk_spectrum", "loss_decay")
 _EVENTS = "events.out.tfevents.*"
 _CSV = "metrics.csv"
+_TABLES = ("sparsity/layers", "graphon/layers")
 _HINT = (
     "Train with a TensorBoardLogger or a CSVLogger and a callback of lightning-graphon, "
     "for example: lightning-graphon fit --preset full --config your.yaml"
@@ -100,10 +103,22 @@ def _add_events(run: Run, path: Path) -> None:
             kind, content = value.metadata.plugin_data.plugin_name, make_ndarray(value.tensor)
             if kind == "scalars":
                 run.scalars.setdefault(value.tag, {})[event.step] = content.item()
-            elif kind == "images" and value.tag in PICTURES:
-                run.pictures.setdefault(value.tag, {})[event.step] = content[2]  # after width and height
+            elif kind == "images" and value.tag.lower() in PICTURES:  # Loss_decay in TensorBoard
+                run.pictures.setdefault(value.tag.lower(), {})[event.step] = content[2]  # after width and height
+            elif kind == "text" and value.tag.removesuffix("/text_summary") in _TABLES:
+                _add_layers(run, content.item().decode(), event.step)
     if read < path.stat().st_size:
         raise EOFError(f"damaged or cut off after {read} of {path.stat().st_size} bytes")
+
+
+def _add_layers(run: Run, table: str, step: int) -> None:
+    """Scalars of layers from the table that TensorBoard has in place of them."""
+    (_, *columns), _, *rows = ([unescape(cell.strip()) for cell in line[1:-1].split("|")] for line in table.split("\n"))
+    for name, *cells in rows:
+        for column, cell in zip(columns, cells, strict=True):
+            key = f"sparsity/{name}" if column == "sparsity" else f"graphon/{name}/{column}"
+            if cell:
+                run.scalars.setdefault(key, {})[step] = float(cell)
 
 
 def _add_csv(run: Run, path: Path) -> None:
@@ -156,5 +171,4 @@ def _nearest_runs(top: Path) -> str:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts version_10 after version_9."""
-    digits = "".join(c if c.isdigit() else f"\0{c}\0" for c in name).split("\0")
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in digits if part]
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
+from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
 from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
@@ -128,13 +129,13 @@ def test_nothing_is_computed_while_masks_stay(tmp_path, monkeypatch):
 def test_scalars_and_figure_in_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    prune, watch = pruner(), monitor()
+    prune, watch = pruner(), monitor(layer_scalars=True)
     fit(prune, watch, logger=TensorBoardLogger(tmp_path, name="", version=""), default_root_dir=tmp_path)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert events.Tags()["images"] == ["graphons"]
+    assert events.Tags()["images"] == ["graphons", *(f"graphons/{name}" for name in LAYERS)]
     (shown,) = events.Images("graphons")
-    drawn = np.asarray(graphon_image(watch.graphons, watch.tests, "Layer graphons at step 0"))
+    drawn = np.asarray(graphon_image(watch.graphons, watch.tests, "Layer graphons at step 0", scale=1.5))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)).convert("RGB")), drawn)
     assert (shown.step, shown.height, shown.width) == (0, *drawn.shape[:2])
     for name in LAYERS:
@@ -151,6 +152,39 @@ def test_scalars_and_figure_in_tensorboard(tmp_path):
     assert not list(tmp_path.glob("**/*.npz"))
 
 
+def image_tags(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps = {}
+    for path in folder.glob("**/events*"):
+        events = EventAccumulator(str(path), size_guidance={"images": 0})
+        events.Reload()
+        steps.update({tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]})
+    return steps
+
+
+def test_layers_are_drawn_once_and_of_many_a_few(tmp_path):
+    class Cut(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            with torch.no_grad():
+                pl_module.net[2 * (trainer.global_step % 9)].weight[: trainer.global_step] = 0
+
+    def deep():
+        return nn.Sequential(
+            nn.Linear(64, 8), *(m for _ in range(8) for m in (nn.ReLU(), nn.Linear(8, 8))), nn.Linear(8, 10)
+        )
+
+    watch = monitor(every_n_steps=1)
+    model = Classifier(deep, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    fit(watch, Cut(), model=model, max_epochs=2, logger=logger, default_root_dir=tmp_path)
+    steps = image_tags(tmp_path)
+    assert len(watch.graphons) == 10
+    assert len(set(steps.pop("graphons"))) > 4
+    shown = [list(watch.graphons)[i] for i in (0, 1, 3, 5, 7, 9)]
+    assert steps == {f"graphons/{name}": [0] for name in shown}
+
+
 @pytest.mark.parametrize("logger", ["none", "csv"])
 def test_files_where_no_logger_takes_pictures(logger, tmp_path):
     watch = monitor()
@@ -164,17 +198,13 @@ def test_files_where_no_logger_takes_pictures(logger, tmp_path):
 
 
 @pytest.mark.parametrize("images", [True, False])
-def test_a_picture_is_drawn_once_for_all_loggers(images, tmp_path):
-    scales = []
-
-    def draw(scale):
-        scales.append(scale)
-        return Image.new("RGB", (4, 4))
-
+def test_a_picture_goes_to_all_loggers_that_take_one(images, tmp_path):
     boards = [TensorBoardLogger(tmp_path, name=name) for name in "ab"] if images else []
     trainer = make_trainer(logger=[*boards, CSVLogger(tmp_path)], default_root_dir=tmp_path)
-    send_picture(trainer, "tag", draw, {})
-    assert scales == [1.0 if images else 1.5]
+    send_picture(trainer, "tag", Image.new("RGB", (4, 4)), {})
+    for board in boards:
+        board.experiment.flush()
+    assert [len(image_tags(tmp_path / name)) for name in "ab"] == ([1, 1] if images else [0, 0])
     assert bool(list(tmp_path.glob("**/tag/*.png"))) != images
 
 
@@ -183,11 +213,11 @@ def test_loggers_with_log_image_get_pixels(tmp_path):
         images = ()
 
         def log_image(self, key, images, step=None):
-            self.images = (key, images[0].shape[-1], step)
+            self.images = (*self.images, (key, images[0].shape[-1], step))
 
     logger = Wandb(tmp_path)
     fit(pruner(), monitor(), logger=logger, default_root_dir=tmp_path)
-    assert logger.images == ("graphons", 3, 0)
+    assert logger.images == (("graphons", 3, 0), *((f"graphons/{name}", 3, 0) for name in LAYERS))
 
 
 def test_convolutions_batch_norm_and_include(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import math
 import pickle
 import random
 
@@ -17,7 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_graphon.callbacks import KernelPrediction, LossDecayMonitor
 from lightning_graphon.callbacks._analysis import loss_session
-from lightning_graphon.dynamics import Forecast, LossDecayPredictor, finite_probe_kernel, loss_tracker
+from lightning_graphon.callbacks._logging import loss_chart
+from lightning_graphon.dynamics import Forecast, LossCurves, LossDecayPredictor, finite_probe_kernel, loss_tracker
 from tests.helpers.modules import Autoencoder, Classifier, Gan, Recorder, cnn, digits, loader, make_trainer, quiet
 
 
@@ -125,7 +127,6 @@ def test_observed_is_the_loss_in_eval_mode():
 
 def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.custom_scalar import layout_pb2
 
     watch = monitor(figure=True, kernel=KernelPrediction(refresh_every_n_steps=4))
     fit(watch, logger=TensorBoardLogger(tmp_path, name="", version=""), max_epochs=2, default_root_dir=tmp_path)
@@ -140,12 +141,38 @@ def test_tensorboard(tmp_path):
     assert steps == {f"loss_decay/{key}": [12] for key in ("rate_ratio", "log_correlation", "valid_until")}
     observed = [e.value for e in events.Scalars("loss_decay/observed")]
     assert observed == pytest.approx(watch.curves["observed"].tolist(), rel=1e-6)  # TensorBoard keeps float32
-    assert events.Tags()["images"] == ["loss_decay"]
-    (stored,) = events.Tensors("custom_scalars__config__")
-    layout = layout_pb2.Layout.FromString(stored.tensor_proto.string_val[0])
-    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
-    assert charts["predicted and observed loss"] == [r"^loss_decay/(observed|predicted|refreshed)$"]
+    assert [(image.step, image.width, image.height) for image in events.Images("Loss_decay")] == [(12, 570, 375)]
+    assert events.Tags()["images"] == ["Loss_decay"]  # capitals are at the top
+    assert "custom_scalars__config__" not in events.Tags()["tensors"]
     assert len(list(tmp_path.glob("**/events*"))) == 1
+
+
+def test_the_figure_is_drawn_a_few_times_while_training_goes_on(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    watch = monitor(figure=True, every_n_steps=1)
+    fit(watch, logger=TensorBoardLogger(tmp_path, name="", version=""), max_epochs=6, default_root_dir=tmp_path)
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0})
+    events.Reload()
+    assert [image.step for image in events.Images("Loss_decay")] == [7, 15, 31, 36]
+
+
+def test_exploding_predictions_are_not_logged(tmp_path, monkeypatch):
+    curves = LossCurves([[0.0, 2.0, 2.0, math.nan], [1.0, 1.0, 4.0, 4.1]])
+    values = {"observed": 1.0, "predicted": 4.0, "relative_error": 3.0, "refreshed": 4.1, "refreshed_error": 3.1}
+    kept = {"observed": 1.0, "predicted": 4.0, "relative_error": 3.0}
+    assert loss_chart.within_reach(values, curves) == kept
+    assert loss_chart.within_reach({**values, "predicted": -math.inf, "kernel_drift": 0.1}, curves) == {
+        "observed": 1.0, "kernel_drift": 0.1,
+    }  # fmt: skip
+    monkeypatch.setattr(loss_chart, "_REACH", 0.5)
+    watch = monitor()
+    fit(watch, logger=CSVLogger(tmp_path), default_root_dir=tmp_path)
+    with open(next(tmp_path.glob("**/metrics.csv"))) as file:
+        header = csv.DictReader(file).fieldnames
+    assert "loss_decay/observed" in header
+    assert not {"loss_decay/predicted", "loss_decay/relative_error"} & set(header)
+    assert watch.curves["predicted"].isfinite().all()
 
 
 def test_csv_and_files(tmp_path):
@@ -439,15 +466,17 @@ def test_outputs_with_structure():
     torch.testing.assert_close(watch.curves["predicted"], watch.curves["observed"], rtol=1e-5, atol=0)
 
 
-def test_too_many_outputs(caplog):
+def test_too_many_outputs_are_predicted_from_part_of_them(caplog):
     watch = monitor(probe_size=96)
     fit(watch, model=Classifier(lambda: nn.Sequential(nn.Linear(64, 320), nn.Unflatten(1, (32, 10)), Pool()), sgd))
     assert watch.curves["predicted"].isfinite().all()
     many = Classifier(lambda: nn.Sequential(nn.Linear(64, 320), nn.Unflatten(1, (10, 32))), sgd)
     many.training_step = lambda batch, batch_idx: F.cross_entropy(many(batch[0]).mean(2), batch[1])
     fit(watch, model=many)
-    (message,) = warned(caplog)
-    assert "give a smaller probe_size" in message
+    assert watch.curves["predicted"].isfinite().all()
+    watch = monitor(probe_size=96, kernel=KernelPrediction(full=True))
+    fit(watch, model=many)
+    assert "give a smaller probe_size" in warned(caplog)[-1]
 
 
 class Pool(nn.Module):
@@ -636,7 +665,7 @@ def test_drift_and_refreshes_go_on_after_an_explosion(stop, monkeypatch, tmp_pat
     assert again.ratios == watch.initial.ratios
     assert again.ratios[1] == pytest.approx(1.0), "0.1 at the start"
     watch.refreshed, outputs = None, watch.initial.outputs
-    buffer = watch._buffer(outputs, 12)
+    buffer = watch._buffer(watch.initial, 12)
     gradient = watch.loss.value_and_gradient(outputs.double())[1]
     torch.testing.assert_close(buffer, gradient * (0.5**11 + (1 - 0.5**11) / 0.5))
 
@@ -669,7 +698,8 @@ def test_the_first_fall_after_snip_is_nearly_that_of_the_full_kernel():
         fit(quiet("snip"), watch, model=Classifier(he_init, sgd), max_epochs=1)
         forecast = watch._session.tracker.initial
         speeds[full] = forecast._plain().speed
-    mean = LossDecayPredictor(forecast.kernels[0].diagonal(dim1=1, dim2=3).mean(2), *forecast._arguments()).speed
+    kernel = forecast.kernels[0].diagonal(dim1=1, dim2=3).mean(2)
+    mean = LossDecayPredictor(kernel, forecast.outputs, None, forecast._loss).speed
     missed, missed_by_mean = (abs(speed / speeds[True] - 1) for speed in (speeds[False], mean))
     assert missed_by_mean > 0.25
     assert missed < missed_by_mean / 2  # measured: 0.12 and 0.31

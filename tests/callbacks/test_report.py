@@ -1,6 +1,8 @@
 """Logged scalars and the printed table."""
 
 import csv
+import re
+from html import unescape
 
 import pytest
 import torch
@@ -9,10 +11,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
-from lightning_graphon.callbacks._logging.scalars import print_masks
+from lightning_graphon.callbacks._logging.scalars import markdown_table, print_masks
 from lightning_graphon.callbacks.graphon_monitor import _print_table
 from lightning_graphon.graphon import layer_graphons
 from lightning_graphon.pruning import Masks
+from lightning_graphon.report.runs import read_runs
 from tests.helpers.modules import Classifier, Gan, loader, make_trainer, quiet
 
 
@@ -95,7 +98,7 @@ def read_events(folder):
 
 @pytest.mark.parametrize("several", [False, True])
 def test_tensorboard(several, tmp_path):
-    pruner = quiet("snip")
+    pruner = PruneAtInit("snip", 0.9, verbose=False, layer_scalars=True)
     loggers = [TensorBoardLogger(tmp_path), CSVLogger(tmp_path), Plain()]
     make_trainer(pruner, logger=loggers if several else loggers[0]).fit(Classifier(), loader(), loader(32))
     scalars = {tag: points for tag, points in read_events(loggers[0].log_dir).items() if tag.startswith("sparsity/")}
@@ -103,6 +106,35 @@ def test_tensorboard(several, tmp_path):
     assert all([step for step, _ in points] == [0] for points in scalars.values())
     if several:
         assert any("sparsity/total" in metrics for metrics, _ in loggers[2].calls)
+
+
+def test_layers_are_one_table_in_tensorboard_and_scalars_elsewhere(tmp_path):
+    pruner, plain = PruneAtInit("snip", 0.9, verbose=False, report_limits=True), Plain()
+    monitor, board = GraphonMonitor(verbose=False, spectrum=None), TensorBoardLogger(tmp_path)
+    trainer = make_trainer(pruner, monitor, logger=[board, plain])
+    trainer.fit(Classifier(), loader())
+    own = [tag for tag in read_events(board.log_dir) if tag.startswith(("sparsity/", "graphon/"))]
+    assert own == ["sparsity/total"]
+    sent = {key: value for metrics, _ in plain.calls for key, value in metrics.items()}
+    assert expected(pruner.masks).keys() <= sent.keys() & trainer.callback_metrics.keys()
+    (run,) = read_runs(board.log_dir)
+    layers = {key: value for key, value in sent.items() if key.startswith(("sparsity/", "graphon/"))}
+    assert len(layers) == 1 + 3 * (1 + 1 + 4)
+    assert {key: run.scalars[key][0] for key in layers} == pytest.approx(layers, rel=1e-3, abs=1e-30)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a|b", "**a**", "[a](http://b)", "`a`", "a\nb", "<b>a</b>", "&amp;", "\\|", "_a_", "# a", "![a](b)", "日本"],
+)
+def test_names_of_layers_are_words_in_a_table(name):
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    table = markdown_table({name: {"density": 0.5}, "other": {"density": 0.25, "moved": 1e-20}})
+    html = markdown_to_safe_html(table)
+    assert re.findall(r"<(\w+)", html) == ["table", "thead", *["tr", *["th"] * 3], "tbody", *["tr", *["td"] * 3] * 2]
+    cells = [unescape(cell) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", html)]
+    assert cells == ["layer", "density", "moved", name, "0.5", "", "other", "0.25", "1e-20"]
 
 
 @pytest.mark.parametrize("logger", [False, None, []])

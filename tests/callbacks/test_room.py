@@ -64,8 +64,14 @@ def no_memory(monkeypatch, error):
     monkeypatch.setattr(torch, "empty", fail)
 
 
+class Trainer(SimpleNamespace):
+    """Can be referred to weakly."""
+
+    __hash__ = object.__hash__
+
+
 def trainer_of(strategy, **kwargs):
-    return SimpleNamespace(strategy=strategy, is_global_zero=False, optimizers=[], global_step=7, **kwargs)
+    return Trainer(strategy=strategy, is_global_zero=False, optimizers=[], global_step=7, **kwargs)
 
 
 def test_the_whole_of_what_is_cut_is_tried(net, made):
@@ -110,7 +116,8 @@ def test_other_errors_are_errors_when_the_others_know(net, monkeypatch):
 
 def test_meetings_need_room_for_a_preconditioner_too(net, made):
     meetings = ShardedAnalysis(trainer_of(Strategy(others=False)), net)
-    meetings.hold(None)
+    with meetings.meeting() as works:
+        assert not works
     assert [shape for shape, _ in made] == SHAPES * 2
     assert meetings.next == math.inf
 

@@ -153,3 +153,20 @@ def test_matplotlib_is_not_imported_until_something_is_drawn():
         "assert 'matplotlib' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_the_axis_cuts_off_is_said_in_words():
+    observed = {0: 2.0, 10: 1.0, 20: 0.5}
+    curves = {"observed": observed, "predicted": {0: 2.0, 10: 4.0, 20: 38.0}, "refreshed": {10: 1.0, 20: 0.1}}
+    band = torch.tensor([0, 10, 20]), torch.tensor([2.0, 1.0, 0.5]), torch.tensor([2.0, 2.1, torch.inf])
+    axis = plot_loss_decay(curves, band=band).axes[0]
+    assert axis.get_ylim() == pytest.approx((0.375, 2.6))
+    words = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert words == [
+        "observed",
+        "predicted at the start\n(cut off from step 10, reaches 38)",
+        "predicted at the last refresh\n(cut off from step 20, reaches 0.1)",
+        "band of the finite probe\n(cut off from step 20, reaches inf)",
+    ]
+    inside = plot_loss_decay({"observed": observed, "predicted": observed}).axes[0]
+    assert [text.get_text() for text in inside.get_legend().get_texts()] == ["observed", "predicted at the start"]

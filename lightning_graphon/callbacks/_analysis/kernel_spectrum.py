@@ -8,10 +8,15 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.affordable import largest_affordable
 from lightning_graphon._shared.checks import check_choice, make_plain
 from lightning_graphon._shared.choices import Propagate
+from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork, find_network
 from lightning_graphon.ntk import SpectralSummary, empirical_ntk, spectral_summary
+
+_PORTION = 0.25  # of the time budget, for one spectrum
+_PASS = 32  # products of two samples that cost about as much as a pass through the network
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,18 @@ class KernelSpectrum:
 
     Args:
         options: Which kernel, on which samples.
+        budget: Says how long it may take. Where that is too short for all samples and outputs, some are drawn at
+            random, the same ones at every look.
 
     Attributes:
-        source: Which kernel it was, after `evaluate`.
+        source: Which kernel it was, after `evaluate`, and of what.
     """
 
-    def __init__(self, options: SpectrumOptions) -> None:
+    def __init__(self, options: SpectrumOptions, budget: TimeBudget) -> None:
         self.options, self.source = options, ""
+        self._budget = budget
         self._network: TrainingStepNetwork | None = None
+        self._sizes: list[tuple[int, int]] = []
 
     def evaluate(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, masks: Mapping[str, Tensor]
@@ -84,21 +93,44 @@ class KernelSpectrum:
         """
         if self._network is None:
             self._network = find_network(trainer, pl_module, self.options.probe_size, self.options.probe_seed)
-        self._network.masks = masks
-        return spectral_summary(self._kernel(self._network), self._network.labels)
-
-    def _kernel(self, network: TrainingStepNetwork) -> Tensor:
+        network = self._network
+        network.masks = masks
+        kernel = None
         if self.options.ntk != "empirical":
             try:
                 kernel = network.graphon(self.options.propagate, self.options.positions)
+                self.source = f"Graphon NTK ({self.options.propagate}, float64) on {len(kernel)} samples"
             except ValueError:
                 if self.options.ntk == "graphon":
                     raise
-            else:
-                self.source = f"Graphon NTK ({self.options.propagate}, float64)"
-                return kernel
-        kernel = network.empirical(empirical_ntk, torch.float64)
-        self.source = f"empirical NTK ({str(kernel.dtype).removeprefix('torch.')})"
+        if kernel is None:
+            kernel = self._empirical(trainer, network)
+        return spectral_summary(kernel, None if network.labels is None else network.labels[: len(kernel)])
+
+    def _empirical(self, trainer: pl.Trainer, network: TrainingStepNetwork) -> Tensor:
+        """Mean kernel over outputs [n, n], over all outputs where time allows."""
+        count = len(network.inputs[0] if isinstance(network.inputs, tuple) else network.inputs)
+        self._budget.estimate_step(network, count, trainer)
+        with network.evaluated(), torch.no_grad():
+            outputs = network.first(1).outputs()[0].numel()
+        if not self._sizes:
+            sizes = [(min(count, 2 * 2**level), min(outputs, 2**level)) for level in range(7)]
+            sizes += [(count, min(outputs, k)) for k in (64, 256, outputs)]
+            self._sizes = list(dict.fromkeys(sizes))
+        order = torch.randperm(outputs, generator=torch.Generator().manual_seed(self.options.probe_seed))
+
+        def run(size: tuple[int, int]) -> Tensor:
+            part = network if size[0] == count else network.first(size[0])
+            part = part if size[1] == outputs else part.selected(order[: size[1]])
+            return part.empirical(empirical_ntk, torch.float64)
+
+        kernel, size = largest_affordable(
+            run, self._sizes, lambda s: float(s[0] * (s[0] + _PASS) * s[1]), self._budget.portion(_PORTION)
+        )
+        self._sizes = [size]
+        drawn = "" if size[1] == outputs else f" and {size[1]} of {outputs} outputs"
+        kind = str(kernel.dtype).removeprefix("torch.")
+        self.source = f"empirical NTK ({kind}) on {size[0]} samples{drawn}"
         return kernel
 
 

@@ -4,18 +4,28 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
 from lightning_graphon._shared.checks import make_plain
 from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._analysis.masks_in_use import masks_in_use
-from lightning_graphon.callbacks._logging.loss_chart import chart_together
+from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
+from lightning_graphon.callbacks._logging.loss_chart import within_reach
 from lightning_graphon.callbacks._logging.scalars import log_scalars
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork
-from lightning_graphon.callbacks._module.probe import batches_seen, draw_probe, repeat_batch, samples, training_points
+from lightning_graphon.callbacks._module.probe import (
+    batches_seen,
+    draw_probe,
+    repeat_batch,
+    samples,
+    take,
+    training_points,
+)
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.dynamics import (
     KernelPrediction,
@@ -31,6 +41,9 @@ log = logging.getLogger(__name__)
 # What reading the state of another program, or of another version, may raise.
 FOREIGN = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 _AT_THE_END = ("rate_ratio", "log_correlation")
+_LARGEST_OUTPUTS = 2**22  # numbers, of all samples of a probe: 32 MB whenever the loss is evaluated in float64
+_PORTION = 0.25  # of the time budget, for one computation of kernels
+_NEVER = 2**62
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class LossSession:
         measuring: What is measured, and when.
         loss_fn: In place of `training_step`.
         curves: Goes on with them.
+        budget: Says how long kernels may take, and how often the loss may be measured.
 
     Attributes:
         tracker: Predicts; None where nothing is predicted.
@@ -68,41 +82,55 @@ class LossSession:
     def __init__(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: OptimizerView | None,
         prediction: KernelPrediction, measuring: Measuring, loss_fn: ModuleLoss | None, curves: LossCurves,
+        budget: TimeBudget,
     ) -> None:  # fmt: skip
         self._trainer, self._module, self._optimizer = trainer, pl_module, optimizer
-        self._prediction, self._measuring, self.curves = prediction, measuring, curves
+        self._prediction, self._measuring, self.curves, self.budget = prediction, measuring, curves, budget
         self.tracker: LossTracker | None = None
         self._objective = TrainingStepObjective(trainer, pl_module, loss_fn)
         self._batch: Any = None
+        self._took = 0.0  # seconds of a look
 
     def begin(self, restored: Mapping[str, Any] | None) -> int:
-        """Draw the probe, read the network, go on from a checkpoint's state, look if it is time; next look's step."""
+        """Draw the probe, read the network, go on from a checkpoint's state; the step of the next look."""
         m = self._measuring
-        chart_together(self._trainer)
         most = batches_seen(self._trainer)
         self._batch = draw_probe(self._trainer, self._module, m.probe_size, m.probe_seed, most)
         try:
-            self.tracker = self._new_tracker()
-            if restored and not self._resume(self.tracker, restored):
-                self.tracker = self._new_tracker()
+            if self._optimizer is None:
+                count = len(self._trainer.optimizers)
+                raise UnsupportedTrainingError(f"there are {count} optimizers, and one is needed")
+            if self.curves.gave_up is not None:
+                raise UnsupportedTrainingError(self.curves.gave_up)
+            masks = masks_in_use(self._trainer, self._module)
+            network = self._network(masks)
+            self.tracker = LossTracker(
+                network, self._optimizer, self._prediction, self.curves,
+                dataset_size=max(training_points(self._trainer), samples(self._batch)),
+                every_n_steps=m.every_n_steps, tolerance=m.tolerance,
+                step=self._trainer.global_step, gradient_scale=self._gradient_scale(network),
+                seconds=lambda: self.budget.portion(_PORTION),
+            )  # fmt: skip
+            if restored:
+                self._resume(self.tracker, restored)
         except UnsupportedTrainingError as error:
             self._give_up(str(error))
-        following = self._next_look()
-        return self.look() if self._trainer.global_step >= following else following
+        return self._next_look()
 
-    def _new_tracker(self) -> LossTracker:
-        if self._optimizer is None:
-            raise UnsupportedTrainingError(f"there are {len(self._trainer.optimizers)} optimizers, and one is needed")
-        if self.curves.gave_up is not None:
-            raise UnsupportedTrainingError(self.curves.gave_up)
-        masks = masks_in_use(self._trainer, self._module)
+    def _network(self, masks: Mapping[str, Tensor]) -> TrainingStepNetwork:
+        """The network on the probe, which is cut to what its outputs allow."""
+        few = TrainingStepNetwork(self._module, self._objective, take(self._batch, 2), masks)
+        with few.evaluated(), torch.no_grad():
+            numbers = few.outputs()[0].numel()
+        count = samples(self._batch)
+        if count * numbers > _LARGEST_OUTPUTS:
+            self._batch = take(self._batch, max(1, _LARGEST_OUTPUTS // numbers))
+            log.info(
+                "LossDecayMonitor: of %d outputs per sample, the probe has %d samples", numbers, samples(self._batch)
+            )
         network = TrainingStepNetwork(self._module, self._objective, self._batch, masks)
-        return LossTracker(
-            network, self._optimizer, self._prediction, self.curves,
-            dataset_size=max(training_points(self._trainer), samples(self._batch)),
-            every_n_steps=self._measuring.every_n_steps, tolerance=self._measuring.tolerance,
-            step=self._trainer.global_step, gradient_scale=self._gradient_scale(network),
-        )  # fmt: skip
+        self.budget.estimate_step(network, samples(self._batch), self._trainer)
+        return network
 
     def _gradient_scale(self, network: TrainingStepNetwork) -> float:
         """Gradient of a training batch over that of the probe: 1 for mean losses, the ratio of their sizes for sums.
@@ -125,7 +153,7 @@ class LossSession:
             )
         return float(batch_size / samples(self._batch))
 
-    def _resume(self, tracker: LossTracker, restored: Mapping[str, Any]) -> bool:
+    def _resume(self, tracker: LossTracker, restored: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's state; one that does not fit is left, and told."""
         now = self.identity()
         try:
@@ -138,8 +166,6 @@ class LossSession:
                 self._trainer.global_step, error,
             )  # fmt: skip
             self.curves.rows, self.curves.invalid = [], None
-            return False
-        return True
 
     def identity(self) -> dict[str, Any]:
         """Plain values that a checkpoint and the run that resumes it must share."""
@@ -155,13 +181,18 @@ class LossSession:
                 self._give_up(str(error))
 
     def _next_look(self) -> int:
-        if self.tracker is not None:
-            return self.tracker.next_look()
-        return next_multiple(self._measuring.every_n_steps, self.curves.last_step)
+        every, last = self._measuring.every_n_steps, self.curves.last_step
+        regular = next_multiple(every, last) if self.tracker is None else self.tracker.next_look()
+        spacing = self.budget.spacing(self._took)
+        if spacing <= every or (self.tracker is not None and self.tracker.initial is None):
+            return regular
+        # Looks are seldom enough for the rest of the training to afford them; without any time left the end remains.
+        return _NEVER if math.isinf(spacing) else max(regular, next_multiple(every, last + math.ceil(spacing) - 1))
 
     def look(self) -> int:
         """Measure the loss now; the step of the next look."""
-        step, told = self._trainer.global_step, self.curves.invalid
+        step, told, start = self._trainer.global_step, self.curves.invalid, perf_counter()
+        made = self.tracker and (self.tracker.initial, self.tracker.refreshed)
         values: dict[str, float] = {}
         if self.tracker is not None:
             try:
@@ -171,11 +202,24 @@ class LossSession:
         if not values:
             values = {"observed": self._observed()}
             self.curves.add(step, values)
-        log_scalars(self._trainer, {f"loss_decay/{name}": value for name, value in values.items()})
+        shown = within_reach(values, self.curves)
+        log_scalars(self._trainer, {f"loss_decay/{name}": value for name, value in shown.items()})
         if self.curves.invalid is not None and told is None:
             first, why = self.curves.invalid
             log.warning("LossDecayMonitor: from step %d on the prediction of the start no longer holds: %s", first, why)
+        if made == (self.tracker and (self.tracker.initial, self.tracker.refreshed)):  # kernels are an expense of once
+            self._took = perf_counter() - start
+        self._stop_what_costs_too_much()
         return self._next_look()
+
+    def _stop_what_costs_too_much(self) -> None:
+        """Predictions are followed step by step: one that has failed for half of the time, one that holds for all."""
+        if self.tracker is None or self.tracker.initial is None:
+            return
+        if self.budget.left == 0:
+            self._give_up("following the prediction takes more than time_budget allows")
+        elif self.curves.invalid is not None and self.budget.left < 0.5 * self.budget.allowed:
+            self.tracker.stop_initial()
 
     @torch.no_grad()
     def _observed(self) -> float:

@@ -5,7 +5,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
 
+from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._distributed.sharded_analysis import InsufficientMemoryError
 from lightning_graphon.callbacks._module.pickling import state_without_module
 from lightning_graphon.dynamics import UnsupportedTrainingError
@@ -18,13 +20,27 @@ class Monitor(Callback):
         figure: Draw pictures.
         verbose: Print what was found.
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
+        time_budget: Share of the training time that all monitors together may take.
+
+    Raises:
+        ValueError: `time_budget` is not positive.
     """
 
     transient: tuple[str, ...] = ()  # attributes that are not taken along by pickling and copying
 
-    def __init__(self, *, figure: bool, verbose: bool, raise_errors: bool) -> None:
+    def __init__(self, *, figure: bool, verbose: bool, raise_errors: bool, time_budget: float) -> None:
         self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
+        if not time_budget > 0:
+            raise ValueError(
+                f"time_budget must be positive, a share of the training time such as 0.05, got {time_budget!r}"
+            )
+        self.time_budget = float(time_budget)
         self._told: set[str] = set()
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            TimeBudget.join(trainer, self.time_budget)
 
     def report_failure(self, trainer: pl.Trainer, error: Exception, shown: str = "") -> None:
         """Tell an error of the analysis, once in a fit and not at every look; raise it where that is wanted.

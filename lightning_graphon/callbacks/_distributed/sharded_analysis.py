@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import lightning.pytorch as pl
@@ -36,46 +36,46 @@ class ShardedAnalysis:
     Attributes:
         optimizer: What trains the network; None where there are several.
         next: Step of the next meeting; infinity for never.
+        failure: The error of the last meeting.
     """
 
     def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._strategy, self._module, self._first = trainer.strategy, pl_module, trainer.is_global_zero
         self._together = any(map(is_sharded, (*pl_module.parameters(), *pl_module.buffers())))
+        self.failure: Exception | None = None
         self.next: float = 0 if self._first or self._together else math.inf
         optimizers = trainer.optimizers
         self.optimizer = OptimizerView(optimizers[0], pl_module, self._first) if len(optimizers) == 1 else None
 
-    def hold(self, work: Callable[[], float]) -> Exception | None:
-        """Every process must call it, not within a forward or backward pass, and not in `summon_full_params`.
+    @contextmanager
+    def meeting(self) -> Iterator[bool]:
+        """Every process must enter it, not within a forward or backward pass, and not in `summon_full_params`.
 
-        After an error there is no next meeting, on any process.
+        The body runs with the optimizer read and the weights whole, sets `next` and must not need another process. Its
+        errors end in `failure`, on the other processes as one that tells it, and then there is no next meeting.
 
-        Args:
-            work: Run by the first process, with the optimizer read and the weights whole; must not need another
-                process. Returns the step of the next meeting.
-
-        Returns:
-            The error of `work`; on the other processes one that tells it.
+        Yields:
+            Whether this process works on the network: not where memory lacks, and only on the first process.
         """
+        self.next, self.failure = math.inf, None
         try:
             check_memory_on_all_ranks(self._strategy, self._module, copies=2)  # the other one: a preconditioner
         except InsufficientMemoryError as error:
-            self.next = math.inf
             if self._first:
                 log.warning("LossDecayMonitor stops: %s", error)
-            return None
-        failure: Exception | None = None
+            yield False
+            return
         with ExitStack() as stack:
             if self.optimizer is not None:
                 stack.enter_context(self.optimizer.read())
             stack.enter_context(summon_full_params(self._module))
-            self.next = math.inf
             try:
-                self.next = work() if self._first else math.inf
+                yield self._first
             except Exception as error:
-                failure = error
-        self.next, said = self.agree((self.next, failure and repr(failure)))
-        return failure or (None if said is None else RuntimeError(f"the analysis failed on the first process: {said}"))
+                self.next, self.failure = math.inf, error
+        self.next, said = self.agree((self.next, self.failure and repr(self.failure)))
+        if said is not None and self.failure is None:
+            self.failure = RuntimeError(f"the analysis failed on the first process: {said}")
 
     def agree(self, value: T) -> T:
         """What the first process says, and every process must call it; the value itself where nothing is cut."""

@@ -12,25 +12,29 @@ from PIL import Image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FILE_SCALE = 1.5  # files are kept to be printed
+SCALE = 1.5  # 150 dots an inch: sharp in cards that are wider than the picture, and in print
+# TensorBoard opens with capitals at the top: the first thing to see is whether the loss falls as predicted.
+_TENSORBOARD_TAGS = {"loss_decay": "Loss_decay"}
 
 
-def send_picture(
-    trainer: pl.Trainer, tag: str, draw: Callable[[float], Image.Image], arrays: Mapping[str, np.ndarray]
-) -> None:
-    """Show a picture in TensorBoard and in loggers with `log_image` (W&B); else write PNG and NPZ files.
+def takes_pictures(trainer: pl.Trainer) -> bool:
+    """Whether any logger shows pictures: TensorBoard, or one with `log_image` (W&B)."""
+    return any(_show(logger) for logger in trainer.loggers)
+
+
+def send_picture(trainer: pl.Trainer, tag: str, picture: Image.Image, arrays: Mapping[str, np.ndarray]) -> None:
+    """Show a picture in every logger that takes pictures; where none does, write PNG and NPZ files.
 
     Args:
         trainer: Its loggers, step and log directory are used.
         tag: Name of the picture; also the folder of the files.
-        draw: The picture at a scale: 1 is 100 dots an inch. Called once.
+        picture: At `SCALE`.
         arrays: The numbers behind it, for the NPZ file.
     """
-    shows = [show for logger in trainer.loggers if (show := _show(logger))]
-    picture = draw(1.0 if shows else _FILE_SCALE)
-    for show in shows:
-        show(tag, np.asarray(picture), trainer.global_step)
-    if not shows:
+    for logger in trainer.loggers:
+        if show := _show(logger):
+            show(tag, np.asarray(picture), trainer.global_step)
+    if not takes_pictures(trainer):
         folder = _folder(trainer) / tag
         folder.mkdir(parents=True, exist_ok=True)
         name = f"step_{trainer.global_step:08d}"
@@ -42,13 +46,10 @@ def send_picture(
 def send_figure(trainer: pl.Trainer, tag: str, figure: "Figure", arrays: Mapping[str, np.ndarray]) -> None:
     """`send_picture` of a figure outside pyplot."""
     canvas: Any = figure.canvas
-
-    def draw(scale: float) -> Image.Image:
-        figure.set_dpi(100 * scale)
-        canvas.draw()
-        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-    send_picture(trainer, tag, draw, arrays)
+    figure.set_dpi(100 * SCALE)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    send_picture(trainer, tag, picture, arrays)
 
 
 def _folder(trainer: pl.Trainer) -> Path:
@@ -61,7 +62,9 @@ def _folder(trainer: pl.Trainer) -> Path:
 def _show(logger: Any) -> Callable[[str, np.ndarray, int], None] | None:
     """How a logger shows RGB bytes [height, width, 3]; None where it cannot."""
     if isinstance(logger, TensorBoardLogger):
-        return lambda tag, pixels, step: logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
+        return lambda tag, pixels, step: logger.experiment.add_image(
+            _TENSORBOARD_TAGS.get(tag, tag), pixels, step, dataformats="HWC"
+        )
     if hasattr(logger, "log_image"):
         return lambda tag, pixels, step: logger.log_image(key=tag, images=[pixels], step=step)
     return None

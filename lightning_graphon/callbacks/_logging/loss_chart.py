@@ -1,10 +1,10 @@
-"""What a user sees of predicted and observed loss: a chart, a picture, a sentence."""
+"""What a user sees of predicted and observed loss: curves, a picture, a sentence."""
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_graphon.dynamics import Forecast, LossCurves
 from lightning_graphon.plots import plot_loss_decay
@@ -12,20 +12,22 @@ from lightning_graphon.plots import plot_loss_decay
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Curves that belong together in one chart, under TensorBoard's "Custom scalars".
-_LAYOUT = {
-    "loss decay": {
-        "predicted and observed loss": ["Multiline", [r"^loss_decay/(observed|predicted|refreshed)$"]],
-        "how far off": ["Multiline", [r"^loss_decay/(relative_error|refreshed_error|kernel_drift)$"]],
-    }
-}
+_REACH = 2.0  # times the largest loss seen
 
 
-def chart_together(trainer: pl.Trainer) -> None:
-    """One chart for the curves in every TensorBoard logger."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_custom_scalars(_LAYOUT)
+def within_reach(values: Mapping[str, float], curves: LossCurves) -> dict[str, float]:
+    """Without predictions beyond twice the largest loss seen: one that explodes would flatten all curves of a chart."""
+    observed = [abs(loss) for loss in curves.by_step()["observed"].values() if math.isfinite(loss)]
+    reach = _REACH * max(observed, default=math.inf)
+    pairs = (("predicted", "relative_error"), ("refreshed", "refreshed_error"))
+    beyond = {key for pair in pairs if not abs(values.get(pair[0], 0.0)) <= reach for key in pair}
+    return {name: value for name, value in values.items() if name not in beyond}
+
+
+def picture_is_due(curves: LossCurves) -> bool:
+    """After 8, 16, 32, ... measurements: a handful of pictures, however long the training."""
+    count = len(curves.rows)
+    return count >= 8 and not count & (count - 1)
 
 
 def summary(curves: LossCurves, values: dict[str, float]) -> str:
@@ -44,14 +46,16 @@ def _held(curves: LossCurves) -> str:
     return f"did not hold at step {failed}" if until is None else f"held at step {until}, no longer at step {failed}"
 
 
-def figure(curves: LossCurves, initial: Forecast, ntk: str) -> "Figure":
+def figure(
+    curves: LossCurves, initial: Forecast, ntk: str, *, band_seconds: float = math.inf, with_modes: bool = False
+) -> "Figure":
     """Predicted and observed loss, the band of the finite probe, and the modes that carry the fall."""
-    band = initial.band()
+    band = initial.band(seconds=band_seconds) if band_seconds > 0 else None
     steps = None if band is None else initial.start + torch.arange(len(band[0]))
     return plot_loss_decay(
         curves.by_step(),
         band=None if band is None or steps is None else (steps, *band),
         invalid_from=curves.invalid_from,
-        shares=initial.shares(),
-        title=f"Loss of {len(initial.outputs)} training samples, predicted from the {ntk} NTK",
+        shares=initial.shares() if with_modes else None,
+        title=f"{initial.followed}, predicted from the {ntk} NTK",
     )

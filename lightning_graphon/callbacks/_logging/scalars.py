@@ -1,9 +1,10 @@
 """What a user reads: the table of sparsities on the console, the same numbers in every logger."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -15,18 +16,39 @@ from lightning_graphon.pruning import Masks
 _WORDS = ("layer", "shape", "verdict")  # columns that begin at the left
 
 
-def sparsity_scalars(masks: Masks) -> dict[str, float]:
-    """`sparsity/<layer>`, by the qualified name of the layer's parameter, and `sparsity/total`."""
-    scalars = {f"sparsity/{row['layer']}": row["sparsity"] for row in masks.table()}
-    return {**scalars, "sparsity/total": masks.sparsity}
-
-
-def log_scalars(trainer: pl.Trainer, scalars: dict[str, float]) -> None:
+def log_scalars(trainer: pl.Trainer, scalars: dict[str, float], not_in_tensorboard: Collection[str] = ()) -> None:
     """Send scalars to every logger at the current optimizer step, and to callbacks that monitor one."""
+    shown = {name: value for name, value in scalars.items() if name not in not_in_tensorboard}
     for logger in trainer.loggers:
-        logger.log_metrics(scalars, step=trainer.global_step)
+        logger.log_metrics(shown if isinstance(logger, TensorBoardLogger) else scalars, step=trainer.global_step)
     if trainer.world_size == 1:  # monitors run on the first process only; the others could not take the same decision
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
+
+
+def log_layer_table(trainer: pl.Trainer, tag: str, scalars: Mapping[str, float]) -> None:
+    """Scalars of layers as one table under TensorBoard's Text, in place of a chart of one dot for each."""
+    rows: dict[str, dict[str, float]] = {}
+    for key, value in scalars.items():
+        kind, _, rest = key.partition("/")
+        layer, _, column = (rest, "", kind) if kind == "sparsity" else rest.rpartition("/")
+        rows.setdefault(layer, {})[column] = value
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(tag, markdown_table(rows), trainer.global_step)
+
+
+def markdown_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Layer -> column -> number in Markdown, whatever characters the names of users have; the report reads it back."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [["layer", *columns]]
+    lines += [[name, *(f"{row[c]:.4g}" if c in row else "" for c in columns)] for name, row in rows.items()]
+    head, *body = (f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+    return "\n".join([head, f"|{'---|' * (len(columns) + 1)}", *body])
+
+
+def _escaped(text: str) -> str:
+    """Everything that could mean something in Markdown or HTML, as a character reference."""
+    return "".join(c if c.isalnum() or c in " .-/" else f"&#{ord(c)};" for c in text)
 
 
 def limit_scalars(scores: Mapping[str, Tensor], masks: Masks) -> dict[str, float]:

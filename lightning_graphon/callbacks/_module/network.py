@@ -48,8 +48,10 @@ class TrainingStepNetwork(ProbedNetwork):
         module = single[0] if single else _UpToOutputs(pl_module, objective, batch, final)
         inputs = single[1].detach() if single else tuple(per_sample(batch))
 
+        modules = trainable_modules(pl_module)
+
         def loss(outputs: Tensor) -> Tensor:
-            return objective.watched(batch, replace={final: outputs})[0]
+            return objective.watched(batch, replace={final: outputs}, among=modules)[0]
 
         super().__init__(module, inputs, loss, masks=masks, root=pl_module, labels=labels_of(batch))
 

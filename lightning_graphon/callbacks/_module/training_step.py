@@ -7,7 +7,6 @@ network inside it is found by watching which modules `training_step` calls.
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,7 +14,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lightning_graphon._shared.evaluation import uncompiled
@@ -52,7 +51,7 @@ class TrainingStepObjective:
     ) -> None:
         self._trainer = trainer
         self._module = pl_module
-        self._loss_fn = self._run_training_step if loss_fn is None else partial(_noted, _CALLED, loss_fn)
+        self._given = loss_fn
         self._batches = batches
         self._final: dict[int, tuple[Any, frozenset[int]]] = {}
 
@@ -62,41 +61,37 @@ class TrainingStepObjective:
         if temperature != 1.0 and id(batch) not in self._final:
             self._final[id(batch)] = (batch, self._final_calls(batch))
         cooled = self._final[id(batch)][1] if temperature != 1.0 else frozenset()
-        return self._run(batch, temperature=temperature, cooled=cooled)[0]
+        return self.watched(batch, temperature=temperature, cooled=cooled)[0]
 
     def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
         """The network's outputs [K] when `training_step` runs with ones times `scale` in place of the data."""
         dtype = next(p.dtype for p in self._module.parameters())
         batch = tree_map(lambda x: x.to(dtype) if is_float(x) else x, batch)
         if batch is not None and self._module.example_input_array is None:
-            watch = self._run(batch, ones=scale)[1]
+            watch = self.watched(batch, ones=scale)[1]
             if watch.outputs:
                 return flat_outputs([watch.outputs[call] for call in watch.final_calls()])
         inputs = ones_like_sample(guess_inputs(self._module), self._module, scale)
         with self._silenced():
             return flat_outputs(call_model(self._module, inputs))
 
-    def watched(
-        self, batch: Any, replace: Mapping[int, Tensor] | None = None, among: Sequence[nn.Module] | None = None
-    ) -> tuple[Tensor, ModuleCallRecorder]:
+    def watched(self, batch: Any, **options: Any) -> tuple[Tensor, ModuleCallRecorder]:
         """The loss of a batch, and the outermost calls of modules on the way to it, in the modules' present mode.
 
         Args:
             batch: As `training_step` gets it.
-            replace: Number of a call -> what it returns instead.
-            among: As in `ModuleCallRecorder`.
+            options: For `ModuleCallRecorder`.
         """
-        return self._run(batch, replace=replace, among=among)
-
-    def _run(self, batch: Any, **watch: Any) -> tuple[Tensor, ModuleCallRecorder]:
-        """The loss of a batch, and what a `ModuleCallRecorder` of these arguments saw."""
-        with self._silenced(), ModuleCallRecorder(self._module, **watch) as seen:
-            return self._loss_fn(self._module, batch), seen
+        with self._silenced(), ModuleCallRecorder(self._module, **options) as seen:
+            if self._given is None:
+                return self._run_training_step(self._module, batch), seen
+            with _noted(_CALLED):
+                return self._given(self._module, batch), seen
 
     def _final_calls(self, batch: Any) -> frozenset[int]:
         """Which calls of modules in `training_step` give the network's outputs."""
         with preserve_module_state(self._module):
-            calls = self._run(batch)[1].final_calls()
+            calls = self.watched(batch)[1].final_calls()
         if not calls:
             warnings.warn(
                 f"{type(self._module).__name__}.training_step calls none of its modules: the network's outputs cannot "
@@ -109,7 +104,9 @@ class TrainingStepObjective:
         losses = self._captured
         losses.clear()
         number = next((i for i, known in enumerate(self._batches) if known is batch), None)
-        output = _noted(_EARLY, module.training_step, *_step_arguments(module.training_step, batch, number or 0))
+        arguments = _step_arguments(module.training_step, batch, number or 0)
+        with _noted(_EARLY):
+            output = module.training_step(*arguments)
         if not module.automatic_optimization:
             if not losses:
                 raise ValueError(
@@ -140,10 +137,11 @@ class TrainingStepObjective:
             yield
 
 
-def _noted(note: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the user's function returns; from Python 3.11 on its error says who called it and how."""
+@contextmanager
+def _noted(note: str) -> Iterator[None]:
+    """From Python 3.11 on, errors of the user's function say who called it and how."""
     try:
-        return function(*arguments)
+        yield
     except Exception as error:
         getattr(error, "add_note", str)(note)
         raise

@@ -11,7 +11,6 @@ from lightning_graphon.dynamics.descent.decay_modes import (
     Times,
     as_times,
     descent_residual_factors,
-    flow_residual_factors,
 )
 from lightning_graphon.dynamics.descent.output_loss import OutputLoss, TestPoints, as_squared_error
 from lightning_graphon.ntk.operators.output_kernel import OutputKernel
@@ -47,9 +46,9 @@ class ClosedFormPredictions:
         speed = lr * self._closed.square.curvature * self._closed.eigen.values
         given = as_times(times, speed, whole=not flow)
         if flow:
-            return flow_residual_factors(
-                speed * (1 - self.dampening * (self.momentum > 0)) / (1 - self.momentum), given
-            )
+            gain = (1 - self.dampening * (self.momentum > 0)) / (1 - self.momentum)
+            # exp(−speed·t), and 1 where the speed is 0, also at t = ∞.
+            return torch.where(speed == 0, 1.0, torch.exp(-speed * gain * given.reshape(-1, 1, 1)))
         return descent_residual_factors(speed, given, self.momentum, self.nesterov, self.dampening)
 
     def predict(self, times: Times, lr: float, *, flow: bool = False) -> Tensor:
@@ -74,29 +73,21 @@ class ClosedFormPredictions:
         return self._closed.loss(self._residual_factors(times, lr, flow))
 
     def predict_outputs(self, times: Times, lr: float, *, flow: bool = False) -> Tensor:
-        """Outputs [T, N, ...] at any times; arguments as in `predict`.
-
-        Raises:
-            ValueError: as in `predict`.
-        """
+        """Outputs [T, N, ...] at any times; arguments and errors as in `predict`."""
         return self._closed.outputs(self._start, self._residual_factors(times, lr, flow)).reshape(-1, *self._shape)
 
     def predict_test_outputs(self, times: Times, lr: float, *, flow: bool = False) -> Tensor:
-        """Outputs [T, M, ...] of the test points at any times; arguments as in `predict`.
+        """Outputs [T, M, ...] of the test points at any times; arguments and errors as in `predict`.
 
         Raises:
-            ValueError: as in `predict`, or no test points were given.
+            ValueError: no test points were given.
         """
         test, left = self._with_test(), self._residual_factors(times, lr, flow)
         found = [test.outputs(s) for s in self._closed.pushes(left, self._start.shape[1])]
         return torch.stack(found) if found else self._start.new_zeros(0, *test.shape)
 
     def predict_test_loss(self, times: Times, lr: float, *, flow: bool = False) -> Tensor:
-        """Losses [T] of the test points at any times; arguments as in `predict`.
-
-        Raises:
-            ValueError: as in `predict`, or no test points were given.
-        """
+        """Losses [T] of the test points at any times; arguments and errors as in `predict_test_outputs`."""
         test, left = self._with_test(), self._residual_factors(times, lr, flow)
         found = [test.loss(s) for s in self._closed.pushes(left, self._start.shape[1])]
         return torch.stack(found) if found else self._start.new_zeros(0)

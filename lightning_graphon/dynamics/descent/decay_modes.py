@@ -122,12 +122,6 @@ def as_times(times: Times, like: Tensor, whole: bool) -> Tensor:
     return given
 
 
-def flow_residual_factors(speed: Tensor, times: Tensor) -> Tensor:
-    """exp(−speed·t) [T, K, *], 1 where the speed is 0, also at t = ∞."""
-    t = times.reshape(-1, 1, 1)
-    return torch.where(speed == 0, 1.0, torch.exp(-speed * t))
-
-
 def descent_residual_factors(speed: Tensor, steps: Tensor, momentum: float, nesterov: bool, dampening: float) -> Tensor:
     """Fraction of each mode's residual after SGD steps with speed = ηcλ, [T, K, *]."""
     if momentum == 0:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
 from lightning_graphon.dynamics.descent.output_loss import LossFn, as_output_matrix
 from lightning_graphon.ntk.operators.operator import KernelOperator, KroneckerKernel
-from lightning_graphon.ntk.operators.output_kernel import OutputKernel, output_kernel
+from lightning_graphon.ntk.operators.output_kernel import output_kernel
 
 
 def finite_probe_kernel(
@@ -55,21 +55,13 @@ def finite_probe_kernel(
     others = n * (d - 1) / (d * (n - 1)) if n > 1 else 1.0
     weight = torch.full((n, n), others, dtype=field.dtype, device=field.device)
     weight.fill_diagonal_(n / d)
-    corrected = read.kernel * _spread(weight, read)
-    settled = _nearest_positive(corrected) if positive else corrected
-    return settled if read.mixing is None else KroneckerKernel(settled, read.mixing)
-
-
-def _nearest_positive(kernel: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(kernel)
-    return (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT
-
-
-def _spread(weight: Tensor, kernel: OutputKernel) -> Tensor:
-    if kernel.form != "full":
-        return weight
-    c = kernel.outputs
-    return weight.repeat_interleave(c, 0).repeat_interleave(c, 1)
+    if read.form == "full":
+        weight = weight.repeat_interleave(read.outputs, 0).repeat_interleave(read.outputs, 1)
+    corrected = read.kernel * weight
+    if positive:
+        values, vectors = torch.linalg.eigh(corrected)
+        corrected = (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT
+    return corrected if read.mixing is None else KroneckerKernel(corrected, read.mixing)
 
 
 class LossBand:

@@ -9,6 +9,7 @@ the closed form by modes.
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,11 +140,7 @@ class LossDecayPredictor(ClosedFormPredictions):
 
     @property
     def test_loss(self) -> float:
-        """Predicted loss of the test points now.
-
-        Raises:
-            ValueError: no test points were given.
-        """
+        """Predicted loss of the test points now; needs them as `test_outputs` does."""
         return float(self._with_test().loss(self._pushed))
 
     def step(self, lr: float, *, momentum: float | None = None) -> None:
@@ -171,13 +168,10 @@ class LossDecayPredictor(ClosedFormPredictions):
         self._now = None
 
     def run(self, lrs: Iterable[float]) -> Tensor:
-        """Step through a schedule.
+        """Step through a schedule; errors as in `step`.
 
         Returns:
             Losses [T + 1], float64 on the CPU, the current one first.
-
-        Raises:
-            ValueError: as in `step`.
         """
         losses = [self.loss]
         for lr in lrs:
@@ -211,10 +205,8 @@ class LossDecayPredictor(ClosedFormPredictions):
         return stability_limit(self.momentum, self.nesterov, self.dampening) / top if top > 0 else float("inf")
 
     def _largest_curvature(self, tolerance: float) -> float:
-        field = self._field
-        return largest_curvature(
-            self._kernel, lambda v: self._objective.curvature(field, v), field, tolerance=tolerance
-        )
+        hessian = partial(self._objective.curvature, self._field)
+        return largest_curvature(self._kernel, hessian, self._field, tolerance=tolerance)
 
     def _check(self, lr: float, momentum: float) -> None:
         if self._warned or not self._check_every:

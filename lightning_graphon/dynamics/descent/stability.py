@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from scipy.linalg import eigvalsh_tridiagonal
 from torch import Tensor
 
 from lightning_graphon.ntk.operators.output_kernel import OutputKernel
@@ -80,26 +81,14 @@ def largest_curvature(
         images.append(p.flatten() / norm)
         w = hessian(images[-1].reshape(like.shape))
         diagonal.append(float(w.flatten() @ images[-1]))
-        before, top = top, _largest(diagonal, beside)
+        before, top = top, float(eigvalsh_tridiagonal(diagonal, beside)[-1])
         calm = calm + 1 if abs(top - before) <= tolerance * abs(top) else 0
         if calm == 2:
             break
-        w = _orthogonal(w, basis, images)
+        Q, P, flat = torch.stack(basis), torch.stack(images), w.flatten()
+        for _ in range(2):  # to the basis; twice is enough (Kahan and Parlett)
+            flat = flat - Q.T @ (P @ flat)
+        w = flat.reshape(like.shape)
         p = kernel @ w
         square = float((w * p).sum())
     return max(top, 0.0)
-
-
-def _orthogonal(w: Tensor, basis: list[Tensor], images: list[Tensor]) -> Tensor:
-    Q, P, flat = torch.stack(basis), torch.stack(images), w.flatten()
-    for _ in range(2):  # twice is enough (Kahan and Parlett)
-        flat = flat - Q.T @ (P @ flat)
-    return flat.reshape(w.shape)
-
-
-def _largest(diagonal: list[float], beside: list[float]) -> float:
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    off = torch.tensor(beside, dtype=torch.float64)
-    if len(off):
-        matrix = matrix + torch.diag(off, 1) + torch.diag(off, -1)
-    return float(torch.linalg.eigvalsh(matrix)[-1])

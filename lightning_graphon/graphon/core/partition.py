@@ -13,17 +13,6 @@ def tolerance(*measures: Tensor) -> float:
     return 1e-9 if all(m.dtype == torch.float64 for m in measures) else 1e-6
 
 
-def equal_measure(count: int, bins: int) -> Tensor:
-    """Lengths of `bins` intervals that hold `count` points as evenly as possible, the longer ones first.
-
-    >>> equal_measure(5, 2)
-    tensor([0.6000, 0.4000], dtype=torch.float64)
-    """
-    sizes = torch.full((bins,), count // bins, dtype=torch.float64)
-    sizes[: count % bins] += 1
-    return sizes / count
-
-
 def edges(measure: Tensor) -> Tensor:
     """Edges [k + 1] of the intervals, from exactly 0 to exactly 1, float64."""
     ends = measure.detach().to(torch.float64).cumsum(0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon._shared.choices import Points
-from lightning_graphon.graphon.core.partition import equal_measure, locate, overlap, refine
+from lightning_graphon.graphon.core.partition import locate, overlap, refine
 from lightning_graphon.graphon.core.sampling import sample_mask
 from lightning_graphon.graphon.core.validation import as_cells, as_flags, as_measure, as_values
 
@@ -195,7 +195,7 @@ class StepGraphon:
         for name, count in (("rows", rows), ("cols", cols)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
-        return self.rebin(equal_measure(rows, rows), equal_measure(cols, cols))
+        return self.rebin([1 / rows] * rows, [1 / cols] * cols)
 
     def reorder(self, rows: Tensor, cols: Tensor) -> "StepGraphon":
         """Take the row and column intervals in the order of two index vectors."""
@@ -237,10 +237,9 @@ class StepGraphon:
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> "StepGraphon":
         """Return a copy on another device and/or with another floating dtype."""
-        moved = {k: v.to(device=device or self.device) for k, v in self.state_dict().items()}
-        if dtype is not None:
-            moved = {k: v if v.dtype == torch.bool else v.to(dtype) for k, v in moved.items()}
-        return StepGraphon.from_state_dict(moved)
+        place, kind = device or self.device, dtype or self.dtype
+        state = self.state_dict().items()
+        return StepGraphon(**{k: v.to(place, v.dtype if v.dtype == torch.bool else kind) for k, v in state})
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors by name, those that are None left out."""

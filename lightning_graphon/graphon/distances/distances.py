@@ -60,15 +60,10 @@ def cut_distance(
     norms = []
     for name, pair in _alignments(a, b, align):
         left, right = common_refinement(*pair)
-        norm = cut_norm(
-            left.values.double() - right.values.double(),
-            left.row_measure,
-            left.col_measure,
-            restarts=restarts,
-            seed=seed,
-        )
-        norms.append((norm.upper, name, norm))
-    _, name, norm = min(norms, key=lambda item: item[0])
+        difference = left.values.double() - right.values.double()
+        norm = cut_norm(difference, left.row_measure, left.col_measure, restarts=restarts, seed=seed)
+        norms.append((name, norm))
+    name, norm = min(norms, key=lambda item: item[1].upper)
     relabelling_lower = min(_relabelling_lower(a, b), norm.upper)  # above it by rounding only
     return CutDistance(norm.lower, norm.upper, name, relabelling_lower, norm.exact)
 

@@ -40,22 +40,18 @@ def average_ties(keys: Tensor, bins: int) -> Tensor:
     return (covered.clamp_min(0) / count[:, None])[group]
 
 
-def index_ties(keys: Tensor | None, n: int, bins: int, device: torch.device) -> Tensor:
-    """Membership [n, bins] of items sorted by descending key, ties in the given order; without keys unsorted."""
-    order = torch.arange(n, device=device)
-    if keys is not None:
-        order = rounded_keys(keys).argsort(descending=True, stable=True)
-    label = torch.empty(n, dtype=torch.long, device=device)
-    label[order] = torch.arange(bins, device=device).repeat_interleave(bin_sizes(n, bins, device).long())
+def index_ties(keys: Tensor, bins: int) -> Tensor:
+    """Membership [n, bins] of items sorted by descending key, ties in the given order."""
+    order = rounded_keys(keys).argsort(descending=True, stable=True)
+    label = torch.empty_like(order)
+    counts = bin_sizes(len(keys), bins, keys.device).long()
+    label[order] = torch.arange(bins, device=keys.device).repeat_interleave(counts)
     return one_hot(label, bins)
 
 
-def one_hot(label: Tensor, bins: int | None = None) -> Tensor:
+def one_hot(label: Tensor, bins: int = -1) -> Tensor:
     """Membership [n, bins] of items in the bin of their label, float64; as many bins as there are labels by default."""
-    bins = int(label.max()) + 1 if bins is None else bins
-    out = torch.zeros(len(label), bins, dtype=torch.float64, device=label.device)
-    out[torch.arange(len(label), device=label.device), label] = 1.0
-    return out
+    return torch.nn.functional.one_hot(label, bins).to(torch.float64)
 
 
 def cell_means(graph: ChannelGraph, rows: Tensor | None, cols: Tensor | None) -> Tensor:

@@ -70,16 +70,18 @@ class ChannelGraph:
             ValueError: An entry of a floating mask is outside [0, 1] or not a number.
         """
         if self._degrees is None:
-            self._degrees = self._sums()
+            self._degrees = self.sums()
         return self._degrees
 
-    def _sums(self) -> tuple[Tensor, Tensor]:
+    def sums(self, power: int = 1) -> tuple[Tensor, Tensor]:
+        """Sums of the entries to a power, of rows [out] and of columns [in], float64."""
         rows = torch.empty(self.shape[0], dtype=torch.float64, device=self.device)
         cols = torch.zeros(self.shape[1], dtype=torch.float64, device=self.device)
         check = self.weight is None and self.mask.dtype != torch.bool
         for span, part in self.chunks():
             if check and not bool(((part >= 0) & (part <= 1)).all()):
                 raise ValueError(f"a mask must be bool or lie in [0, 1], got values from {part.min()} to {part.max()}")
+            part = part**power
             rows[span] = part.sum(1)
             cols += part.sum(0)
         return rows, cols

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice, plain
@@ -92,17 +93,11 @@ def memberships(graph: ChannelGraph, bins: int | Sequence[int], order: LayerOrde
         row_parts, col_parts = spectral_parts(graph, (n_row, n_col))
         return one_hot(row_parts), one_hot(col_parts)
     row_keys, col_keys = graph.degrees()
-    if order == "none":
-        return (
-            index_ties(None, graph.shape[0], n_row, graph.device),
-            index_ties(None, graph.shape[1], n_col, graph.device),
-        )
-    if ties == "average":
+    if order == "none":  # all are equal, and ties keep the given order
+        row_keys, col_keys = torch.zeros_like(row_keys), torch.zeros_like(col_keys)
+    elif ties == "average":
         return average_ties(row_keys, n_row), average_ties(col_keys, n_col)
-    return (
-        index_ties(row_keys, graph.shape[0], n_row, graph.device),
-        index_ties(col_keys, graph.shape[1], n_col, graph.device),
-    )
+    return index_ties(row_keys, n_row), index_ties(col_keys, n_col)
 
 
 def from_memberships(
@@ -120,7 +115,9 @@ def from_memberships(
     col_measure = measure(cols, graph.shape[1], graph.device)
     row_count = effective_count(rows, graph.shape[0], graph.device)
     entries = row_count[:, None] * effective_count(cols, graph.shape[1], graph.device)
-    std_error = _standard_error(values, entries)
+    # Agresti and Coull's interval: two successes and two failures more, so that a cell without edges is not certain.
+    p = (entries * values + 2) / (entries + 4)
+    std_error = (p * (1 - p) / (entries + 4)).sqrt()
     density = row_measure @ values @ col_measure
     if smoothing > 0:
         # The noise is the unit of the denoising weight, so one setting serves any size and density.
@@ -135,12 +132,6 @@ def from_memberships(
         std_error=std_error,
         sparse_cells=density * entries < 5,
     )
-
-
-def _standard_error(values: Tensor, entries: Tensor) -> Tensor:
-    # Agresti and Coull's interval: two successes and two failures more, so that a cell without edges is not certain.
-    p = (entries * values + 2) / (entries + 4)
-    return (p * (1 - p) / (entries + 4)).sqrt()
 
 
 def _bins(bins: int | Sequence[int], shape: tuple[int, int]) -> tuple[int, int]:

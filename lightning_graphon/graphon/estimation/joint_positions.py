@@ -66,7 +66,9 @@ def spectral_labels(incoming: ChannelGraph, outgoing: ChannelGraph, column_neuro
         halves = torch.zeros_like(label)
         for part in label.unique():
             members = label == part
-            halves[members] = _halve(points[members])
+            # By the median of the widest coordinate, the first of equally wide ones; equal points stay together.
+            widest = rounded_keys(points[members].var(0, correction=0)).argmax()
+            halves[members] = quantile_labels(points[members, widest], 2)
         label = 2 * label + halves
         parts *= 2
     return label.unique(return_inverse=True)[1]
@@ -95,9 +97,3 @@ def _coordinates(project: Callable[[Tensor], Tensor], values: Tensor, vectors: T
     skew = (points**3).sum(0)
     symmetric = skew.abs() <= _TIE * points.abs().pow(3).sum(0)
     return torch.round(torch.where(symmetric, points.abs(), points * skew.sign()), decimals=9)
-
-
-def _halve(points: Tensor) -> Tensor:
-    """0 or 1 by the median of the widest coordinate, the first of equally wide ones; equal points stay together."""
-    widest = rounded_keys(points.var(0, correction=0)).argmax()
-    return quantile_labels(points[:, widest], 2)

@@ -15,11 +15,7 @@ from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.binning import cell_means, one_hot
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 from lightning_graphon.graphon.estimation.estimate import from_memberships, memberships
-from lightning_graphon.graphon.estimation.joint_positions import (
-    nested_quantile_labels,
-    spectral_labels,
-    sum_by_neuron,
-)
+from lightning_graphon.graphon.estimation.joint_positions import nested_quantile_labels, spectral_labels, sum_by_neuron
 
 
 @dataclass(frozen=True)
@@ -101,15 +97,8 @@ def layer_graphons(
         raise ValueError("positions='energy' needs the weights: pass model=, or use positions='degree'")
     if order != "joint":
         layers = [_layer(name, mask, model, drift=drift) for name, mask in masks.items()]
-        return {layer.name: _separate(layer, bins, order, ties) for layer in layers}
+        return {layer.name: _graphon(layer, *memberships(layer.graph, bins, order, ties)) for layer in layers}
     return _joint(_chain(masks, model, drift), bins, positions)
-
-
-# ---- each mask separately
-
-
-def _separate(layer: _Layer, bins: int, order: LayerOrder, ties: Ties) -> StepGraphon:
-    return _graphon(layer, *memberships(layer.graph, bins, order, ties))
 
 
 def _graphon(layer: _Layer, rows: Tensor | None, cols: Tensor | None) -> StepGraphon:
@@ -181,19 +170,15 @@ def _joint(layers: list[_Layer], bins: int, positions: Positions) -> dict[str, S
     rows: list[Tensor | None] = []
     cols: list[Tensor | None] = [None]
     for before, after in pairwise(layers):
-        column_neuron = _column_neuron(before.graph.shape[0], after.graph)
+        # A flattened channel has several neighbouring columns.
+        (neurons, _), (_, columns) = before.graph.shape, after.graph.shape
+        column_neuron = torch.arange(columns, device=after.graph.device) // (columns // neurons)
         label = _labels(before, after, column_neuron, bins, positions)
         membership = one_hot(label)
         rows.append(membership)
         cols.append(membership[column_neuron.to(label.device)])
     rows.append(None)
     return {layer.name: _graphon(layer, row, col) for layer, row, col in zip(layers, rows, cols, strict=True)}
-
-
-def _column_neuron(neurons: int, after: ChannelGraph) -> Tensor:
-    """Neuron of each column of the next mask: a flattened channel has several neighbouring columns."""
-    index = torch.arange(after.shape[1], device=after.device)
-    return index // (after.shape[1] // neurons)
 
 
 def _labels(before: _Layer, after: _Layer, column_neuron: Tensor, bins: int, positions: Positions) -> Tensor:

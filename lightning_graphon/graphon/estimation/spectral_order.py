@@ -12,11 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
-from lightning_graphon.graphon.estimation.singular_vectors import (
-    leading_singular_vectors,
-    matmul,
-    matmul_transposed,
-)
+from lightning_graphon.graphon.estimation.singular_vectors import leading_singular_vectors, matmul, matmul_transposed
 
 _RANK, _MAX_LLOYD_STEPS = 24, 20
 _MIN_DISPERSION = 1e-6  # of entries without any scatter
@@ -52,7 +48,7 @@ class _Noise:
     @classmethod
     def from_graph(cls, graph: ChannelGraph) -> "_Noise":
         """From the variances inside rows and columns, to which structure can only add."""
-        (m, n), (rows, cols), (row_squares, col_squares) = graph.shape, graph.degrees(), _squares(graph)
+        (m, n), (rows, cols), (row_squares, col_squares) = graph.shape, graph.degrees(), graph.sums(2)
         variances = (row_squares - rows**2 / n).clamp_min(0), (col_squares - cols**2 / m).clamp_min(0)
         # The largest standard deviations of a row sum and of a column sum, added (Bandeira and van Handel, Annals of
         # Probability 2016), and a margin of three times the scale of the Tracy-Widom law.
@@ -63,16 +59,6 @@ class _Noise:
             largest + 1.5 * scale * (m**-0.5 + n**-0.5) ** (1 / 3),
             max(float(variances[0].sum()) / bernoulli, _MIN_DISPERSION) if bernoulli > 0 else 1.0,
         )
-
-
-def _squares(graph: ChannelGraph) -> tuple[Tensor, Tensor]:
-    """Sums of squared entries of rows [out] and columns [in]."""
-    rows, cols = [], torch.zeros(graph.shape[1], dtype=torch.float64, device=graph.device)
-    for _, part in graph.chunks():
-        squares = part.square()
-        rows.append(squares.sum(1))
-        cols += squares.sum(0)
-    return torch.cat(rows), cols
 
 
 @dataclass(frozen=True)
@@ -115,8 +101,7 @@ def _split(points: Tensor, directions: Tensor, dispersion: float, min_size: int,
     by_chance = (1 + (rank / size) ** 0.5) ** 2 * (1 + 3 * (2 / size) ** 0.5)
     if float(widths[-1]) <= by_chance:
         return None
-    first = _lower_half(axes[:, -1] @ white, min_size)
-    if first is None:
+    if (first := _lower_half(axes[:, -1] @ white, min_size)) is None:
         return None
     first = _lloyd(white, first, min_size)
     halves = members[first], members[~first]

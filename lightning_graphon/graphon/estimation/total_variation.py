@@ -36,20 +36,13 @@ def _primal(values: Tensor, dual: Tensor, weight: float, mass: Tensor) -> Tensor
 
 
 def _gradient(x: Tensor) -> Tensor:
-    out = x.new_zeros(2, *x.shape)
-    out[0, :-1] = x.diff(dim=0)
-    out[1, :, :-1] = x.diff(dim=1)
-    return out
+    return torch.stack([x.diff(dim=0, append=x[-1:]), x.diff(dim=1, append=x[:, -1:])])
 
 
 def _divergence(dual: Tensor) -> Tensor:
-    """Negative adjoint of `_gradient`."""
-    out = torch.zeros_like(dual[0])
-    out[:-1] += dual[0, :-1]
-    out[1:] -= dual[0, :-1]
-    out[:, :-1] += dual[1, :, :-1]
-    out[:, 1:] -= dual[1, :, :-1]
-    return out
+    """Negative adjoint of `_gradient`, of fields that are 0 in its last row and column."""
+    zero = torch.zeros_like(dual[0])
+    return dual[0].diff(dim=0, prepend=zero[:1]) + dual[1].diff(dim=1, prepend=zero[:, :1])
 
 
 def _into_unit_interval(x: Tensor, row_measure: Tensor, col_measure: Tensor) -> Tensor:

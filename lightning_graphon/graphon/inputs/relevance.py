@@ -12,6 +12,7 @@ from lightning_graphon._shared.choices import Relevance
 from lightning_graphon.graphon.core.partition import same_partition
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
+from lightning_graphon.graphon.estimation.singular_vectors import matmul_transposed
 
 
 def input_path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> Tensor:
@@ -39,7 +40,11 @@ def input_path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> Tens
     _check_chain(chain)
     share = torch.ones(chain[-1].shape[0], dtype=torch.float64, device=chain[-1].device)
     for layer in reversed(chain):
-        share = _mean_over_outputs(layer, share)
+        # The mean over a layer's outputs of `share` along its edges.
+        if isinstance(layer, StepGraphon):
+            share = layer.to(dtype=torch.float64).apply_adjoint(share)
+        else:
+            share = matmul_transposed(ChannelGraph(layer), share[:, None])[:, 0] / layer.shape[0]
     return share
 
 
@@ -57,17 +62,6 @@ def _check_chain(layers: Sequence[StepGraphon | Tensor]) -> None:
                 f"({after.shape[1]}); masks must be a chain in network order, graphons must share positions: "
                 "layer_graphons(masks, order='joint')"
             )
-
-
-def _mean_over_outputs(layer: StepGraphon | Tensor, share: Tensor) -> Tensor:
-    """Mean over the outputs of a layer of `share` along its edges."""
-    if isinstance(layer, StepGraphon):
-        return layer.to(dtype=torch.float64).apply_adjoint(share)
-    graph = ChannelGraph(layer)
-    total = share.new_zeros(graph.shape[1])
-    for span, part in graph.chunks():
-        total += part.to(share).T @ share[span]
-    return total / graph.shape[0]
 
 
 def coordinate_relevance(x: Tensor, labels: Tensor, kind: Relevance = "mean_difference") -> Tensor:

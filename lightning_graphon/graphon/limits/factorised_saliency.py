@@ -146,8 +146,9 @@ def _shrink(effects: Tensor, table: Tensor, axis: int) -> Tensor:
     centred = effects - level
     live = centred[~centred.isnan()]
     # The expected variance of medians of n residuals without any effect, relative to the variance found, is chance.
+    entries = int((~table.isnan()).count_nonzero())
     spread = float(live.var(correction=0)) if len(live) else 0.0
-    kept = max(0.0, 1 - _median_variance(table) * len(live) / max(_count(table), 1) / spread) if spread > 0 else 1.0
+    kept = max(0.0, 1 - _median_variance(table) * len(live) / max(entries, 1) / spread) if spread > 0 else 1.0
     table += (effects - kept * centred).unsqueeze(1 - axis)
     return kept * centred
 
@@ -161,10 +162,6 @@ def _median_variance(table: Tensor) -> float:
     return float((inner[-1] - inner[0]) / 0.2) ** 2 / 4
 
 
-def _count(table: Tensor) -> int:
-    return int((~table.isnan()).count_nonzero())
-
-
 def _variance(table: Tensor) -> float:
     values = table[~table.isnan()]
     return float(values.var(correction=0)) if len(values) else 0.0
@@ -172,15 +169,12 @@ def _variance(table: Tensor) -> float:
 
 def _worst_ks(noise: Tensor, row_factors: Tensor, col_factors: Tensor) -> float:
     """Largest Kolmogorov-Smirnov distance between the noise in a cell of factors and all of it."""
-    pooled = quantiles(noise)
+    pooled = quantiles(noise).cpu().numpy()
     groups = [factors.argsort().chunk(_GROUPS) for factors in (row_factors, col_factors)]
-    return max(_ks(noise[rows][:, cols], pooled) for rows in groups[0] for cols in groups[1])
-
-
-def _ks(cell: Tensor, pooled: Tensor) -> float:
-    thinned = cell.flatten()[:: max(1, cell.numel() // _SAMPLE)]
+    cells = (noise[rows][:, cols].flatten() for rows in groups[0] for cols in groups[1])
+    thinned = (cell[:: max(1, len(cell) // _SAMPLE)].cpu().numpy() for cell in cells)
     # No p-value is wanted, and the asymptotic one costs least.
-    return float(ks_2samp(thinned.cpu().numpy(), pooled.cpu().numpy(), method="asymp").statistic)
+    return max(float(ks_2samp(cell, pooled, method="asymp").statistic) for cell in thinned)
 
 
 def predicted_graphons(

@@ -8,6 +8,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
+from lightning_graphon.graphon.estimation.singular_vectors import matmul
+
 _BLOCK = 1024  # rows at a time
 
 
@@ -27,16 +30,6 @@ def as_biadjacency(mask: Tensor) -> Tensor:
     return mask.bool()
 
 
-def degrees(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Row sums [m] and column sums [n] of a bool matrix, float64, without an integer copy of it."""
-    rows, cols = [], torch.zeros(mask.shape[1], dtype=torch.float64, device=mask.device)
-    for part in mask.split(_BLOCK):
-        wide = part.to(torch.float32)
-        rows.append(wide.sum(1))
-        cols += wide.sum(0)
-    return torch.cat(rows).double(), cols
-
-
 def square_sum(mask: Tensor) -> float:
     """‖M Mᵀ‖²_F, the number of closed walks of length four, by blocks of the smaller side."""
     # Float32 products of 0/1 numbers are exact integers up to 2²⁴ columns, also in TF32.
@@ -49,12 +42,6 @@ def square_sum(mask: Tensor) -> float:
             right = left if i == j else mask[j : j + _BLOCK].to(torch.float32)
             total += (1 if i == j else 2) * float(((left @ right.T).double() ** 2).sum())
     return total
-
-
-def edge_products(mask: Tensor, rows: Tensor, cols: Tensor) -> float:
-    """Sum over edges of row degree times column degree."""
-    blocks = zip(mask.split(_BLOCK), rows.split(_BLOCK), strict=True)
-    return sum(float(d @ (part.to(torch.float64) @ cols)) for part, d in blocks)
 
 
 @dataclass(frozen=True)
@@ -84,16 +71,11 @@ class Counts:
     @classmethod
     def from_mask(cls, mask: Tensor) -> "Counts":
         """Count in a bool matrix."""
-        rows, cols = degrees(mask)
-        return cls(
-            mask.shape[0],
-            mask.shape[1],
-            float(rows.sum()),
-            float(rows @ rows),
-            float(cols @ cols),
-            edge_products(mask, rows, cols),
-            square_sum(mask),
-        )
+        graph = ChannelGraph(mask)
+        rows, cols = graph.degrees()
+        products = float(rows @ matmul(graph, cols[:, None])[:, 0])
+        squares = float(rows @ rows), float(cols @ cols)
+        return cls(*graph.shape, float(rows.sum()), *squares, products, square_sum(mask))
 
     @classmethod
     def from_edges(cls, edges: np.ndarray, m: int, n: int) -> "Counts":

@@ -117,7 +117,12 @@ def homogeneity_test(
         simulated = null.fisher(null.scores(null.simulate(draws, seed)))
         # The mask itself counts as one of the draws, which makes the level exact (Davison and Hinkley 1997).
         p_value = (1 + int((simulated >= statistic * (1 - 1e-12)).sum())) / (draws + 1)
-    return _outcome(count, scores[0], statistic, p_value, alpha, method)
+    motifs, (row, col, c4) = from_counts(count), scores[0].tolist()
+    return HomogeneityTest(
+        statistic=statistic, p_value=p_value, verdict="heterogeneous" if p_value <= alpha else "homogeneous",
+        alpha=alpha, row_score=row, col_score=col, c4_score=c4, row_degree_cv=motifs.row_degree_cv,
+        col_degree_cv=motifs.col_degree_cv, c4_ratio=motifs.c4_ratio, method=method,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -194,23 +199,3 @@ def square_moments(groups: int, size: int, edges: int) -> tuple[float, float]:
     square = pairs * (pair + 2 * (edges - 2) * triple + Fraction(max((edges - 2) * (edges - 3), 0), 2) * disjoint)
     variance = 4 * (square - (pairs * pair) ** 2)
     return float(edges + 2 * pairs * pair), max(float(variance), 1e-12) ** 0.5
-
-
-def _outcome(
-    count: Counts, scores: np.ndarray, statistic: float, p_value: float, alpha: float, method: str
-) -> HomogeneityTest:
-    motifs = from_counts(count)
-    row, col, c4 = (float(s) for s in scores)
-    return HomogeneityTest(
-        statistic=statistic,
-        p_value=p_value,
-        verdict="heterogeneous" if p_value <= alpha else "homogeneous",
-        alpha=alpha,
-        row_score=row,
-        col_score=col,
-        c4_score=c4,
-        row_degree_cv=motifs.row_degree_cv,
-        col_degree_cv=motifs.col_degree_cv,
-        c4_ratio=motifs.c4_ratio,
-        method=method,
-    )

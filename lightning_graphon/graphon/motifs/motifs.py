@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import get_args
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.choices import Counting
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
-from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
+from lightning_graphon.graphon.inputs.relevance import input_path_density
 from lightning_graphon.graphon.motifs.counts import Counts, as_biadjacency
 
 
@@ -81,7 +82,7 @@ def path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> float:
         layers: StepGraphons or 0/1 masks [out, in], input side first; a mask with taps enters with its mean over them.
 
     Raises:
-        ValueError: No layer, or masks whose sides do not fit.
+        ValueError: No layer, graphons mixed with masks, or masks whose sides do not fit.
 
     Example:
         >>> path_density([StepGraphon([[0.5]]), StepGraphon([[0.2]])])
@@ -89,27 +90,11 @@ def path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> float:
     """
     if not layers:
         raise ValueError("path_density needs at least one layer")
-    first = layers[0]
-    if isinstance(first, StepGraphon):
-        path = first
-        for layer in layers[1:]:
-            if not isinstance(layer, StepGraphon):
-                raise ValueError("layers must be all graphons or all masks, not a mixture")
-            path = path.compose(layer)
-        return path.density
-    return _mask_path_density([layer for layer in layers if isinstance(layer, Tensor)])
-
-
-def _mask_path_density(masks: Sequence[Tensor]) -> float:
-    share = torch.ones(masks[0].shape[1], dtype=torch.float64, device=masks[0].device)
-    for index, mask in enumerate(masks):
-        graph = ChannelGraph(mask)
-        if len(share) != graph.shape[1]:
-            raise ValueError(
-                f"mask {index} has {graph.shape[1]} inputs, but the one before it has {len(share)} outputs"
-            )
-        share = torch.cat([part @ share.to(part) for _, part in graph.chunks()]) / graph.shape[1]
-    return float(share.mean())
+    graphons = [layer for layer in layers if isinstance(layer, StepGraphon)]
+    # Unlike input densities a composition takes graphons whose partitions of the neurons differ.
+    if len(graphons) == len(layers):
+        return reduce(StepGraphon.compose, graphons).density
+    return float(input_path_density(layers).mean())
 
 
 def _from_graphon(graph: StepGraphon, counting: str) -> MotifDensities:

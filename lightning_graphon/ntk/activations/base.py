@@ -159,15 +159,7 @@ class HermiteDual(DualActivation):
         return self._project(self.forward, m, q)[0][..., 0], self._project(self.derivative, m, q)[0][..., 0]
 
     def truncation(self, m: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Mass of φ and of φ̇ beyond the series, E[φ²] - Σ_k a_k².
-
-        Args:
-            m: Means, any shape, float64.
-            q: Variances, broadcastable.
-
-        Returns:
-            Two tensors of the broadcast shape.
-        """
+        """Mass of φ and of φ̇ beyond the series, E[φ²] - Σ_k a_k², for float64 means and variances that broadcast."""
         return self._project(self.forward, m, q)[2], self._project(self.derivative, m, q)[2]
 
     def _project(self, function: Callable[[Tensor], Tensor], m: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:

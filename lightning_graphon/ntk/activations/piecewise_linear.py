@@ -123,7 +123,11 @@ def _angle(qx: Tensor, qy: Tensor, distance: Tensor) -> tuple[Tensor, Tensor, Te
     norms, apart = 4 * rootx * rooty, rootx - rooty
     chord = torch.addcmul(distance, apart, apart, value=-1).clamp_min_(0)  # negative only by rounding, as is the cap
     cap = (norms - chord).clamp_min_(0)
-    half = _half_angle(chord, cap)
+    # atan √(chord/cap); atan2, three times slower, only where its gradient at opposite rows is needed.
+    if chord.requires_grad and torch.is_grad_enabled():
+        half = torch.atan2(safe_sqrt(chord), safe_sqrt(cap))
+    else:
+        half = (chord / cap).sqrt_().atan_()
     if bool(qx.detach().amin() * qy.detach().amin() <= 0):
         half = torch.where(norms <= 0, 0.25 * math.pi, half)  # zero rows count as orthogonal
     return chord, cap, norms, half
@@ -132,10 +136,3 @@ def _angle(qx: Tensor, qy: Tensor, distance: Tensor) -> tuple[Tensor, Tensor, Te
 def half_angle(qx: Tensor, qy: Tensor, distance: Tensor) -> Tensor:
     """Half the angle between two vectors of squared norms `qx`, `qy` and squared distance `distance`."""
     return _angle(qx, qy, distance)[3]
-
-
-def _half_angle(chord: Tensor, cap: Tensor) -> Tensor:
-    """atan √(chord/cap); atan2, three times slower, only where its gradient at opposite rows is needed."""
-    if chord.requires_grad and torch.is_grad_enabled():
-        return torch.atan2(safe_sqrt(chord), safe_sqrt(cap))
-    return (chord / cap).sqrt_().atan_()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import nearest
 from lightning_graphon.ntk.activations.base import DualActivation, HermiteDual
-from lightning_graphon.ntk.activations.closed_form import GELU, Erf, Exp, Gaussian, Sin, Square
+from lightning_graphon.ntk.activations.closed_form import CLOSED_FORMS
 from lightning_graphon.ntk.activations.elu import celu, elu, selu
 from lightning_graphon.ntk.activations.kinked import KinkedDual
 from lightning_graphon.ntk.activations.piecewise_linear import PiecewiseLinear, ReLULike
@@ -23,13 +23,7 @@ _REGISTRY: dict[str, DualActivation] = {
     "hardtanh": PiecewiseLinear(-1.0, 0.0, [(-1.0, 1.0), (1.0, -1.0)], "hardtanh"),
     "relu6": PiecewiseLinear(0.0, 0.0, [(0.0, 1.0), (6.0, -1.0)], "relu6"),
     "hardsigmoid": PiecewiseLinear(0.0, 0.0, [(-3.0, 1 / 6), (3.0, -1 / 6)], "hardsigmoid"),
-    "erf": Erf(),
-    "gelu": GELU(),
-    "sin": Sin(),
-    "cos": Sin(phase=0.5 * torch.pi, name="cos"),
-    "exp": Exp(),
-    "square": Square(),
-    "gaussian": Gaussian(),
+    **CLOSED_FORMS,
     "tanh": HermiteDual(torch.tanh, name="tanh"),
     "sigmoid": HermiteDual(torch.sigmoid, name="sigmoid"),
     "silu": HermiteDual(_F.silu, name="silu"),
@@ -69,9 +63,8 @@ def register_activation(name: str, activation: DualActivation | Callable[[Tensor
     """
     if name in _REGISTRY or name in _ALIASES:
         raise ValueError(f"activation {name!r} is already registered; pick another name or unregister it first")
-    dual = activation if isinstance(activation, DualActivation) else HermiteDual(activation, name=name)
-    _REGISTRY[name] = dual
-    return dual
+    _REGISTRY[name] = activation if isinstance(activation, DualActivation) else HermiteDual(activation, name=name)
+    return _REGISTRY[name]
 
 
 def unregister_activation(name: str) -> None:
@@ -126,7 +119,12 @@ def _by_module(module: nn.Module) -> DualActivation:
     if isinstance(module, nn.RReLU):  # in eval it is LeakyReLU with the mean slope
         return ReLULike(0.5 * (module.lower + module.upper), 1.0, "rrelu")
     if isinstance(module, nn.PReLU):
-        return _prelu(module)
+        if module.num_parameters != 1:
+            raise ValueError(
+                f"PReLU with {module.num_parameters} slopes is a different activation in every unit; "
+                "the infinite-width kernel needs one: use PReLU(1), or `empirical_ntk`"
+            )
+        return ReLULike(float(module.weight.detach()), 1.0, "prelu")
     # ReLU6 is a subclass with bounds of its own.
     if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
         bends = [(float(module.min_val), 1.0), (float(module.max_val), -1.0)]
@@ -144,12 +142,3 @@ def _by_module(module: nn.Module) -> DualActivation:
     if isinstance(module, nn.CELU):
         return celu(float(module.alpha))
     return HermiteDual(module, name=type(module).__name__.lower())
-
-
-def _prelu(module: nn.PReLU) -> DualActivation:
-    if module.num_parameters != 1:
-        raise ValueError(
-            f"PReLU with {module.num_parameters} slopes is a different activation in every unit; "
-            "the infinite-width kernel needs one: use PReLU(1), or `empirical_ntk`"
-        )
-    return ReLULike(float(module.weight.detach()), 1.0, "prelu")

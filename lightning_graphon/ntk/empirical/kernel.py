@@ -105,12 +105,27 @@ def empirical_kernels(
     Mode "samples" needs `x2=None`; the other arguments are as in `empirical_ntk`.
     """
     n, m = batch_size(x), batch_size(x if x2 is None else x2)
+    budget = max_memory or DEFAULT_MEMORY
     with eval_semantics(fm.model, input_device(x)):
         left, right = detach_inputs(x), None if x2 is None else detach_inputs(x2)
         plan = make_plan(fm, left)
-        budget = max_memory or DEFAULT_MEMORY
-        chunk = min(shard.edge(samples_per_chunk(fm, plan, budget), max(n, m)), max(n, m))
-        kernels = _with_retries(_Task(fm, plan, left, right, modes, shard), budget, chunk)
+        task = _Task(fm, plan, left, right, modes, shard)
+        first = chunk = min(shard.edge(samples_per_chunk(fm, plan, budget), max(n, m)), max(n, m))
+        kernels = None
+        while kernels is None:
+            try:
+                kernels = _sum_tiles(task, budget, chunk)
+            except (RuntimeError, MemoryError) as error:  # noqa: PERF203 - a few tries
+                # One process alone may take smaller chunks: several must agree on the tiles.
+                if not is_out_of_memory(error) or chunk == 1 or shard.size > 1:
+                    raise
+                budget, chunk = max(1, budget // 2), chunk // 2
+    if chunk < first:
+        warnings.warn(
+            f"empirical_ntk ran out of memory with {first} samples at a time and went on with {chunk}, "
+            f"max_memory={budget} bytes: give that as max_memory to begin there",
+            stacklevel=3,
+        )
     # `layer_gram` sums over outputs or samples; here sums become means.
     counts = {"mean": plan.outputs, "samples": n}
     return [k / counts[mode] if mode in counts else k for mode, k in zip(modes, kernels, strict=True)]
@@ -136,36 +151,6 @@ class _Task:
     shard: TileShard
 
 
-def _with_retries(task: _Task, budget: int, chunk: int) -> list[Tensor]:
-    """Run with ever smaller chunks while memory runs out, and warn of it.
-
-    One process alone may do so: several must agree on the tiles.
-    """
-    first = chunk
-    while True:
-        try:
-            kernels = _sum_tiles(task, budget, chunk)
-        except (RuntimeError, MemoryError) as error:  # noqa: PERF203 - a few tries
-            if not is_out_of_memory(error) or chunk == 1 or task.shard.size > 1:
-                raise
-            budget, chunk = max(1, budget // 2), chunk // 2
-        else:
-            break
-    if chunk < first:
-        warnings.warn(
-            f"empirical_ntk ran out of memory with {first} samples at a time and went on with {chunk}, "
-            f"max_memory={budget} bytes: give that as max_memory to begin there",
-            stacklevel=4,
-        )
-    return kernels
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    x: Inputs
-    signals: Signals
-
-
 def _sum_tiles(task: _Task, budget: int, chunk: int) -> list[Tensor]:
     fm, plan, symmetric = task.fm, task.plan, task.x2 is None
     y = task.x if task.x2 is None else task.x2
@@ -173,9 +158,9 @@ def _sum_tiles(task: _Task, budget: int, chunk: int) -> list[Tensor]:
     left_rows, left = None, None
     for rows, cols in task.shard.mine(tiles(batch_size(task.x), batch_size(y), chunk, symmetric)):
         if left is None or rows != left_rows:  # the tiles of one row share their left side
-            left, left_rows = _capture(task, task.x, rows), rows
+            left, left_rows = capture_signals(fm, select_samples(task.x, rows), plan.sites), rows
         diagonal = symmetric and rows == cols
-        right = left if diagonal else _capture(task, y, cols)
+        right = left if diagonal else capture_signals(fm, select_samples(y, cols), plan.sites)
         # Self-terms lie in the tiles on the diagonal alone.
         modes = task.modes if diagonal else tuple(mode for mode in task.modes if mode != "samples")
         for mode, block in _tile_kernels(fm, plan, left, right, modes, budget).items():
@@ -183,11 +168,6 @@ def _sum_tiles(task: _Task, budget: int, chunk: int) -> list[Tensor]:
             if symmetric and not diagonal:
                 _place(out[mode], block.permute(2, 3, 0, 1) if mode == "full" else block.mT, cols, rows, mode)
     return [task.shard.collect(out[mode]) for mode in task.modes]
-
-
-def _capture(task: _Task, x: Inputs, part: slice) -> _Chunk:
-    chunk = select_samples(x, part)
-    return _Chunk(chunk, capture_signals(task.fm, chunk, task.plan.sites))
 
 
 def _zeros(fm: FunctionalModel, n: int, m: int, c: int, modes: Modes) -> dict[Mode, Tensor]:
@@ -205,18 +185,18 @@ def _place(out: Tensor, block: Tensor, rows: slice, cols: slice, mode: Mode) -> 
 
 
 def _tile_kernels(
-    fm: FunctionalModel, plan: KernelPlan, left: _Chunk, right: _Chunk, modes: Modes, budget: int
+    fm: FunctionalModel, plan: KernelPlan, left: Signals, right: Signals, modes: Modes, budget: int
 ) -> dict[Mode, Tensor]:
     """All parameters' parts for one pair of chunks."""
-    n, m, c = left.signals.samples, right.signals.samples, plan.outputs
+    n, m, c = left.samples, right.samples, plan.outputs
     totals = _zeros(fm, n, m, c, modes)
     for i, site in enumerate(plan.sites):
-        a, b = left.signals.layers[i], right.signals.layers[i]
+        a, b = left.layers[i], right.layers[i]
         if site.weight and a is not None and b is not None:
             weight = weight_matrix(fm, site.module, site.weight)
             for mode, total in totals.items():
                 total += layer_gram(a, b, weight, mode, budget // 4)
-        p, q = left.signals.biases[i], right.signals.biases[i]
+        p, q = left.biases[i], right.biases[i]
         if site.bias and p is not None and q is not None:
             _add(totals, scaled(p, fm.weight(site.bias)), q)
     # Per-sample gradients of both chunks, and their weighted copies.

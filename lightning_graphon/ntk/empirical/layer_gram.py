@@ -21,13 +21,27 @@ def layer_gram(left: GradientFactors, right: GradientFactors, weight: Tensor | N
     `left` and `right` are the same object where the block is symmetric, which "samples" needs. `weight` is
     [groups, rows, cols], or None for ones.
     """
-    if left.is_outer_product:
-        return _one_position(left, right, None if weight is None else weight[0], mode, budget)
-    if weight is None and mode == "samples" and _self_positions_are_cheaper(left):
-        return _self_position_gram(left, budget)
-    if weight is None and mode == "mean" and _positions_are_cheaper(left, right):
-        return _position_gram(left, right, budget)
-    return _by_gradients(left, right, weight, mode, budget)
+    if not left.is_outer_product:
+        if weight is None and mode == "samples" and _self_positions_are_cheaper(left):
+            return _self_position_gram(left, budget)
+        if weight is None and mode == "mean" and _positions_are_cheaper(left, right):
+            return _position_gram(left, right, budget)
+        return _by_gradients(left, right, weight, mode, budget)
+    # One position and one group: inputs H [N, cols] and signals G [N, C, rows].
+    weight = None if weight is None else weight[0]
+    H, G = left.col_factors[:, 0, 0, 0], left.row_factors[:, :, 0, 0]
+    if mode == "samples":
+        size = H.square().sum(1, keepdim=True) if weight is None else H.square() @ weight.T
+        return contract(G * size[:, None], G, mode)
+    H2, G2 = (H, G) if left is right else (right.col_factors[:, 0, 0, 0], right.row_factors[:, :, 0, 0])
+    if mode == "mean":
+        # Without a mask the kernel of a linear layer is a product of two Gram matrices.
+        return (H @ H2.T) * contract(G, G2, mode) if weight is None else row_gram(H, G, H2, G2, weight, budget)
+    if weight is None:
+        gram, base = contract(G, G2, mode), H @ H2.T
+        return gram * (base[:, None, :, None] if mode == "full" else base)
+    blocks = [_with_one_sample(H, G, h, g, weight, mode) for h, g in zip(H2, G2, strict=True)]
+    return torch.stack(blocks, dim=2)
 
 
 def contract(left: Tensor, right: Tensor, mode: Mode) -> Tensor:
@@ -50,25 +64,6 @@ def squared_norm(factors: GradientFactors, weight: Tensor | None, budget: int) -
             return float((g2.sum(1) * h2.sum(1)).sum())
         return float(((g2 @ weight[0]) * h2).sum())
     return sum(float((a * b).sum()) for a, b in _jacobian_blocks(factors, factors, weight, budget))
-
-
-def _one_position(
-    left: GradientFactors, right: GradientFactors, weight: Tensor | None, mode: Mode, budget: int
-) -> Tensor:
-    """One position and one group: inputs H [N, cols] and signals G [N, C, rows]."""
-    H, G = left.col_factors[:, 0, 0, 0], left.row_factors[:, :, 0, 0]
-    if mode == "samples":
-        size = H.square().sum(1, keepdim=True) if weight is None else H.square() @ weight.T
-        return contract(G * size[:, None], G, mode)
-    H2, G2 = (H, G) if left is right else (right.col_factors[:, 0, 0, 0], right.row_factors[:, :, 0, 0])
-    if mode == "mean":
-        # Without a mask the kernel of a linear layer is a product of two Gram matrices.
-        return (H @ H2.T) * contract(G, G2, mode) if weight is None else row_gram(H, G, H2, G2, weight, budget)
-    if weight is None:
-        gram, base = contract(G, G2, mode), H @ H2.T
-        return gram * (base[:, None, :, None] if mode == "full" else base)
-    blocks = [_with_one_sample(H, G, h, g, weight, mode) for h, g in zip(H2, G2, strict=True)]
-    return torch.stack(blocks, dim=2)
 
 
 def _with_one_sample(H: Tensor, G: Tensor, h: Tensor, g: Tensor, weight: Tensor, mode: Mode) -> Tensor:

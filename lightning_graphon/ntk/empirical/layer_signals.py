@@ -5,8 +5,10 @@ weights used by functional calls, layers inside reparametrisations or checkpoint
 parameters take the generic path of per-sample gradients.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,12 +50,14 @@ class Signals:
     """Gradient factors of one chunk of samples.
 
     Attributes:
+        x: The samples themselves.
         samples: Number N of samples.
         outputs: Number C of outputs.
         layers: Per site, the factors of its weight's gradients.
         biases: Per site, the gradients [N, C, n_out] of its bias: δ summed over positions.
     """
 
+    x: Inputs
     samples: int
     outputs: int
     layers: list[GradientFactors | None]
@@ -79,9 +83,9 @@ def find_layer_sites(fm: FunctionalModel) -> list[LayerSite]:
 
 def capture_signals(fm: FunctionalModel, x: Inputs, sites: list[LayerSite]) -> Signals:
     """One forward pass, and one backward pass per output."""
-    samples = batch_size(x)
     leaves = {n: fm.values[n].detach().requires_grad_() for s in sites for n in (s.weight, s.bias) if n}
-    out, calls = _record_calls(lambda: fm(leaves, x), sites)
+    with _recorded_calls(sites) as calls:
+        out = fm(leaves, x)
     edges = [call.edge for site_calls in calls for call in site_calls]
     outputs = out.shape[1]
     deltas: list[Tensor | None] = [None] * len(edges)
@@ -93,7 +97,7 @@ def capture_signals(fm: FunctionalModel, x: Inputs, sites: list[LayerSite]) -> S
                 if delta is None:
                     delta = deltas[e] = g.new_zeros(outputs, *g.shape)
                 delta[k] = g
-    return _collect(samples, outputs, sites, calls, deltas)
+    return _collect(x, outputs, sites, calls, deltas)
 
 
 def _grad(scalar: Tensor, edges: list[GradientEdge], retain: bool) -> tuple[Tensor | None, ...]:
@@ -103,8 +107,9 @@ def _grad(scalar: Tensor, edges: list[GradientEdge], retain: bool) -> tuple[Tens
 
 
 def _collect(
-    samples: int, outputs: int, sites: list[LayerSite], calls: list[list[_Call]], deltas: list[Tensor | None]
+    x: Inputs, outputs: int, sites: list[LayerSite], calls: list[list[_Call]], deltas: list[Tensor | None]
 ) -> Signals:
+    samples = x.shape[0] if isinstance(x, Tensor) else len(x[0])
     layers: list[GradientFactors | None] = []
     biases: list[Tensor | None] = []
     flat = iter(deltas)
@@ -115,7 +120,7 @@ def _collect(
         layers.append(concatenate(parts) if parts else None)
         sums = [_bias(site.module, samples, d) for _, d in live] if site.bias else []
         biases.append(torch.stack(sums).sum(0) if sums else None)
-    return Signals(samples, outputs, layers, biases)
+    return Signals(x, samples, outputs, layers, biases)
 
 
 def _bias(module: nn.Module, samples: int, delta: Tensor) -> Tensor:
@@ -124,21 +129,21 @@ def _bias(module: nn.Module, samples: int, delta: Tensor) -> Tensor:
     return last.reshape(len(delta), samples, -1, last.shape[-1]).sum(2).transpose(0, 1)
 
 
-def _record_calls(run: Callable[[], Tensor], sites: list[LayerSite]) -> tuple[Tensor, list[list[_Call]]]:
-    """Run a forward pass and record every call of the sites' modules."""
+def _record_call(site_calls: list[_Call], module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+    if args and isinstance(out, Tensor) and out.requires_grad:
+        site_calls.append(_Call(args[0].detach(), get_gradient_edge(out)))
+
+
+@contextmanager
+def _recorded_calls(sites: list[LayerSite]) -> Iterator[list[list[_Call]]]:
+    """Record every call of the sites' modules in a forward pass."""
     calls: list[list[_Call]] = [[] for _ in sites]
-
-    def record(site_calls: list[_Call]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            if args and isinstance(out, Tensor) and out.requires_grad:
-                site_calls.append(_Call(args[0].detach(), get_gradient_edge(out)))
-
-        return hook
-
     # Hooks see the layer's own output, whatever the model does with it afterwards.
-    handles = [site.module.register_forward_hook(record(c)) for site, c in zip(sites, calls, strict=True)]
+    handles = []
+    for site, site_calls in zip(sites, calls, strict=True):
+        handles.append(site.module.register_forward_hook(partial(_record_call, site_calls)))
     try:
-        return run(), calls
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
@@ -172,7 +177,8 @@ def make_plan(fm: FunctionalModel, x: Inputs) -> KernelPlan:
     probe = detach_inputs(select_samples(x, torch.arange(3) % batch_size(x)))
     sites = find_layer_sites(fm)
     leaves = fm.leaves()
-    out, calls = _record_calls(lambda: fm(leaves, probe), sites)
+    with _recorded_calls(sites) as calls:
+        out = fm(leaves, probe)
     _check_samples_are_independent(fm, probe, out)
     # The middle sample along one random direction of the outputs: other samples and layouts would show.
     direction = torch.randn(out.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(out)
@@ -181,7 +187,7 @@ def make_plan(fm: FunctionalModel, x: Inputs) -> KernelPlan:
     wanted: list[Any] = [*leaves.values(), *edges]
     grads: tuple[Tensor | None, ...] = torch.autograd.grad(scalar, wanted, allow_unused=True)
     true: dict[str, Tensor | None] = dict(zip(leaves, grads, strict=False))
-    captured = _collect(3, 1, sites, calls, _with_output_axis(list(grads[len(leaves) :])))
+    captured = _collect(probe, 1, sites, calls, _with_output_axis(list(grads[len(leaves) :])))
     checked = [_checked(s, captured.layers[i], captured.biases[i], true) for i, s in enumerate(sites)]
     kept = [s for s in checked if s.weight or s.bias]
     named = {n for s in kept for n in (s.weight, s.bias) if n}

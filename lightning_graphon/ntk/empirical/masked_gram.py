@@ -45,21 +45,13 @@ def row_gram(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, weight: Tensor, budge
     """
     kept = weight != 0
     binary = bool(torch.equal(weight, kept.to(weight)))
-    if binary and 2 * int(torch.count_nonzero(kept)) > kept.numel():
-        # More than half are kept: the dense product, less that of the complement.
-        signals = G.flatten(1) @ G2.flatten(1).T
-        dense = (H @ H2.T) * signals
-        return dense - _sparse(H, G, H2, G2, ~kept, None, budget)
-    return _sparse(H, G, H2, G2, kept, None if binary else weight, budget)
-
-
-def _sparse(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, kept: Tensor, weight: Tensor | None, budget: int) -> Tensor:
+    # Where more than half are kept: the dense product, less that of the complement.
+    complement = binary and 2 * int(torch.count_nonzero(kept)) > kept.numel()
+    kept = ~kept if complement else kept
     out = H.new_zeros(len(H), len(H2))
     rows, cols = kept.nonzero(as_tuple=True)
     degree = torch.bincount(rows, minlength=len(kept))
     order = torch.argsort(degree, descending=True, stable=True)[: int((degree > 0).sum())]
-    if len(order) == 0:
-        return out
     symmetric = H is H2 and G is G2
     # Rows of different degree are padded with the index of a row of zeros.
     columns = _columns(rows, cols, degree, kept.shape[1])
@@ -67,9 +59,9 @@ def _sparse(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, kept: Tensor, weight: 
     right = left if symmetric else _padded_transpose(H2)
     signals = G.permute(2, 0, 1).contiguous()
     signals2 = signals if symmetric else G2.permute(2, 0, 1).contiguous()
-    padded = None if weight is None else torch.cat([weight, weight.new_zeros(len(weight), 1)], 1)
+    padded = None if binary else torch.cat([weight, weight.new_zeros(len(weight), 1)], 1)
     buffers = _Buffers(*(H.new_empty(0) for _ in range(4)))
-    widths = degree[order].tolist()  # descending, so the first unit of a block is its widest
+    widths = degree[order].tolist() or [0]  # descending, so the first unit of a block is its widest
     step, edge = (
         _CPU_BLOCK if H.device.type == "cpu" else _blocking(len(H) + len(H2), widths[0], H.element_size(), budget)
     )
@@ -80,7 +72,7 @@ def _sparse(H: Tensor, G: Tensor, H2: Tensor, G2: Tensor, kept: Tensor, weight: 
         _block(out, left, right, signals[units], signals2[units], index, scale, symmetric, buffers, edge)
     if symmetric:
         out = torch.tril(out) + torch.tril(out, -1).T
-    return out
+    return (H @ H2.T) * (G.flatten(1) @ G2.flatten(1).T) - out if complement else out
 
 
 def _blocking(samples: int, width: int, itemsize: int, budget: int) -> tuple[int, int]:

@@ -106,7 +106,8 @@ def generalisation_bound(
     loss = (fitted - y.T).abs().clamp_max(1).mean(-1) if ridge > 0 else torch.zeros_like(norm)
     total = kernels.diagonal(dim1=-2, dim2=-1).sum(-1) if scale == "trace" else torch.full_like(norm, len(y) / 2)
     per_output = loss + 2 * (norm * total).sqrt() / len(y)
-    residual = _residual(kernels, (vectors @ solution[..., None])[..., 0], y.T, ridge)
+    weights = vectors @ solution[..., None]
+    residual = ((kernels @ weights + ridge * weights)[..., 0] - y.T).norm(dim=-1) / y.norm(dim=0).clamp_min(1e-300)
     share = (torch.where(live, 0.0, coefficients[..., 0]).square().sum(-1) / y.square().sum(0)).nan_to_num(0.0)
     reason = _reason(share, residual, int((~live).sum(-1).max()))
     per_output = torch.where((share > _NULL_SHARE) | (residual > _MAX_RESIDUAL), torch.inf, per_output)
@@ -225,12 +226,6 @@ def _check_positive(values: Tensor) -> None:
             f"the kernel has the eigenvalue {low:.3g} with λ_max = {high:.3g}: it is not positive semi-definite to "
             "working precision; compute it in float64"
         )
-
-
-def _residual(kernels: Tensor, solution: Tensor, y: Tensor, ridge: float) -> Tensor:
-    """‖(Θ + ridge) a - y‖ / ‖y‖ of every output [C]."""
-    product = (kernels @ solution[..., None])[..., 0] + ridge * solution
-    return (product - y).norm(dim=-1) / y.norm(dim=-1).clamp_min(1e-300)
 
 
 def _reason(share: Tensor, residual: Tensor, null: int) -> str | None:

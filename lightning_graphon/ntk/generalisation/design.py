@@ -144,7 +144,7 @@ def _maximise(
                 graphons, value = evaluate()
                 _check_value(value, step)
                 if not history or float(value.detach()) > max(history):
-                    best = _detached(graphons)
+                    best = [StepGraphon(g.values.detach(), g.row_measure, g.col_measure) for g in graphons]
                 history.append(float(value.detach()))
                 if step < steps:
                     optimizer.zero_grad()
@@ -157,10 +157,6 @@ def _maximise(
         interrupted = True
         warnings.warn(f"stopped by Ctrl-C after {len(history)} of {steps + 1} evaluations", stacklevel=3)
     return DesignedGraphons(best, history, max(history), interrupted)
-
-
-def _detached(graphons: Sequence[StepGraphon]) -> list[StepGraphon]:
-    return [StepGraphon(g.values.detach(), g.row_measure, g.col_measure) for g in graphons]
 
 
 def _initial_log_odds(

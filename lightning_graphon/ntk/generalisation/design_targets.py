@@ -1,6 +1,7 @@
 """Targets of a design as differentiable functions of the kernel; larger is better."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import get_args
 
 import torch
@@ -24,21 +25,17 @@ def kernel_objective(target: DesignTarget, labels: Tensor | None, ridge: float) 
         return energy_share
     if labels is None:
         raise ValueError(f"target={target!r} needs the labels of x: pass labels=, or use target='energy'")
-    known = labels
     if target == "alignment":
-        return lambda kernel: alignment(kernel, known, centred=True)
+        return partial(alignment, labels=labels, centred=True)
     Y = centred_targets(labels)
-    return (
-        (lambda kernel: label_speed(kernel, Y)) if target == "speed" else (lambda kernel: label_fit(kernel, Y, ridge))
-    )
+    return partial(label_speed, Y=Y) if target == "speed" else partial(label_fit, Y=Y, ridge=ridge)
 
 
 def centred_targets(labels: Tensor) -> Tensor:
     """Targets [N, C] of mean 0, one-hot for class numbers, float64."""
-    known = labels
     if not labels.is_floating_point():
-        known = torch.nn.functional.one_hot(labels.unique(return_inverse=True)[1])
-    Y = known.reshape(len(labels), -1).to(torch.float64)
+        labels = torch.nn.functional.one_hot(labels.unique(return_inverse=True)[1])
+    Y = labels.reshape(len(labels), -1).to(torch.float64)
     return Y - Y.mean(0)
 
 

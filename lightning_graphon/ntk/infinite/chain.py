@@ -121,25 +121,26 @@ class _Reader:
             self.duals.append(None)
         elif isinstance(module, _SKIPPED):
             return
-        elif _is_activation(module):
+        elif type(module).__module__ == "torch.nn.modules.activation" and not isinstance(module, _NOT_ELEMENTWISE):
             self._activate(dual_activation(module), label)
         else:
             raise _not_a_chain(label)
 
     def _call_function(self, node: torch.fx.Node) -> None:
-        if self._is_shape(node) or node.target in (getattr, operator.getitem):
-            if not self._is_shape(node):
-                raise _not_a_chain(f"the operation {node.name!r}")
+        if self._is_shape(node):
             self.shapes.add(node)
             return
+        if node.target in (getattr, operator.getitem):
+            raise _not_a_chain(f"the operation {node.name!r}")
         function: Callable[..., Any] = node.target  # type: ignore[assignment]
         name = getattr(function, "__name__", str(function))
-        self._advance(node, f"the operation {name!r}")
+        label = f"the operation {name!r}"
+        self._advance(node, label)
         if function in _SKIPPED_FUNCTIONS:
             return
         if name not in _ELEMENTWISE:
-            raise _not_a_chain(f"the operation {name!r}")
-        self._activate(_function_dual(function, node), f"the operation {name!r}")
+            raise _not_a_chain(label)
+        self._activate(_function_dual(function, name, node), label)
 
     def _call_method(self, node: torch.fx.Node) -> None:
         name = str(node.target)
@@ -205,15 +206,9 @@ def _not_a_chain(what: str) -> ValueError:
     return ValueError(f"{what} is no part of a chain of Linear layers and elementwise activations; {_ALTERNATIVE}")
 
 
-def _is_activation(module: nn.Module) -> bool:
-    home = type(module).__module__ == "torch.nn.modules.activation"
-    return home and not isinstance(module, _NOT_ELEMENTWISE)
-
-
-def _function_dual(function: Callable[..., Any], node: torch.fx.Node) -> DualActivation:
+def _function_dual(function: Callable[..., Any], name: str, node: torch.fx.Node) -> DualActivation:
     # Arguments other than the input and `inplace` change the function, so its registered dual does not hold.
     extra, options = node.args[1:], {k: v for k, v in node.kwargs.items() if k not in ("inplace", "input")}
-    name = getattr(function, "__name__", "function")
     if name == "leaky_relu":
         return ReLULike(float(options.get("negative_slope", extra[0] if extra else 0.01)), 1.0, name)  # type: ignore[arg-type]
     plain = all(isinstance(value, bool) for value in extra) and set(options) <= {"approximate"}

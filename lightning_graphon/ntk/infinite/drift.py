@@ -30,7 +30,7 @@ from torch import Tensor
 from lightning_graphon._shared.choices import Get, Reduce
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.infinite.layers import Layer
-from lightning_graphon.ntk.infinite.recursion import LIVE_TENSORS, tile_edge
+from lightning_graphon.ntk.infinite.recursion import LIVE_TENSORS, apply_map, tile_edge
 from lightning_graphon.ntk.operators.tiling import TileShard, tiles
 
 
@@ -61,7 +61,8 @@ def drift_kernel(
 
     With `get="nngp"` it is the second moment of the outputs, mean included.
     """
-    counts = [_counts(layer) for layer in layers]
+    # Units in each row cell; where the number of outputs is not known, one in each.
+    counts = [layer.row_measure * (layer.units or len(layer.row_measure)) for layer in layers]
     adjoints = [
         _Adjoint.from_layer(layer, after, before)
         for layer, after, before in zip(layers[1:], counts[1:], counts, strict=False)
@@ -69,7 +70,9 @@ def drift_kernel(
     left = _signals(x, layers, duals, adjoints)
     right = left if x2 is None else _signals(x2, layers, duals, adjoints)
     y = x if x2 is None else x2
-    edge = shard.edge(_edge(x, layers, max_memory), max(len(x), len(y)))
+    # Every layer's two kernels stay until the backward recursion, and the products of the inputs.
+    fields = 2 * sum(len(layer.covariance_map) for layer in layers) + math.ceil(x.shape[1] / LIVE_TENSORS)
+    edge = shard.edge(tile_edge(fields, x.element_size(), x.device.type, max_memory), max(len(x), len(y)))
     out = x.new_zeros(len(layers[-1].covariance_map), len(x), len(y))
     for rows, cols in shard.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
         block = _tile(x[rows], y[cols], _slice(left, rows), _slice(right, cols), layers, duals, adjoints, counts, get)
@@ -80,19 +83,6 @@ def drift_kernel(
     # Outputs may stand for groups of different size.
     weights = layers[-1].row_measure / layers[-1].row_measure.sum()
     return torch.einsum("c,cij->ij", weights, out) if reduce == "mean" else out
-
-
-def _edge(x: Tensor, layers: Sequence[Layer], max_memory: int | None) -> int:
-    """Edge of a tile that fits the memory."""
-    # Every layer's two kernels stay until the backward recursion, and the products of the inputs.
-    fields = 2 * sum(len(layer.covariance_map) for layer in layers) + math.ceil(x.shape[1] / LIVE_TENSORS)
-    return tile_edge(fields, x.element_size(), x.device.type, max_memory)
-
-
-def _counts(layer: Layer) -> Tensor:
-    """Number of units in each row cell."""
-    units = len(layer.covariance_map) if layer.units is None else layer.units
-    return layer.row_measure * units
 
 
 @dataclass(frozen=True)
@@ -106,11 +96,8 @@ class _Adjoint:
     @classmethod
     def from_layer(cls, layer: Layer, after: Tensor, before: Tensor) -> "_Adjoint":
         # The maps hold n_in and the measure of v; here n_out and the measure of u are needed.
-        def adjoint(matrix: Tensor | None) -> Tensor:
-            assert matrix is not None  # noqa: S101 - layers with a drift have all three
-            return (after[:, None] * matrix / before).T
-
-        return cls(adjoint(layer.covariance_map), adjoint(layer.mean_map), adjoint(layer.mean_square_map))
+        maps = (layer.covariance_map, layer.mean_map, layer.mean_square_map)
+        return cls(*((after[:, None] * matrix / before).T for matrix in maps if matrix is not None))
 
 
 def _signals(
@@ -159,7 +146,9 @@ def _tile(
     """Kernels [C, a, b] of one pair of sample tiles."""
     moments, slopes = [x.T[:, :, None] * y.T[:, None, :]], []
     for number, layer in enumerate(layers):
-        covariance = _covariance(layer, moments[-1], sx.inputs[number], sy.inputs[number])
+        assert layer.mean_square_map is not None  # noqa: S101
+        means = apply_map(layer.mean_square_map, _outer(sx.inputs[number], sy.inputs[number]))
+        covariance = apply_map(layer.covariance_map, moments[-1]) - means + layer.bias_variance[:, None, None]
         mx, my = sx.mean[number][:, :, None], sy.mean[number][:, None, :]
         if number == len(duals):
             if get == "nngp":
@@ -170,7 +159,7 @@ def _tile(
         moments.append(moment)
         slopes.append(slope)
     parameter_terms = [
-        _apply(layer.parameter_map, s) + layer.bias_term for layer, s in zip(layers, moments, strict=True)
+        apply_map(layer.parameter_map, s) + layer.bias_term for layer, s in zip(layers, moments, strict=True)
     ]
     return torch.stack([
         _one_output(o, sx, sy, parameter_terms, slopes, adjoints, counts) for o in range(len(layers[-1].covariance_map))
@@ -188,21 +177,11 @@ def _one_output(
         adjoint = adjoints[number]
         # A second moment is the variance that the weights add, plus the product of the means.
         means = _outer(sx.delta[number + 1][o], sy.delta[number + 1][o])
-        variance = _apply(adjoint.covariance_map, gamma) - _apply(adjoint.mean_square_map, means)
+        variance = apply_map(adjoint.covariance_map, gamma) - apply_map(adjoint.mean_square_map, means)
         gamma = slopes[number] * (variance + _outer(sx.before_slope[number][o], sy.before_slope[number][o]))
         total = total + torch.einsum("p,pij->ij", counts[number], gamma * parameter_terms[number])
     return total
 
 
-def _covariance(layer: Layer, moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    assert layer.mean_square_map is not None  # noqa: S101
-    means = _apply(layer.mean_square_map, _outer(left, right))
-    return _apply(layer.covariance_map, moment) - means + layer.bias_variance[:, None, None]
-
-
 def _outer(left: Tensor, right: Tensor) -> Tensor:
     return left[..., :, None] * right[..., None, :]
-
-
-def _apply(matrix: Tensor, field: Tensor) -> Tensor:
-    return (matrix @ field.reshape(len(field), -1)).reshape(len(matrix), *field.shape[1:])

@@ -18,18 +18,19 @@ from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.choices import Get, Parameterization, ParameterTerm, Propagate, Reduce
+from lightning_graphon.graphon import StepGraphon
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.activations.registry import ActivationLike, dual_activation
 from lightning_graphon.ntk.infinite.drift import drift_kernel
 from lightning_graphon.ntk.infinite.layer_building import build_layers
-from lightning_graphon.ntk.infinite.layers import Graphon, Layer, merge_positions
+from lightning_graphon.ntk.infinite.layers import Layer, merge_positions
 from lightning_graphon.ntk.infinite.recursion import diagonals, tile_edge, tile_kernel, weighted_rows
 from lightning_graphon.ntk.operators.tiling import TileShard, tiles
 
 
 def graphon_ntk(
     x: Tensor,
-    graphons: Sequence[Graphon] | Mapping[str, Graphon],
+    graphons: Sequence[StepGraphon] | Mapping[str, StepGraphon],
     *,
     activation: ActivationLike | Sequence[ActivationLike] = "relu",
     weight_variance: float | Sequence[float] = 2.0,
@@ -83,10 +84,7 @@ def graphon_ntk(
     Raises:
         ValueError: Shapes, options or missing widths, energies or drifts; the message names the layer.
 
-    >>> from types import SimpleNamespace
-    >>> one, x = torch.ones(1, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
-    >>> half = SimpleNamespace(values=0.5 * one[None], row_measure=one, col_measure=one, energy=None, drift=None)
-    >>> dense = SimpleNamespace(values=one[None], row_measure=one, col_measure=one, energy=None, drift=None)
+    >>> x, half, dense = torch.eye(2, dtype=torch.float64), StepGraphon([[0.5]]), StepGraphon([[1.0]])
     >>> graphon_ntk(x, [half, half]) / graphon_ntk(x, [dense, dense])
     tensor([[0.2500, 0.2500],
             [0.2500, 0.2500]], dtype=torch.float64)

@@ -1,16 +1,18 @@
 """Build the matrices of `Layer` from graphons and options."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.choices import Parameterization, ParameterTerm, Propagate
-from lightning_graphon.ntk.infinite.layers import Graphon, Layer, expand_inputs
+from lightning_graphon.graphon import StepGraphon
+from lightning_graphon.ntk.infinite.layers import Layer, expand_inputs
 
 
 def build_layers(
-    graphons: Sequence[Graphon], x: Tensor, *, propagate: Propagate, parameterization: Parameterization,
+    graphons: Sequence[StepGraphon], x: Tensor, *, propagate: Propagate, parameterization: Parameterization,
     widths: Sequence[int] | None,
     weight_variance: float | Sequence[float], bias_variance: float | Sequence[float],
     parameter_term: ParameterTerm, train_bias: bool | None,
@@ -35,7 +37,7 @@ def build_layers(
 
 
 def _layer(
-    index: int, g: Graphon, x: Tensor, propagate: Propagate, parameterization: Parameterization, variance: float,
+    index: int, g: StepGraphon, x: Tensor, propagate: Propagate, parameterization: Parameterization, variance: float,
     bias: float, fan_in: int | None, parameter_term: ParameterTerm, train_bias: bool | None,
 ) -> Layer:  # fmt: skip
     # In the dtype of the samples, which is that of the kernel.
@@ -58,14 +60,13 @@ def _layer(
     return Layer(covariance_map, parameter_map, torch.full_like(rows, bias), bias_term, ratio, rows)
 
 
-def _with_drift(index: int, layer: Layer, g: Graphon, fan_in: int | None, fan_out: int | None) -> Layer:
+def _with_drift(index: int, layer: Layer, g: StepGraphon, fan_in: int | None, fan_out: int | None) -> Layer:
     drift = _like(_field(g, "drift", index), layer.covariance_map)
     cols = _like(g.col_measure, layer.covariance_map)
     units = _require_fan_in(fan_in, index, "propagate='drift'")
     _check_moments(index, _like(_field(g, "energy", index), layer.covariance_map), drift)
-    return Layer(
-        layer.covariance_map, layer.parameter_map, layer.bias_variance, layer.bias_term, layer.ratio, layer.row_measure,
-        mean_map=units * drift * cols, mean_square_map=units * drift.square() * cols,
+    return replace(
+        layer, mean_map=units * drift * cols, mean_square_map=units * drift.square() * cols,
         bias_mean=torch.zeros_like(layer.bias_variance), units=fan_out,
     )  # fmt: skip
 
@@ -85,7 +86,7 @@ def _like(t: object, x: Tensor) -> Tensor:
     return torch.as_tensor(t, dtype=x.dtype, device=x.device)
 
 
-def _field(g: Graphon, name: str, index: int) -> object:
+def _field(g: StepGraphon, name: str, index: int) -> object:
     value = getattr(g, name)
     if value is None:
         raise ValueError(
@@ -121,7 +122,7 @@ def _per_layer(name: str, value: float | Sequence[float], count: int) -> list[fl
     return values
 
 
-def _check_chain(graphons: Sequence[Graphon], inputs: int) -> None:
+def _check_chain(graphons: Sequence[StepGraphon], inputs: int) -> None:
     if len(graphons) == 0:
         raise ValueError("graphon_ntk needs at least one graphon, the readout's")
     shapes = [tuple(torch.as_tensor(g.values).shape) for g in graphons]

@@ -6,34 +6,9 @@ integrals such as `n_in ∫ E(u, v) · dv`. With a measure on the cells each of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-
-class Graphon(Protocol):
-    """The attributes of a `StepGraphon` that kernels need."""
-
-    @property
-    def values(self) -> Any:
-        """Densities [rows, cols] in [0, 1]."""
-
-    @property
-    def row_measure(self) -> Any:
-        """Measure of the row cells [rows], summing to 1."""
-
-    @property
-    def col_measure(self) -> Any:
-        """Measure of the column cells [cols], summing to 1."""
-
-    @property
-    def energy(self) -> Any:
-        """Cell means of w²·M [rows, cols], or None."""
-
-    @property
-    def drift(self) -> Any:
-        """Cell means of w·M [rows, cols], or None."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +53,11 @@ class Layer:
 
 def expand_inputs(layer: Layer, inputs: int) -> Layer:
     """Spread a single column over all `inputs` coordinates, each of measure 1 / inputs."""
-
-    def spread(matrix: Tensor | None) -> Tensor | None:
-        return None if matrix is None else matrix.expand(-1, inputs) / inputs
-
     if layer.covariance_map.shape[1] != 1 or inputs == 1:
         return layer
     names = ("covariance_map", "parameter_map", "mean_map", "mean_square_map")
-    changes = {name: spread(getattr(layer, name)) for name in names}
-    return replace(layer, **changes)  # type: ignore[arg-type]
+    matrices = {name: matrix for name in names if (matrix := getattr(layer, name)) is not None}
+    return replace(layer, **{name: matrix.expand(-1, inputs) / inputs for name, matrix in matrices.items()})
 
 
 def merge_positions(layers: Sequence[Layer]) -> list[Layer]:
@@ -112,12 +83,8 @@ def merge_positions(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _add_columns(layer: Layer, groups: Tensor) -> Layer:
-    count = int(groups.max()) + 1
-
-    def add(matrix: Tensor) -> Tensor:
-        return matrix.new_zeros(len(matrix), count).index_add(1, groups, matrix)
-
-    return replace(layer, covariance_map=add(layer.covariance_map), parameter_map=add(layer.parameter_map))
+    members = torch.nn.functional.one_hot(groups).to(layer.covariance_map)
+    return replace(layer, covariance_map=layer.covariance_map @ members, parameter_map=layer.parameter_map @ members)
 
 
 def _keep_rows(layer: Layer, groups: Tensor, count: int) -> Layer:

@@ -85,17 +85,17 @@ def tile_kernel(
     for number, (layer, dual) in enumerate(zip(layers[1:], duals, strict=True), start=1):
         distance, slope = dual.squared_distance(qx, qy, distance)
         if get == "ntk":
-            inherited = _apply(layer.covariance_map, slope * tangent)  # from the parameters of earlier layers
+            inherited = apply_map(layer.covariance_map, slope * tangent)  # from the parameters of earlier layers
             moment = None if layer.ratio is not None else _moment(dx, dy, rows, cols, number, distance)
         # Squared distances of pre-activations: the bias, which both samples share, cancels.
-        distance = _apply(layer.covariance_map, distance)
+        distance = apply_map(layer.covariance_map, distance)
         qx, qy = (d.variances[number][:, s].unsqueeze(a) for d, s, a in ((dx, rows, 2), (dy, cols, 1)))
         if get == "ntk":
             tangent = _parameter_term(layer, moment, qx, qy, distance).add_(inherited)
     return tangent if get == "ntk" else 0.5 * (qx + qy - distance)
 
 
-def _apply(matrix: Tensor, field: Tensor) -> Tensor:
+def apply_map(matrix: Tensor, field: Tensor) -> Tensor:
     """Matrix [R, P] times a field [P, a, b]."""
     if matrix.numel() == 1:
         return field * matrix.reshape(())
@@ -110,7 +110,7 @@ def _moment(dx: Diagonals, dy: Diagonals, rows: slice, cols: slice, number: int,
 def _parameter_term(layer: Layer, moment: Tensor | None, qx: Tensor, qy: Tensor, distance: Tensor) -> Tensor:
     """Part of the layer's own weights and biases in the tangent kernel."""
     if moment is not None:
-        return _apply(layer.parameter_map, moment) + layer.bias_term
+        return apply_map(layer.parameter_map, moment) + layer.bias_term
     # γ n W Σ is `ratio` times the covariance without the bias, (q + q' - distance) / 2 - σ_b².
     ratio = 1.0 if layer.ratio is None else layer.ratio
     constant = layer.bias_term - ratio * layer.bias_variance[:, None, None]

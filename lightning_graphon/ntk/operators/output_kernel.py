@@ -105,7 +105,7 @@ def output_kernel(
     n, c = like.shape
     m = n if rows is None else rows
     if isinstance(kernel, KroneckerKernel) and kernel.shape == (m * c, n * c):
-        samples, mixing = output_kernel(kernel.samples, like), _symmetric(kernel.outputs.to(like))
+        samples, mixing = output_kernel(kernel.samples, like), symmetrised(kernel.outputs.to(like))
         return OutputKernel(samples.kernel, "kronecker", c, mixing)
     if isinstance(kernel, KernelOperator):
         if tuple(kernel.shape) not in ((m, n), (m * c, n * c)):
@@ -119,7 +119,7 @@ def output_kernel(
         raise ValueError(_no_fit(name, tuple(kernel.shape), m, n, c))
     if not bool(torch.isfinite(matrix).all()):
         raise ValueError(f"the {name} has entries that are not finite; look for NaN or overflow in the model")
-    return OutputKernel(_symmetric(matrix) if rows is None else matrix, forms[tuple(matrix.shape)], c)
+    return OutputKernel(symmetrised(matrix) if rows is None else matrix, forms[tuple(matrix.shape)], c)
 
 
 def _no_fit(name: str, shape: tuple[int, ...], m: int, n: int, c: int) -> str:
@@ -129,7 +129,12 @@ def _no_fit(name: str, shape: tuple[int, ...], m: int, n: int, c: int) -> str:
     )
 
 
-def _symmetric(matrix: Tensor) -> Tensor:
+def symmetrised(matrix: Tensor) -> Tensor:
+    """The mean of [..., n, n] and its transpose, checked to be the same.
+
+    Raises:
+        ValueError: They differ by more than rounding.
+    """
     asymmetry = float((matrix - matrix.mT).abs().max())
     # Float32 kernels are symmetric only up to their rounding.
     if asymmetry > 1e-4 * float(matrix.abs().max()):

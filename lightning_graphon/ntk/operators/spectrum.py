@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.ntk.operators.operator import KernelOperator, top_eigenpairs
+from lightning_graphon.ntk.operators.output_kernel import symmetrised
 
 _NEGATIVE = 1e-6  # relative to λ_max: more negative eigenvalues are not rounding
 _DENSE = 2048  # operators up to this size become matrices and are decomposed exactly
@@ -77,12 +78,13 @@ def spectral_summary(kernel: Tensor | KernelOperator, labels: Tensor | None = No
     """
     # Beyond that the largest eigenvalues and the exact trace must do; λ_min stays unknown.
     if isinstance(kernel, KernelOperator) and kernel.shape[0] > _DENSE:
-        return _from_operator(kernel, labels, k)
+        if labels is not None:
+            raise ValueError("alignment needs the kernel as a matrix; pass empirical_ntk(...) instead of an operator")
+        return _summarise(top_eigenpairs(kernel, k)[0], kernel.trace(), None, None)
     matrix = symmetric_matrix(kernel.to_dense() if isinstance(kernel, KernelOperator) else kernel)
     values = torch.linalg.eigvalsh(matrix).flip(0)
-    lowest = float(values[-1])
     alignment = None if labels is None else kernel_target_alignment(matrix, labels)
-    return _summarise(values, float(values.sum()), lowest, alignment)
+    return _summarise(values, float(values.sum()), float(values[-1]), alignment)
 
 
 def kernel_target_alignment(kernel: Tensor, labels: Tensor, *, centred: bool = False) -> float:
@@ -138,18 +140,7 @@ def symmetric_matrix(kernel: Tensor) -> Tensor:
     matrix = kernel.detach().to(torch.float64)
     if not bool(torch.isfinite(matrix).all()):
         raise ValueError("the kernel has entries that are not finite; look for NaN or overflow in the model")
-    asymmetry = float((matrix - matrix.T).abs().max())
-    # Float32 kernels are symmetric only up to their rounding.
-    if asymmetry > 1e-4 * float(matrix.abs().max()):
-        raise ValueError(f"a kernel must be symmetric; K and its transpose differ by {asymmetry:.3g}")
-    return 0.5 * (matrix + matrix.T)
-
-
-def _from_operator(operator: KernelOperator, labels: Tensor | None, k: int) -> SpectralSummary:
-    if labels is not None:
-        raise ValueError("alignment needs the kernel as a matrix; pass empirical_ntk(...) instead of an operator")
-    values = top_eigenpairs(operator, k)[0]
-    return _summarise(values, operator.trace(), None, None)
+    return symmetrised(matrix)
 
 
 def _summarise(values: Tensor, trace: float, lowest: float | None, alignment: float | None) -> SpectralSummary:

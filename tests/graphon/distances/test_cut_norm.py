@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_graphon.graphon.distances import cut_norm
-from lightning_graphon.graphon.distances.cut_norm import _border, _dual, _low_rank, _spectral
+from lightning_graphon.graphon.distances.cut_norm import _border, _dual, _low_rank, _spectral, cut_norm
 
 
 def enumerate_both(values, rows, cols):

@@ -124,7 +124,7 @@ def test_path_density_of_graphons():
 
 
 def test_path_density_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="mask 1 has 5 inputs, but the one before it has 4 outputs"):
+    with pytest.raises(ValueError, match=r"outputs of layer 0 \(4\) are not the inputs of layer 1 \(5\)"):
         path_density([bernoulli(4, 3, 0.5), bernoulli(2, 5, 0.5)])
     with pytest.raises(ValueError, match="at least one layer"):
         path_density([])
