@@ -37,11 +37,10 @@ def _gradient_at_zero(module: nn.Module) -> Tensor:
     """Gradient of the weights of the first input, all of them zero, where that input is zero."""
     weight, transposed = module.weight.detach().clone(), int(getattr(module, "transposed", False))  # type: ignore[operator]
     swap_sides(weight, transposed)[:, 0] = 0
-    source = torch.rand(_input_shape(module), dtype=weight.dtype, device=weight.device)
-    groups = 1 if transposed else getattr(module, "groups", 1)
-    source.unflatten(1, (groups, -1))[:, :, 0] = 0  # the first input of every group
-    trial = nn.Parameter(weight)
+    trial, groups = nn.Parameter(weight), 1 if transposed else getattr(module, "groups", 1)
     with preserve_module_state(module, 0), swap_tensors(module, {module.weight: trial}), torch.enable_grad():  # type: ignore[dict-item]
+        source = torch.rand(_input_shape(module), dtype=weight.dtype, device=weight.device)
+        source.unflatten(1, (groups, -1))[:, :, 0] = 0  # the first input of every group
         output = type(module).forward(module.eval(), source)  # not through hooks
         (gradient,) = torch.autograd.grad((output * torch.rand_like(output)).sum(), [trial])
     return swap_sides(gradient, transposed)[:, 0]
