@@ -134,6 +134,7 @@ class PruneAtInit(SparseCallback):
         self.rescale: Rescale | None = plain(rescale)
         self._limits: dict[str, float] = {}
         self._fresh = False
+        self._resumes = True
 
     @classmethod
     def from_masks(cls, masks: GivenMasks, *, rescale: Rescale | None = None, verbose: bool = True) -> "PruneAtInit":
@@ -158,7 +159,8 @@ class PruneAtInit(SparseCallback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         agreement.refuse_other_package(trainer)
-        if stage == "fit":
+        self._resumes = stage == "fit"
+        if self._resumes:
             agreement.refuse_flattened(trainer)
 
     @override
@@ -204,6 +206,8 @@ class PruneAtInit(SparseCallback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if not self._resumes:
+            return
         states = checkpoint.get("callbacks") or {}
         others = [key for key in states if key.startswith(type(self).__qualname__) and states[key]]
         mine = {c.state_key for c in getattr(trainer, "callbacks", []) if isinstance(c, PruneAtInit)}
@@ -215,6 +219,8 @@ class PruneAtInit(SparseCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._resumes:  # another network may be tested, and is not changed
+            return
         if self.config is not None:
             agreement.check_same(agreement.identity(self.config, self._given, self.rescale), state_dict)
         masks = Masks({})

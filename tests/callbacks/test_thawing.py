@@ -220,7 +220,7 @@ def test_predictions_go_on_when_groups_are_added():
     model = Classifier(optimizer=lambda p: torch.optim.SGD(list(p)[:4], lr=0.01))
     options = {"time_budget": float("inf"), "figure": False, "verbose": False, "raise_errors": True}
     watch = LossDecayMonitor(every_n_steps=1, probe_size=16, **options)
-    make_trainer(watch, Unfreeze(), accumulate_grad_batches=1).fit(model, loader())
+    make_trainer(watch, Unfreeze(), limit_train_batches=1.0).fit(model, loader())
     refreshed, step = watch.curves["refreshed"], watch.curves["step"]
     assert step.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert watch.curves["predicted"].isfinite().tolist() == (step < 4).tolist()
