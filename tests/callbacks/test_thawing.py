@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lightning_graphon.callbacks import LossDecayMonitor, PruneAtInit
 from lightning_graphon.pruning import Masks, prune
-from tests.helpers.modules import Classifier, loader, make_trainer, pruned_max, quiet, sgd
+from tests.helpers.modules import Classifier, Probe, loader, make_trainer, pruned_max, quiet, sgd
 
 METHODS = ("magnitude", "snip", "grasp", "synflow")
 
@@ -141,18 +141,29 @@ def test_a_new_head_of_another_shape_is_dense_and_told():
     assert pruned_max(model, pruner.masks) == 0.0
 
 
+class Restless(torch.optim.SGD):
+    """Moves every weight at every step."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            parameter.add_(0.125)
+
+
 class NewOptimizer(Callback):
-    """Sets the optimizers up anew, as for another phase of training, with one that moves every weight."""
+    """Sets the optimizers up anew, as for another phase of training."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == 1:
-            trainer.strategy.optimizers = [torch.optim.ASGD(pl_module.parameters(), lr=0.01, weight_decay=0.1)]
+            trainer.strategy.optimizers = [Restless(pl_module.parameters(), lr=0.01)]
 
 
 def test_new_optimizers_are_followed():
     pruner, model = quiet("magnitude", min_density=0.05), Classifier()
-    make_trainer(pruner, NewOptimizer(), max_epochs=3).fit(model, loader())
-    assert pruned_max(model, pruner.masks) == 0.0
+    probe = Probe(pruner)
+    make_trainer(pruner, NewOptimizer(), probe, max_epochs=3).fit(model, loader())
+    assert probe.worst["step"] == probe.worst["batch"] == 0.0
 
 
 class Followed(Classifier):
