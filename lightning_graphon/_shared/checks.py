@@ -1,8 +1,11 @@
-"""Error messages that name the value, what is allowed, and the nearest match."""
+"""Checks of arguments: errors name the value, what is allowed and the nearest match; numbers of numpy are taken."""
 
 import difflib
 import numbers
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 
 def nearest(word: str, allowed: Iterable[str], also: Iterable[str] = ()) -> str:
@@ -48,3 +51,22 @@ def check_sparsity(value: object, name: str = "sparsity") -> float:
         percent = f"; for {value} % write {float(value) / 100:g}" if 1 < float(value) < 100 else ""
         raise ValueError(f"{name} is the fraction of weights removed and must lie in [0, 1), got {value!r}{percent}")
     return float(value)
+
+
+def plain(value: Any) -> Any:
+    """Numbers and texts of numpy as Python's own, in dicts and lists too: checkpoints hold nothing else.
+
+    >>> plain({"head": np.float64(0.5)}), plain(np.int64(3))
+    ({'head': 0.5}, 3)
+    """
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def make_plain(settings: Any) -> None:
+    """Do so for the fields of a frozen dataclass, first of all in its `__post_init__`."""
+    for name, value in vars(settings).items():
+        object.__setattr__(settings, name, plain(value))

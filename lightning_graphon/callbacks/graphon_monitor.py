@@ -1,6 +1,6 @@
 """`GraphonMonitor`: the graphon of every layer, in pictures and numbers, while any network trains."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import lightning.pytorch as pl
@@ -9,8 +9,9 @@ from rich.console import Console
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, plain
 from lightning_graphon._shared.choices import LayerOrder
+from lightning_graphon._shared.weight_layout import in_rows
 from lightning_graphon.callbacks._analysis.kernel_spectrum import KernelSpectrum, SpectrumOptions, spectrum_scalars
 from lightning_graphon.callbacks._analysis.mask_snapshot import MaskSnapshot
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned, masks_in_use
@@ -99,8 +100,8 @@ class GraphonMonitor(Monitor):
         *,
         bins: int = 64,
         order: LayerOrder = "degree",
-        include: str | list[str] | None = None,
-        exclude: str | list[str] | None = None,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
         spectrum: SpectrumOptions | None = SpectrumOptions(),  # noqa: B008 - frozen
@@ -119,9 +120,9 @@ class GraphonMonitor(Monitor):
             raise ValueError(
                 f"every_n_epochs must be >= 0 and every_n_steps >= 1 or None, got {every_n_epochs!r}, {every_n_steps!r}"
             )
-        self.bins, self.order, self.alpha = bins, order, alpha
+        self.bins, self.order, self.alpha = plain(bins), order, alpha
         self.include, self.exclude = include, exclude
-        self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
+        self.every_n_epochs, self.every_n_steps = plain(every_n_epochs), plain(every_n_steps)
         self.spectrum_options, self.layer_scalars = spectrum, layer_scalars
         self.spectrum: SpectralSummary | None = None
         self.graphons: dict[str, StepGraphon] = {}
@@ -186,12 +187,13 @@ class GraphonMonitor(Monitor):
         if not changed:
             return
         first = not self._seen
-        graphons = layer_graphons(masks, bins=self.bins, order=self.order)
+        rows = Masks(in_rows(pl_module, masks))
+        graphons = layer_graphons(rows, bins=self.bins, order=self.order)
         moved = {n: l2_distance(g, self.graphons[n], align=False) for n, g in graphons.items() if n in self.graphons}
         self.graphons = graphons
         self._seen = {name: MaskSnapshot(mask) for name, mask in masks.items()}
         if trainer.is_global_zero:
-            self._publish(trainer, masks, changed, moved, first)
+            self._publish(trainer, rows, changed, moved, first)
 
     def _evaluate_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         kernel = self._kernel

@@ -10,19 +10,22 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, plain
 from lightning_graphon._shared.choices import Rescale, Schedule
+from lightning_graphon._shared.weight_layout import in_rows
 from lightning_graphon.callbacks._distributed import agreement
 from lightning_graphon.callbacks._logging.scalars import limit_scalars, log_layer_table, log_scalars, print_masks
-from lightning_graphon.callbacks._module.scoring import score_module
+from lightning_graphon.callbacks._module.scoring import score_module, untrained_parameters
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
 from lightning_graphon.callbacks._sparsity.sparse_callback import SparseCallback
 from lightning_graphon.pruning import (
+    CopyWatch,
     Enforcer,
     GivenMasks,
     Masks,
     PruningConfig,
     as_masks,
+    find_copies,
     rescale_,
     sparsity_of,
 )
@@ -42,9 +45,9 @@ class PruneAtInit(SparseCallback):
     callback in the trainer as long as the network is to stay sparse. Two of them in one trainer need different
     `include` or `exclude`.
 
-    Logged: `sparsity/<layer>` and `sparsity/total`, the fraction of weights removed, once when training starts; with
-    `report_limits` also `graphon/<layer>/limit_distance`. TensorBoard has the layers in one table under Text,
-    `sparsity/layers`.
+    Logged: `sparsity/<layer>`, `sparsity/total` and `sparsity/model`, the fraction removed of a layer's weights, of
+    those selected and of all parameters, once when training starts; with `report_limits` also
+    `graphon/<layer>/limit_distance`. TensorBoard has the layers in one table under Text, `sparsity/layers`.
 
     Args:
         method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", or your own (`register_method`); or
@@ -54,7 +57,8 @@ class PruneAtInit(SparseCallback):
             N:M: the N best of every M consecutive inputs of a unit.
         schedule: "exponential" or "linear" fall of the kept number over the rounds.
         steps: Number of rounds; None: 100 for SynFlow, 1 for the others; under N:M at most M - N.
-        include: Which weights: names, globs, "re:..." or class names; None: every Linear and Conv weight.
+        include: Which weights: names, globs, "re:..." or class names; None: every Linear and Conv weight, and the like
+            of other libraries. Frozen ones are scored if named, and masked when they thaw.
         exclude: Which weights not.
         min_density: Least fraction kept in every layer.
         seed: Seed of random methods and of dropout while scoring.
@@ -90,11 +94,11 @@ class PruneAtInit(SparseCallback):
         method: str | Callable[..., dict[str, Tensor]],
         sparsity: float | None = None,
         *,
-        allocation: str | dict[str, float] = "global",
+        allocation: str | Mapping[str, float] = "global",
         schedule: Schedule = "exponential",
         steps: int | None = None,
-        include: str | list[str] | None = None,
-        exclude: str | list[str] | None = None,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
         min_density: float | None = None,
         seed: int = 0,
         options: dict[str, Any] | None = None,
@@ -119,18 +123,18 @@ class PruneAtInit(SparseCallback):
             )
         if rescale is not None:
             check_choice("rescale", rescale, get_args(Rescale))
-        if isinstance(batches, int) and batches < 1:
+        self.batches: int | Sequence[Any] = plain(batches)
+        if isinstance(self.batches, int) and self.batches < 1:
             raise ValueError(f"batches must be a number of batches, at least 1, or a list of batches, got {batches!r}")
-        self.batches = batches
         self.loss_fn = loss_fn
         self.eval_mode = eval_mode
         self.verbose = verbose
         self.report_limits = report_limits
         self.layer_scalars = layer_scalars
-        self.rescale = rescale
+        self.rescale: Rescale | None = plain(rescale)
         self._limits: dict[str, float] = {}
-        self._testing = False
         self._fresh = False
+        self._resumes = True
 
     @classmethod
     def from_masks(cls, masks: GivenMasks, *, rescale: Rescale | None = None, verbose: bool = True) -> "PruneAtInit":
@@ -155,8 +159,8 @@ class PruneAtInit(SparseCallback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         agreement.refuse_other_package(trainer)
-        self._testing = stage != "fit"
-        if stage == "fit":
+        self._resumes = stage == "fit"
+        if self._resumes:
             agreement.refuse_flattened(trainer)
 
     @override
@@ -181,7 +185,7 @@ class PruneAtInit(SparseCallback):
         self._fresh = False
         enforcer.zero_state()  # the optimizers' states may have been restored since
         layers = {**{f"sparsity/{row['layer']}": row["sparsity"] for row in masks.table()}, **self._limits}
-        scalars = {**layers, "sparsity/total": masks.sparsity}
+        scalars = {**layers, "sparsity/total": masks.sparsity, "sparsity/model": _model_sparsity(trainer)}
         log_scalars(trainer, scalars, () if self.layer_scalars else layers)
         log_layer_table(trainer, "sparsity/layers", layers)
 
@@ -202,7 +206,7 @@ class PruneAtInit(SparseCallback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._testing:  # whatever checkpoint that is of, the masks of training stay
+        if not self._resumes:
             return
         states = checkpoint.get("callbacks") or {}
         others = [key for key in states if key.startswith(type(self).__qualname__) and states[key]]
@@ -215,7 +219,7 @@ class PruneAtInit(SparseCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._testing and self._masks is not None:
+        if not self._resumes and self._masks is not None:  # another network may be tested, and is not changed
             return
         if self.config is not None:
             agreement.check_same(agreement.identity(self.config, self._given, self.rescale), state_dict)
@@ -251,11 +255,18 @@ class PruneAtInit(SparseCallback):
         masks.pairs(pl_module)
         agreement.check_same_masks(trainer, pl_module, masks)
         self._fresh = True
+        self._watch_copies(trainer, pl_module, masks)
         if self.rescale is not None:
             rescale_(pl_module, masks, self.rescale)
         if self.verbose and trainer.is_global_zero:
-            print_masks(masks, f"PruneAtInit: {title}", self._limits)
+            print_masks(masks, f"PruneAtInit: {title}", self._limits, pl_module)
         return masks
+
+    def _watch_copies(self, trainer: pl.Trainer, pl_module: pl.LightningModule, masks: Masks) -> None:
+        copies = find_copies(pl_module, masks, untrained_parameters(trainer, pl_module))
+        self._copies = CopyWatch(pl_module, copies)
+        if copies and self.verbose:
+            rank_zero_info(f"PruneAtInit prunes {', '.join(copies)}, copies of weights, once they follow their weights")
 
     def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule, config: PruningConfig) -> Masks:
         first: dict[str, Tensor] = {}
@@ -264,8 +275,15 @@ class PruneAtInit(SparseCallback):
             show_progress=self.verbose and trainer.is_global_zero,
             on_first_scores=first.update if self.report_limits else None,
         )  # fmt: skip
-        self._limits = limit_scalars(first, masks) if trainer.is_global_zero else {}
+        if trainer.is_global_zero:
+            self._limits = limit_scalars(in_rows(pl_module, first), Masks(in_rows(pl_module, masks)))
         return masks
+
+
+def _model_sparsity(trainer: pl.Trainer) -> float:
+    """Fraction of all parameters that the callbacks of the trainer remove together."""
+    masks = [c.masks for c in trainer.callbacks if isinstance(c, PruneAtInit) and c.masks is not None]  # type: ignore[attr-defined]
+    return sum(m.total - m.kept for m in masks) / sum(p.numel() for p in trainer.lightning_module.parameters())
 
 
 def _refuse_beside_masks(arguments: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, make_plain
 from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
@@ -58,6 +58,7 @@ class KernelPrediction:
     change_tolerance: float = 0.5
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_choice("ntk", self.ntk, ("empirical", "graphon"))
         check_choice("propagate", self.propagate, get_args(Propagate))
         for name in ("refresh_every_n_steps", "change_every_n_steps", "change_tolerance"):

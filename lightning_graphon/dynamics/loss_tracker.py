@@ -64,6 +64,7 @@ class LossTracker:
         self._scale, self._read, self._seconds = gradient_scale, list[Any](), seconds
         self._step = _optimizer_step(self._optimizer, gradient_scale)
         self._next_change = 0
+        self._regrouped: str | None = None  # why the groups are no longer those of the first prediction
         self._largest, self._diverged = 0.0, False  # loss seen; the first prediction
         # Step at which the optimizer was new: that of the checkpoint's run, or now where a fit begins without one.
         self._new_at = 0 if self._optimizer.state else step
@@ -88,9 +89,13 @@ class LossTracker:
         now = [(float(g["lr"]), g.get("momentum"), g.get("betas")) for g in self._optimizer.param_groups]
         if now != self._read:  # every training step comes by here: read again only what has changed
             self._read, self._step = now, _optimizer_step(self._optimizer, self._scale)
-        for forecast in (self.initial, self.refreshed):
-            if forecast is not None:
-                forecast.advance(self._step)
+        try:
+            for forecast in (None if self._regrouped else self.initial, self.refreshed):
+                if forecast is not None:
+                    forecast.advance(self._step)
+        except UnsupportedTrainingError as error:  # a backbone thaws: other parameters, or rates of their own
+            self._regrouped, self.refreshed = str(error), None
+            self.stop_initial()
 
     def next_look(self) -> int:
         """Step at which the loss is to be measured next."""
@@ -120,16 +125,23 @@ class LossTracker:
             self._next_change = step + self._every
         values.update(_compared("predicted", "relative_error", self.initial, observed))
         values.update(_compared("refreshed", "refreshed_error", self.refreshed, observed))
-        if self.initial is not None and step >= self._next_change:
+        if self._regrouped and self.curves.invalid is None:
+            self.curves.invalid = step, self._regrouped
+        if self.initial is not None and step >= self._next_change and not self._regrouped:
             values.update(self._kernel_change(self.initial, outputs, step))
         self._judge(values, step)
         self._stop_if_diverged(values)
-        every = self.options.refresh_every_n_steps
-        due = every and self.initial is not None and step >= next_multiple(every, max(before, 0))
-        if due and math.isfinite(observed) and step > self.initial.start:  # type: ignore[union-attr]
+        if math.isfinite(observed) and self._refresh_is_due(step, before):
             self.refreshed = self._forecast(outputs, step)
         self.curves.add(step, values)
         return values
+
+    def _refresh_is_due(self, step: int, before: int) -> bool:
+        if self.initial is None or step <= self.initial.start:
+            return False
+        every = self.options.refresh_every_n_steps
+        regular = every is not None and step >= next_multiple(every, max(before, 0))
+        return regular or (self._regrouped is not None and self.refreshed is None)
 
     def _measure(self) -> tuple[Tensor, float]:
         """Outputs and loss of the probe now."""
@@ -219,6 +231,7 @@ class LossTracker:
             "diverged": self._diverged,
             "new_at": self._new_at,
             "unused_norms": sorted(self.network.unused_norms),
+            "regrouped": self._regrouped,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -237,6 +250,7 @@ class LossTracker:
         self._affordable.load_state_dict(state["sizes"])
         self._change.load_state_dict(state["change"])  # the last that may raise: a tracker is left as it was, or new
         self.initial, self.refreshed = initial, refreshed
+        self._regrouped = state.get("regrouped")  # older checkpoints have none
         self._next_change, self._largest, self._new_at = int(following), float(largest), int(new_at)
         if diverged:
             self.stop_initial()

@@ -1,7 +1,9 @@
 """Pruning: scores, budgets, schedules, masks, and keeping pruned weights at zero. Needs torch and scipy only."""
 
+from lightning_graphon._shared.weight_layout import register_layer
 from lightning_graphon.pruning.allocation.n_m import sparsity_of
 from lightning_graphon.pruning.config import PruningConfig
+from lightning_graphon.pruning.copies import CopyWatch, find_copies, without_copies
 from lightning_graphon.pruning.enforcer import Enforcer
 from lightning_graphon.pruning.layer_selection import select_weights
 from lightning_graphon.pruning.macs import Macs, theoretical_macs
@@ -13,6 +15,7 @@ from lightning_graphon.pruning.scoring import ScoringContext, methods, register_
 from lightning_graphon.pruning.sharding import full_tensor, is_sharded, summon_full_params
 
 __all__ = [
+    "CopyWatch",
     "Enforcer",
     "GivenMasks",
     "LayerCollapseWarning",
@@ -23,15 +26,18 @@ __all__ = [
     "as_masks",
     "check_readable",
     "compute_masks",
+    "find_copies",
     "full_tensor",
     "is_sharded",
     "methods",
     "prune",
     "read_masks",
+    "register_layer",
     "register_method",
     "rescale_",
     "select_weights",
     "sparsity_of",
     "summon_full_params",
     "theoretical_macs",
+    "without_copies",
 ]

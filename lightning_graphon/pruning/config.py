@@ -7,11 +7,11 @@ from typing import Any, TypeAlias, get_args
 
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice, check_sparsity, nearest
+from lightning_graphon._shared.checks import check_choice, check_sparsity, make_plain, nearest, plain
 from lightning_graphon._shared.choices import Schedule
 from lightning_graphon.pruning.allocation import layer_budgets
 from lightning_graphon.pruning.allocation.n_m import NMPattern, sparsity_of
-from lightning_graphon.pruning.layer_selection import LayerPatterns
+from lightning_graphon.pruning.candidates import LayerPatterns, as_patterns
 from lightning_graphon.pruning.scoring.registry import Method, get_method
 
 AllocationLike: TypeAlias = str | Mapping[str, float]
@@ -38,6 +38,13 @@ class PruningConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        make_plain(self)
+        for name in ("include", "exclude"):  # any sequence, such as OmegaConf's, under one name in checkpoints
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (str, type)):
+                object.__setattr__(self, name, as_patterns(value, name))
+        if isinstance(self.allocation, Mapping):
+            object.__setattr__(self, "allocation", plain(dict(self.allocation)))
         check_sparsity(self.sparsity)
         # An N:M pattern is text that `check_allocation` does not know.
         if self.pattern is None:

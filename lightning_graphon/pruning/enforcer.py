@@ -1,6 +1,7 @@
 """Keep pruned weights at zero during training with any optimizer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from operator import attrgetter
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -57,7 +58,7 @@ class Enforcer:
         reshard(model)
         pairs = masks.pairs(model)
         self._erasers = {parameter: _Eraser(mask) for parameter, mask in pairs}
-        self._by_name = {name: self._erasers[parameter] for name, (parameter, _) in zip(masks, pairs, strict=True)}
+        self._named = {name: parameter for name, (parameter, _) in zip(masks, pairs, strict=True)}
         self._optimizers = optimizers
         self._handles: list[Any] = []
         self._grad_versions: dict[nn.Parameter, tuple[int, Version]] = {}
@@ -70,14 +71,25 @@ class Enforcer:
         self.zero_weights()
         for parameter, eraser in self._erasers.items():
             self._weight_versions[parameter] = self._version(parameter)
-            self._handles.append(parameter.register_post_accumulate_grad_hook(self._on_grad(eraser)))
+            self._handles.append(_hook_gradient(parameter, self._on_grad(eraser)))
         for optimizer in optimizers:
             self._attach(optimizer)
 
     def _attach(self, optimizer: Optimizer) -> None:
-        self._handles.append(optimizer.register_load_state_dict_post_hook(lambda opt: self.zero_state()))
-        self._handles.append(optimizer.register_step_post_hook(lambda opt, args, kwargs: self._after_step(opt)))
+        if _runs_hooks(optimizer):
+            self._handles.append(optimizer.register_load_state_dict_post_hook(lambda opt: self.zero_state()))
+            self._handles.append(optimizer.register_step_post_hook(lambda opt, args, kwargs: self._after_step(opt)))
+        else:
+            self._handles.append(_After(optimizer, "load_state_dict", self.zero_state))
+            self._handles.append(_After(optimizer, "step", lambda: self._after_step(optimizer)))
         self.zero_state()
+
+    def is_of(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> bool:
+        """Whether these are still the parameters and the optimizers that it is attached to."""
+        reshard(model)
+        now = dict(model.named_parameters(remove_duplicate=False))
+        same = all(now.get(name) is parameter for name, parameter in self._named.items())
+        return same and [*map(id, self._optimizers)] == [*map(id, optimizers)]
 
     def _on_grad(self, erase: "_Eraser") -> Callable[[nn.Parameter], None]:
         version = self._version
@@ -151,7 +163,8 @@ class Enforcer:
     @torch.no_grad()
     def zero_saved(self, state_dict: Mapping[str, Any]) -> None:
         """Zero the pruned entries of a state dict of the model, whole or sharded."""
-        for name, erase in self._by_name.items():
+        for name, parameter in self._named.items():
+            erase = self._erasers[parameter]
             # Strategies that gather a state dict drop the prefix of compiled modules.
             for key in {name, name.replace("_orig_mod.", "")} & state_dict.keys():
                 if isinstance(state_dict[key], Tensor) and state_dict[key].shape == erase.shape:
@@ -172,6 +185,49 @@ class Enforcer:
     ) -> None:
         self.zero_weights()
         self.detach()
+
+
+def _runs_hooks(optimizer: Optimizer) -> bool:
+    """Whether hooks of torch are called; not by Lookahead and other wrappers that never call `Optimizer.__init__`."""
+    # By private names, since torch has no others for what that call leaves on the class and on the optimizer.
+    marked = getattr(getattr(type(optimizer), "step", None), "hooked", False)
+    return marked and hasattr(optimizer, "_optimizer_load_state_dict_post_hooks")
+
+
+def _hook_gradient(parameter: nn.Parameter, hook: Callable[[nn.Parameter], None]) -> Any:
+    """Register a hook that waits for a frozen weight to thaw."""
+    frozen = not parameter.requires_grad
+    try:
+        return parameter.requires_grad_(True).register_post_accumulate_grad_hook(hook)
+    finally:
+        parameter.requires_grad_(not frozen)
+
+
+class _After:
+    """Calls a function after each call of a method of one object, until it is removed."""
+
+    def __init__(self, owner: Any, name: str, function: Callable[[], None]) -> None:
+        method = getattr(owner, name)
+
+        @wraps(method)
+        def shadow(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            if self._active:
+                function()
+            return result
+
+        self._active, self._owner, self._name, self._shadow = True, owner, name, shadow
+        self._before = vars(owner).get(name)
+        setattr(owner, name, shadow)
+
+    def remove(self) -> None:
+        """Put back what was there, unless others have shadowed the method since."""
+        self._active = False
+        if vars(self._owner).get(self._name) is self._shadow:
+            if self._before is None:
+                delattr(self._owner, self._name)
+            else:
+                setattr(self._owner, self._name, self._before)
 
 
 class _Eraser:

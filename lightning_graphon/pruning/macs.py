@@ -12,7 +12,8 @@ from lightning_graphon._shared.checks import nearest
 from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.model_io import call_model
 from lightning_graphon._shared.module_state import preserve_module_state
-from lightning_graphon.pruning.layer_selection import FUSED, LAYERS, qualified
+from lightning_graphon._shared.weight_layout import layout_of, weight_axes
+from lightning_graphon.pruning.candidates import FUSED_KEYS, qualified
 
 
 class Macs(NamedTuple):
@@ -23,7 +24,7 @@ class Macs(NamedTuple):
 
 
 def theoretical_macs(model: nn.Module, inputs: Any, masks: Mapping[str, Tensor] | None = None) -> dict[str, Macs]:
-    """Multiply-accumulates of all Linear, Conv and ConvTranspose weights in one forward pass, by layer.
+    """Multiply-accumulates of all Linear, Conv and ConvTranspose weights and the like in one forward pass, by layer.
 
     Every weight of a layer is used as often as the layer is applied: once per sample and token, or per position of the
     output (of a transposed convolution: of the input), padding included. With masks only kept weights count, as on
@@ -61,9 +62,9 @@ def theoretical_macs(model: nn.Module, inputs: Any, masks: Mapping[str, Tensor] 
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Every Linear, Conv and ConvTranspose layer with the name of its weight."""
+    """Every layer that multiplies its inputs by one matrix, with the name of its weight."""
     for path, module in model.named_modules():
-        if isinstance(module, LAYERS):
+        if weight_axes(module).get("weight", "") in ("oi", "io"):
             yield qualified(path, "weight"), module
 
 
@@ -88,9 +89,11 @@ def _uses(model: nn.Module, inputs: Any, layers: Mapping[Any, str]) -> Counter[s
 
     def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         source = args[0] if args else kwargs["input"]
-        # Each weight meets every position of every channel of one side: `len(module.weight)` is that side's channels.
-        positions = source if getattr(module, "transposed", False) else output
-        uses[layers[module]] += positions.numel() // len(module.weight)
+        # Each weight meets every position of every channel of one side.
+        if getattr(module, "transposed", False):
+            uses[layers[module]] += source.numel() // len(module.weight)
+        else:
+            uses[layers[module]] += output.numel() // layout_of(module, "weight").matrix(module.weight.shape)[0]
 
     with preserve_module_state(model), uncompiled(model), torch.no_grad():  # the first removes the hooks
         for module in layers:
@@ -100,6 +103,7 @@ def _uses(model: nn.Module, inputs: Any, layers: Mapping[Any, str]) -> Counter[s
 
 
 def _report_unseen(model: nn.Module, layers: Sequence[str]) -> None:
-    unseen = [*layers, *(path or type(m).__name__ for path, m in model.named_modules() if isinstance(m, tuple(FUSED)))]
+    fused = [path or type(m).__name__ for path, m in model.named_modules() if isinstance(m, tuple(FUSED_KEYS))]
+    unseen = [*layers, *fused]
     if unseen:
         warnings.warn(f"not counted, as no call of a Linear or Conv layer used them: {', '.join(unseen)}", stacklevel=3)

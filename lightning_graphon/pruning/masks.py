@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import nearest
 from lightning_graphon._shared.random import generator
-from lightning_graphon.pruning.layer_selection import LayerPatterns, select_weights
+from lightning_graphon._shared.weight_layout import WeightLayout, layout_of
+from lightning_graphon.pruning.candidates import LayerPatterns
+from lightning_graphon.pruning.layer_selection import find_weights
 from lightning_graphon.pruning.packing import pack, pack_all, unpack_all
 from lightning_graphon.pruning.sharding import full_tensor, local_shard, local_shard_like
 
@@ -81,12 +83,14 @@ class Masks(Mapping[str, Tensor]):
         """Fraction of the masked weights that is removed, in [0, 1]."""
         return 1 - self.kept / self.total if self.total else 0.0
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self, model: nn.Module | None = None) -> list[dict[str, Any]]:
         """One row per layer: layer, shape, total, kept, sparsity, dead_out, dead_in.
 
-        `dead_out` counts output units (first axis) without a kept weight, `dead_in` inputs (second axis) without one.
+        `dead_out` counts output units without a kept weight, `dead_in` inputs without one. Which axis is which says the
+        model; without one outputs are the first axis.
         """
-        return [_row(name, mask) for name, mask in self.items()]
+        layouts = {} if model is None else {name: layout_of(model, name) for name in self}
+        return [_row(name, mask, layouts.get(name, WeightLayout())) for name, mask in self.items()]
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> "Masks":
@@ -121,6 +125,11 @@ class Masks(Mapping[str, Tensor]):
                 )
             pairs.append((parameters[name], mask))
         return pairs
+
+    def fitting(self, model: nn.Module) -> "Masks":
+        """Those of them that `model` has a parameter of that name and shape for."""
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+        return Masks({name: mask for name, mask in self.items() if shapes.get(name) == mask.shape})
 
     def to(self, device: torch.device | str) -> "Masks":
         """These masks on another device."""
@@ -187,7 +196,7 @@ class Masks(Mapping[str, Tensor]):
 
         `include` and `exclude` as in `prune`. If weights are sharded, every process must call it.
         """
-        return cls({name: full_tensor(w.detach() != 0) for name, w in select_weights(model, include, exclude).items()})
+        return cls({name: full_tensor(w.detach() != 0) for name, w in find_weights(model, include, exclude).items()})
 
 
 def as_masks(masks: GivenMasks) -> Masks:
@@ -209,11 +218,12 @@ def as_masks(masks: GivenMasks) -> Masks:
     return found
 
 
-def _row(name: str, mask: Tensor) -> dict[str, Any]:
+def _row(name: str, mask: Tensor, layout: WeightLayout) -> dict[str, Any]:
     kept, total = int(mask.count_nonzero()), mask.numel()
+    rows = layout.rows(mask)
     # Scalars and vectors count as one input, or one unit.
-    units = mask.reshape(mask.shape[0], -1) if mask.ndim else mask.reshape(1, 1)
-    inputs = mask.transpose(0, 1).reshape(mask.shape[1], -1) if mask.ndim > 1 else units.T
+    units = rows.reshape(rows.shape[0], -1) if rows.ndim else rows.reshape(1, 1)
+    inputs = rows.transpose(0, 1).reshape(rows.shape[1], -1) if rows.ndim > 1 else units.T
     return {
         "layer": name,
         "shape": tuple(mask.shape),

@@ -13,8 +13,9 @@ from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.module_state import preserve_module_state, preserve_random_state
 from lightning_graphon.pruning.allocation.keep_counts import KeepCounts
 from lightning_graphon.pruning.allocation.n_m import GroupKeepCounts, sparsity_of
+from lightning_graphon.pruning.candidates import LayerPatterns
 from lightning_graphon.pruning.config import AllocationLike, PruningConfig
-from lightning_graphon.pruning.layer_selection import LayerPatterns, select_weights
+from lightning_graphon.pruning.layer_selection import select_weights
 from lightning_graphon.pruning.lazy_tensors import LazyTensorMapping, shapes_of
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.scoring.objective import LossFn, Objective, SupervisedObjective

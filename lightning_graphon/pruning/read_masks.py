@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from lightning_graphon.pruning.layer_selection import LayerPatterns, check_patterns, qualified, select_weights
+from lightning_graphon.pruning.candidates import LayerPatterns, qualified
+from lightning_graphon.pruning.layer_selection import check_patterns, find_weights
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.sharding import full_tensor
 
@@ -30,7 +31,7 @@ def read_masks(model: nn.Module, include: LayerPatterns = None, exclude: LayerPa
     """
     foreign = _foreign_masks(model)
     try:
-        weights = select_weights(model, include, exclude)
+        weights = find_weights(model, include, exclude)
     except ValueError:
         if not foreign:
             raise

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.choices import Rescale
-from lightning_graphon._shared.weight_layout import swap_sides, transposed_groups
+from lightning_graphon._shared.weight_layout import layout_of
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.sharding import full_tensor, local_shard, local_shard_like, reshard
 
@@ -43,9 +43,9 @@ def rescale_(model: nn.Module, masks: Masks, by: Rescale = "unit") -> None:
     check_choice("rescale", by, get_args(Rescale))
     reshard(model)
     for name, (weight, mask) in zip(masks, masks.pairs(model), strict=True):
-        groups, dense = transposed_groups(model, name), full_tensor(weight.detach())
-        rows = _rescaled(swap_sides(dense, groups), swap_sides(mask.to(dense.device), groups), by)
-        local_shard(weight).copy_(local_shard_like(swap_sides(rows, groups), weight))
+        layout, dense = layout_of(model, name), full_tensor(weight.detach())
+        rows = _rescaled(layout.rows(dense), layout.rows(mask.to(dense.device)), by)
+        local_shard(weight).copy_(local_shard_like(layout.stored(rows), weight))
 
 
 def _rescaled(dense: Tensor, mask: Tensor, by: Rescale) -> Tensor:

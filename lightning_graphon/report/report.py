@@ -136,7 +136,7 @@ def _layers(run: Run) -> list[str]:
         for k in run.scalars
         if k.startswith("graphon/") and k.endswith("/density")
     ]
-    return [name for name in dict.fromkeys([*pruned, *watched]) if name != "total"]
+    return [name for name in dict.fromkeys([*pruned, *watched]) if name not in ("total", "model")]
 
 
 def _layer_numbers(run: Run, layer: str) -> list[str]:

@@ -37,10 +37,11 @@ class Plain(Logger):
         pass
 
 
-def expected(masks):
+def expected(masks, parameters=3122):
     scalars = {f"sparsity/{n}": 1 - m.float().mean().item() for n, m in masks.items()}
     total = sum(m.numel() for m in masks.values())
-    return {**scalars, "sparsity/total": sum(int((~m).sum()) for m in masks.values()) / total}
+    removed = sum(int((~m).sum()) for m in masks.values())
+    return {**scalars, "sparsity/total": removed / total, "sparsity/model": removed / parameters}
 
 
 def test_keys_values_and_step():
@@ -50,7 +51,7 @@ def test_keys_values_and_step():
     assert len(logged) == 1
     assert logged[0][1] == 0
     assert logged[0][0] == pytest.approx(expected(pruner.masks), abs=1e-6)
-    assert set(logged[0][0]) == {*(f"sparsity/net.{i}.weight" for i in (0, 2, 4)), "sparsity/total"}
+    assert set(logged[0][0]) == {*(f"sparsity/net.{i}.weight" for i in (0, 2, 4)), "sparsity/total", "sparsity/model"}
 
 
 def test_other_callbacks_can_monitor_what_is_logged(tmp_path):
@@ -114,12 +115,12 @@ def test_layers_are_one_table_in_tensorboard_and_scalars_elsewhere(tmp_path):
     trainer = make_trainer(pruner, monitor, logger=[board, plain])
     trainer.fit(Classifier(), loader())
     own = [tag for tag in read_events(board.log_dir) if tag.startswith(("sparsity/", "graphon/"))]
-    assert own == ["sparsity/total"]
+    assert own == ["sparsity/total", "sparsity/model"]
     sent = {key: value for metrics, _ in plain.calls for key, value in metrics.items()}
     assert expected(pruner.masks).keys() <= sent.keys() & trainer.callback_metrics.keys()
     (run,) = read_runs(board.log_dir)
     layers = {key: value for key, value in sent.items() if key.startswith(("sparsity/", "graphon/"))}
-    assert len(layers) == 1 + 3 * (1 + 1 + 4)
+    assert len(layers) == 2 + 3 * (1 + 1 + 4)
     assert {key: run.scalars[key][0] for key in layers} == pytest.approx(layers, rel=1e-3, abs=1e-30)
 
 

@@ -259,8 +259,8 @@ def test_a_damaged_state(masks: object) -> None:
         Masks({}).load_state_dict({"format": 1, "masks": masks})
 
 
-def test_a_frozen_layer_asked_for_by_name_is_called_frozen() -> None:
+def test_a_frozen_layer_is_pruned_where_it_is_asked_for_by_name() -> None:
     net = mlp()
     net[0].requires_grad_(False)
-    with pytest.raises(ValueError, match="frozen"):
-        select_weights(net, include="0")
+    assert list(select_weights(net, include="0")) == ["0.weight"]
+    assert "0.weight" not in select_weights(net)

@@ -328,3 +328,69 @@ def test_compiled_and_eager_masked_training_agree() -> None:
         assert not pruned_entries(model, masks).any()
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)  # float32, another order of operations
     assert losses[0][-1] < losses[0][0]
+
+
+class Lookahead(Optimizer):
+    """Never calls `Optimizer.__init__`, and moves weights after its base has stepped, as timm's does."""
+
+    def __init__(self, base: Optimizer) -> None:
+        self.base, self.param_groups, self.state = base, base.param_groups, base.state
+        weights = [p for group in base.param_groups for p in group["params"]]
+        self.slow = {p: p.detach().clone() for p in weights}  # dense
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        self.base.step(closure)
+        for parameter, slow in self.slow.items():
+            parameter.copy_(slow.lerp_(parameter, 0.5))
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.base.load_state_dict(state_dict)
+
+
+class Unfinished(Lookahead):
+    """Has the mark of a class whose step runs hooks, but none of their lists."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        super().step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("wrapper", [Lookahead, Unfinished])
+def test_optimizers_that_wrap_others(wrapper: type) -> None:
+    net, masks = network()
+    optimizer = wrapper(torch.optim.Adam(net.parameters(), lr=0.01))
+    with Enforcer(net, masks, optimizer):
+        for _ in range(3):
+            loss(net).backward()
+            optimizer.step()
+            assert not pruned_entries(net, masks).any()
+        optimizer.load_state_dict({"state": {}, "param_groups": optimizer.base.state_dict()["param_groups"]})
+    assert not {"step", "load_state_dict"} & vars(optimizer).keys()
+
+
+def test_timm_lookahead() -> None:
+    timm = pytest.importorskip("timm.optim")
+    net, masks = network()
+    optimizer = timm.Lookahead(torch.optim.AdamW(net.parameters(), lr=0.01), k=2)
+    with Enforcer(net, masks, optimizer):
+        for _ in range(5):
+            loss(net).backward()
+            optimizer.step()
+            assert not pruned_entries(net, masks).any()
+
+
+def test_frozen_weights_are_zeroed_and_stay_so_when_they_thaw() -> None:
+    net, masks = network()
+    net[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    with Enforcer(net, masks, optimizer):
+        assert not net[0].weight.requires_grad
+        assert not pruned_entries(net, masks).any()
+        net[0].requires_grad_(True)
+        for _ in range(3):
+            loss(net).backward()
+            assert not net[0].weight.grad[~masks["0.weight"]].any()
+            optimizer.step()
+            assert not pruned_entries(net, masks).any()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_graphon._shared.weight_layout import swap_sides, transposed_groups
+from lightning_graphon._shared.weight_layout import layout_of, swap_sides
 
 
 @pytest.mark.parametrize("groups", [0, 1, 2, 3])
@@ -25,4 +25,4 @@ def test_rows_are_the_outputs_of_a_transposed_convolution(groups):
 
 def test_only_transposed_convolutions_are_transposed():
     net = nn.Sequential(nn.Linear(2, 2), nn.Conv1d(4, 4, 1, groups=2), nn.ConvTranspose1d(4, 4, 1, groups=2))
-    assert [transposed_groups(net, f"{i}.weight") for i in range(3)] == [0, 0, 2]
+    assert [layout_of(net, f"{i}.weight")[:2] for i in range(3)] == [(False, 1), (False, 2), (True, 2)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon._shared.affordable import largest_affordable
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, make_plain
 from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.callbacks._analysis.affordable_network import PORTION, affordable_network
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
@@ -52,6 +52,7 @@ class SpectrumOptions:
     every_n_epochs: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_choice("ntk", self.ntk, ("auto", "graphon", "empirical"))
         check_choice("propagate", self.propagate, get_args(Propagate))
         for name in ("bins", "probe_size"):

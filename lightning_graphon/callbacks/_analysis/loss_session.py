@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lightning_graphon._shared.checks import make_plain
 from lightning_graphon.callbacks._analysis.affordable_network import PORTION, affordable_network
 from lightning_graphon.callbacks._analysis.masks_in_use import masks_in_use
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
@@ -52,6 +53,7 @@ class Measuring:
     tolerance: float
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("probe_size", "every_n_steps", "tolerance"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")

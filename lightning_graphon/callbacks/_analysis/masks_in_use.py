@@ -1,5 +1,7 @@
 """The masks that a trainer's model trains under, whoever made them."""
 
+from collections.abc import Sequence
+
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -22,8 +24,8 @@ def ensure_pruned(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 def masks_in_use(
     trainer: pl.Trainer,
     pl_module: pl.LightningModule,
-    include: str | list[str] | None = None,
-    exclude: str | list[str] | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
 ) -> Masks:
     """The masks of PruneAtInit as they are; anything else from the model.
 

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_graphon.graphon import limit_distances
 from lightning_graphon.pruning import Masks
@@ -65,11 +65,13 @@ def layer_table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def print_masks(masks: Masks, title: str, limits: Mapping[str, float] | None = None) -> None:
+def print_masks(
+    masks: Masks, title: str, limits: Mapping[str, float] | None = None, model: nn.Module | None = None
+) -> None:
     """One table: layer, shape, kept weights, sparsity, units without a connection, distance from the limit."""
     last = ["limit"] if limits else []
     table = layer_table(title, ["layer", "shape", "kept", "of", "sparsity", "dead\nout", "dead\nin", *last])
-    for row in masks.table():
+    for row in masks.table(model):
         shape = "x".join(map(str, row["shape"]))
         cells = [row["kept"], row["total"], f"{row['sparsity']:.4f}", row["dead_out"], row["dead_in"]]
         if limits:
@@ -77,6 +79,9 @@ def print_masks(masks: Masks, title: str, limits: Mapping[str, float] | None = N
         table.add_row(row["layer"], shape, *map(str, cells))
     table.add_section()
     table.add_row("total", "", str(masks.kept), str(masks.total), f"{masks.sparsity:.4f}", "", "")
+    if model is not None:
+        size, removed = sum(p.numel() for p in model.parameters()), masks.total - masks.kept
+        table.add_row("model", "", str(size - removed), str(size), f"{removed / size:.4f}", "", "")
     console = Console()
     console.print(table)
     console.print(

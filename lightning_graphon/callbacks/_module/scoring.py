@@ -13,7 +13,7 @@ from lightning_graphon.callbacks._distributed.agreement import average
 from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
 from lightning_graphon.callbacks._module.batches import scoring_batches
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
-from lightning_graphon.pruning import Masks, PruningConfig, compute_masks, summon_full_params
+from lightning_graphon.pruning import Masks, PruningConfig, compute_masks, summon_full_params, without_copies
 
 _NO_ROOM = (
     ", which PruneAtInit gathers to score them: find the masks elsewhere and use PruneAtInit.from_masks('masks.pt')"
@@ -59,7 +59,11 @@ def score_module(
         if step == 1 and on_first_scores is not None:
             on_first_scores(dict(scores))
 
+    untrained = untrained_parameters(trainer, pl_module)
     with summon_full_params(pl_module), preserve_module_state(pl_module), shown:
+        for name in untrained:
+            pl_module.get_parameter(name).requires_grad_(False)
+        config = without_copies(pl_module, config, untrained)
         if eval_mode:
             pl_module.eval()
         task = progress.add_task(f"pruning by {config.resolved.name}", total=config.rounds)
@@ -67,3 +71,9 @@ def score_module(
             pl_module, config, objective, drawn, average=average, on_scores=on_scores,
             on_round=lambda step, steps: progress.update(task, completed=step),
         )  # fmt: skip
+
+
+def untrained_parameters(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[str]:
+    """Parameters that are frozen or that no optimizer moves, such as those of a target network."""
+    moved = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    return [n for n, p in pl_module.named_parameters() if not p.requires_grad or (moved and p not in moved)]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice, nearest
+from lightning_graphon._shared.checks import check_choice, nearest, plain
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 
 
@@ -112,7 +112,7 @@ def as_graphon(spec: Any) -> StepGraphon:
         return _from_mapping(dict(spec))
     if isinstance(spec, (Tensor, np.ndarray, list, tuple)):
         return StepGraphon(spec)
-    if isinstance(spec, (int, float)) and not isinstance(spec, bool):
+    if isinstance(plain(spec), (int, float)) and not isinstance(spec, bool):
         return constant(spec)
     raise TypeError(
         f"cannot read a graphon from {type(spec).__name__}: give a StepGraphon, cell values [rows, cols], "

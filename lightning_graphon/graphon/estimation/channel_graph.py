@@ -10,8 +10,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.weight_layout import swap_sides
-
 _CHUNK = 1 << 20  # entries converted to float64 at a time, 8 MiB
 
 
@@ -23,24 +21,18 @@ class ChannelGraph:
         weight: Weights of the same shape, or None.
         power: Exponent of the weights: 1 for drift, 2 for energy.
         groups: Number of groups of the convolution.
-        transposed: The mask is [in, out / groups, *taps], as in nn.ConvTranspose.
 
     Raises:
         ValueError: The mask has fewer than two axes or an empty one, or the groups do not divide its first.
     """
 
-    def __init__(
-        self, mask: Tensor, weight: Tensor | None = None, *, power: int = 1, groups: int = 1, transposed: bool = False
-    ) -> None:
+    def __init__(self, mask: Tensor, weight: Tensor | None = None, *, power: int = 1, groups: int = 1) -> None:
         if mask.ndim < 2 or 0 in mask.shape:
             raise ValueError(f"a mask must be [out, in, *taps] with no empty axis, got shape {tuple(mask.shape)}")
         if groups < 1 or mask.shape[0] % groups:
             raise ValueError(f"groups must divide the first axis {mask.shape[0]} of the mask, got {groups}")
         mask = mask.detach()
         weight = None if weight is None else weight.detach()
-        if transposed:
-            mask = swap_sides(mask, groups)
-            weight = None if weight is None else swap_sides(weight, groups)
         self.mask, self.weight, self.power, self.groups = mask, weight, power, groups
         self.shape = (mask.shape[0], mask.shape[1] * groups)
         # MPS has no float64.

@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, plain
 from lightning_graphon._shared.choices import LayerOrder, Order, Ties
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.binning import (
@@ -135,6 +135,7 @@ def from_memberships(
 
 
 def _bins(bins: int | Sequence[int], shape: tuple[int, int]) -> tuple[int, int]:
+    bins = plain(bins)
     pair = (bins, bins) if isinstance(bins, int) else tuple(bins)
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"bins must be at least 1, one number or a pair (rows, columns), got {bins!r}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_choice, nearest
 from lightning_graphon._shared.choices import LayerOrder, Positions, Ties
+from lightning_graphon._shared.weight_layout import layout_of
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.binning import cell_means, one_hot
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
@@ -112,28 +113,26 @@ def _graphon(layer: _Layer, rows: Tensor | None, cols: Tensor | None) -> StepGra
 def _layer(name: str, mask: Tensor, model: nn.Module | None, groups: int = 1, drift: bool = True) -> _Layer:
     if model is None:
         return _Layer(name, ChannelGraph(mask, groups=groups), None, None)
-    module, weight = _weight(model, name)
+    weight = _weight(model, name)
     if weight.shape != mask.shape:
         raise ValueError(f"mask {name!r} has shape {tuple(mask.shape)}, its parameter has {tuple(weight.shape)}")
-    transposed = bool(getattr(module, "transposed", False))
-    groups = int(getattr(module, "groups", 1))
+    layout = layout_of(model, name)
+    mask, weight = layout.rows(mask), layout.rows(weight)
     graphs = [
-        ChannelGraph(mask, w, power=power, groups=groups, transposed=transposed)
-        for w, power in ((None, 1), (weight, 2), (weight, 1))
+        ChannelGraph(mask, w, power=power, groups=layout.groups) for w, power in ((None, 1), (weight, 2), (weight, 1))
     ]
     return _Layer(name, graphs[0], graphs[1], graphs[2] if drift else None)
 
 
-def _weight(model: nn.Module, name: str) -> tuple[nn.Module, Tensor]:
-    """Module and weight of a qualified name; the weight may be computed, as by a parametrization."""
+def _weight(model: nn.Module, name: str) -> Tensor:
+    """The weight of a qualified name; it may be computed, as by a parametrization."""
     path, _, leaf = name.rpartition(".")
     try:
-        module = model.get_submodule(path)
-        weight = getattr(module, leaf)
+        weight: Tensor = getattr(model.get_submodule(path), leaf)
     except AttributeError:
         names = [n for n, _ in model.named_parameters()]
         raise KeyError(f"the model has no parameter {name!r}. {nearest(name, names)}") from None
-    return module, weight
+    return weight
 
 
 # ---- one position per neuron

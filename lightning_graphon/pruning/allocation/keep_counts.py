@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.choices import Schedule
+from lightning_graphon._shared.weight_layout import layout_of
 from lightning_graphon.pruning.allocation import layer_budgets
 from lightning_graphon.pruning.allocation.schedules import kept_after
 from lightning_graphon.pruning.allocation.top_k import keep_largest
@@ -50,7 +51,8 @@ class KeepCounts:
         floors = layer_budgets.floor_counts(shapes, min_density, keep)
         if allocation == "global":
             return cls({"": total}, {"": density}, {"": keep}, floors)
-        kept = layer_budgets.layer_budgets(shapes, keep, allocation, floors)
+        matrices = {name: layout_of(model, name).matrix(shape) for name, shape in shapes.items()}
+        kept = layer_budgets.layer_budgets(shapes, keep, allocation, floors, matrices)
         densities = {name: count / sizes[name] for name, count in kept.items()}
         # The asked density, not the one rounded to whole weights: early rounds of an iterative method depend on it.
         if allocation == "uniform" and not floors:

@@ -31,7 +31,11 @@ _PROFILES: dict[str, Callable[[Sequence[int]], float]] = {
 
 
 def layer_budgets(
-    shapes: Mapping[str, Sequence[int]], keep: int, profile: str, floors: Mapping[str, int]
+    shapes: Mapping[str, Sequence[int]],
+    keep: int,
+    profile: str,
+    floors: Mapping[str, int],
+    matrices: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, int]:
     """Weights kept in each layer so that they sum to `keep` exactly.
 
@@ -43,12 +47,13 @@ def layer_budgets(
         keep: Number to keep in all.
         profile: "uniform", "er" or "erk".
         floors: Name -> least number to keep.
+        matrices: Name -> shape [out, in, *taps] of a matrix in it, where it is not one.
 
     >>> layer_budgets({"a": (10, 10), "b": (100, 10)}, 110, "uniform", {})
     {'a': 10, 'b': 100}
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    wanted = {name: sizes[name] * _PROFILES[profile](shape) for name, shape in shapes.items()}
+    wanted = {name: sizes[name] * _PROFILES[profile](shape) for name, shape in (matrices or shapes).items()}
 
     def counts(scale: float) -> dict[str, float]:
         return {n: min(sizes[n], max(floors.get(n, 0), scale * wanted[n])) for n in shapes}

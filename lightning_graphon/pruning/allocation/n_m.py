@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import check_sparsity
 from lightning_graphon._shared.choices import Schedule
-from lightning_graphon._shared.weight_layout import swap_sides, transposed_groups
+from lightning_graphon._shared.weight_layout import WeightLayout, layout_of
 from lightning_graphon.pruning.allocation.layer_budgets import floor_counts
 from lightning_graphon.pruning.allocation.schedules import kept_after
 
@@ -78,11 +78,11 @@ class GroupKeepCounts:
 
     Attributes:
         pattern: The N:M pattern after the last round.
-        layers: Name -> groups of a transposed convolution, 0 for other layers; layers that are missing stay dense.
+        layers: Name -> how the weight is stored; layers that are missing stay dense.
     """
 
     pattern: NMPattern
-    layers: Mapping[str, int]
+    layers: Mapping[str, WeightLayout]
 
     @classmethod
     def from_pattern(
@@ -93,9 +93,9 @@ class GroupKeepCounts:
         Raises:
             ValueError: There is no such layer, or `min_density` is above N/M.
         """
-        sides = {name: transposed_groups(model, name) for name in shapes}
-        inputs = {name: s[0] // sides[name] if sides[name] else s[1] for name, s in shapes.items()}
-        layers = {name: side for name, side in sides.items() if inputs[name] % pattern.group == 0}
+        layouts = {name: layout_of(model, name) for name in shapes}
+        inputs = {name: layouts[name].matrix(shape)[1] for name, shape in shapes.items()}
+        layers = {name: layout for name, layout in layouts.items() if inputs[name] % pattern.group == 0}
         for name in layers:
             total = shapes[name].numel()
             floor_counts({name: shapes[name]}, min_density, total // pattern.group * pattern.keep)
@@ -111,9 +111,9 @@ class GroupKeepCounts:
     def _mask(self, name: str, score: Tensor, keep: int) -> Tensor:
         if name not in self.layers:
             return torch.ones_like(score, dtype=torch.bool)
-        groups = self.layers[name]
-        mask = keep_in_groups(swap_sides(score, groups), keep, self.pattern.group)
-        return swap_sides(mask, groups).contiguous()
+        layout = self.layers[name]
+        mask = keep_in_groups(layout.rows(score), keep, self.pattern.group)
+        return layout.stored(mask).contiguous()
 
 
 def keep_in_groups(score: Tensor, keep: int, group: int) -> Tensor:

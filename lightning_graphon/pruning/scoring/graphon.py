@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_graphon._shared.checks import nearest
 from lightning_graphon._shared.random import generator
+from lightning_graphon._shared.weight_layout import WeightLayout, layout_of
 from lightning_graphon.graphon import StepGraphon, as_graphon
 from lightning_graphon.pruning.scoring.registry import ScoringContext, register_method
 
@@ -41,16 +42,19 @@ def graphon(context: ScoringContext, *, graphons: Any = None) -> dict[str, Tenso
     _check_patterns(context.weights, graphons)
     _check_support(context, layers)
     source = generator(context.seed, "graphon masks")
-    return {name: _log_odds(layers[name], w.shape, source).to(w.device) for name, w in context.weights.items()}
+    return {
+        name: _log_odds(layers[name], w.shape, layout_of(context.model, name), source).to(w.device)
+        for name, w in context.weights.items()
+    }
 
 
-def _log_odds(step: StepGraphon, shape: torch.Size, source: torch.Generator) -> Tensor:
+def _log_odds(step: StepGraphon, shape: torch.Size, layout: WeightLayout, source: torch.Generator) -> Tensor:
     """Noisy log-odds of every weight, float32; drawn on the CPU, so the same for every device."""
-    u, v = ((torch.arange(side, dtype=torch.float64) + 0.5) / side for side in shape[:2])
-    odds = torch.logit(step.to("cpu", torch.float32)(u[:, None], v)).clamp_(-_CERTAIN, _CERTAIN)
     # The logit of a uniform number is logistic, and P(logit W > logistic) = W.
-    noise = torch.rand(shape, generator=source).clamp_(1e-7, 1 - 1e-7)
-    return odds.reshape(*odds.shape, *[1] * (len(shape) - 2)) - torch.logit(noise)
+    noise = layout.rows(torch.logit(torch.rand(shape, generator=source).clamp_(1e-7, 1 - 1e-7)))
+    u, v = ((torch.arange(side, dtype=torch.float64) + 0.5) / side for side in noise.shape[:2])
+    odds = torch.logit(step.to("cpu", torch.float32)(u[:, None], v)).clamp_(-_CERTAIN, _CERTAIN)
+    return layout.stored(odds.reshape(*odds.shape, *[1] * (noise.ndim - 2)) - noise)
 
 
 def _check_support(context: ScoringContext, layers: Mapping[str, StepGraphon]) -> None:

@@ -38,7 +38,7 @@ class ScoringContext:
 
     def gradients(self, output: Tensor, create_graph: bool = False) -> list[Tensor]:
         """Gradient of a scalar with respect to every weight; zeros where it does not depend on one."""
-        weights = list(self.weights.values())
+        weights = self._thawed()
         grads = torch.autograd.grad(output, weights, create_graph=create_graph, allow_unused=True)
         return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, grads, strict=True)]
 
@@ -48,12 +48,20 @@ class ScoringContext:
         So the gradients are never all in memory. Do not change them in place: two weights may share one. Weights on
         which the scalar does not depend are left out.
         """
+        weights = self._thawed()
         handles = [weight.register_hook(_gradient_hook(name, receive)) for name, weight in self.weights.items()]
         try:
-            torch.autograd.grad(output, list(self.weights.values()), allow_unused=True)
+            torch.autograd.grad(output, weights, allow_unused=True)
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _thawed(self) -> list[nn.Parameter]:
+        """The weights, all of which take part: a step of the generator may have frozen the discriminator."""
+        weights = list(self.weights.values())
+        for weight in weights:
+            weight.requires_grad_(True)
+        return weights
 
     def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         """Values in the order of `weights`, by name."""
@@ -78,6 +86,7 @@ def _gradient_hook(name: str, receive: Callable[[str, Tensor], None]) -> Callabl
 
 def _checked_loss(context: ScoringContext, index: int, batch: Any, temperature: float) -> Callable[[], Tensor]:
     def evaluate() -> Tensor:
+        context._thawed()
         loss = context.objective.loss(batch, temperature)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
