@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import lightning.pytorch as pl
-from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -17,6 +16,7 @@ from lightning_graphon.callbacks._distributed.agreement import flattens_paramete
 from lightning_graphon.callbacks._distributed.sharded_analysis import ShardedAnalysis
 from lightning_graphon.callbacks._logging import loss_chart
 from lightning_graphon.callbacks._logging.images import send_figure
+from lightning_graphon.callbacks._logging.scalars import show
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
 from lightning_graphon.dynamics import KernelPrediction, LossCurves
 from lightning_graphon.metrics import LossDecay
@@ -178,7 +178,7 @@ class LossDecayMonitor(Monitor):
         if found is None:
             return
         if self.verbose:
-            Console().print(loss_chart.summary(self._curves, found))
+            show(loss_chart.summary(self._curves, found))
         if self.draws(trainer):
             send_figure(trainer, "loss_decay", self.plot(), {k: v.numpy() for k, v in self.curves.items()})
 

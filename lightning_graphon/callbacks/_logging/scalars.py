@@ -43,6 +43,11 @@ def layer_table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
+def show(what: Table | str) -> None:
+    """Print for the user; names of layers such as "[/INST]" are text and no markup."""
+    Console(markup=False, emoji=False).print(what)
+
+
 def print_masks(masks: Masks, title: str, limits: Mapping[str, float] | None = None) -> None:
     """One table: layer, shape, kept weights, sparsity, units without a connection, distance from the limit."""
     last = ["limit"] if limits else []
@@ -55,8 +60,5 @@ def print_masks(masks: Masks, title: str, limits: Mapping[str, float] | None = N
         table.add_row(row["layer"], shape, *map(str, cells))
     table.add_section()
     table.add_row("total", "", str(masks.kept), str(masks.total), f"{masks.sparsity:.4f}", "", "")
-    console = Console()
-    console.print(table)
-    console.print(
-        "Masks simulate sparsity: pruned weights stay zero, training is neither faster nor smaller by itself."
-    )
+    show(table)
+    show("Masks simulate sparsity: pruned weights stay zero, training is neither faster nor smaller by itself.")
