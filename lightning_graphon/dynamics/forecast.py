@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, get_args
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice
 from lightning_graphon._shared.choices import Propagate
+from lightning_graphon.dynamics.compact_kernels import mirrored, pack_kernels, unpack_kernels
 from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
 from lightning_graphon.dynamics.optimizer import OptimizerStep, RateGroups
@@ -20,6 +22,7 @@ from lightning_graphon.ntk import KroneckerKernel
 # What two runs must have in common for one to go on with the other's prediction.
 _IDENTITY = ("ntk", "propagate", "full")
 _SAME_RATIO = 1e-6  # learning rates of groups may drift apart by this before the kernels are mixed anew
+_BAND_STEPS = 1000
 _SAME_LOSS = 1e-4  # of one batch at the same outputs, in single precision on another device
 
 
@@ -95,7 +98,7 @@ class Forecast:
         self, kernels: Tensor, grams: Tensor | None, groups: RateGroups, outputs: Tensor, loss: RecordedLoss,
         descent: OptimizerStep, dataset_size: int, step: int,
     ) -> None:  # fmt: skip
-        self.kernels, self.grams, self.groups = kernels, grams, groups
+        self.kernels, self.grams, self.groups = mirrored(kernels), grams, groups
         self.outputs, self.dataset_size = outputs, dataset_size
         self.start, self.descent = step, descent
         self._loss = loss
@@ -157,25 +160,26 @@ class Forecast:
             self._mix(relative_rates(rates) if rate > 0 else self._ratios)
             if math.isfinite(self.predictor.loss):
                 self.predictor.step(rate, momentum=momentum)
-            self._history.append((rate, momentum))
+            if len(self._history) < _BAND_STEPS:  # for the band alone; a checkpoint holds them
+                self._history.append((rate, momentum))
         self._pending.clear()
 
     def _mix(self, ratios: list[float]) -> None:
         """Go on with the kernel of other learning rates."""
         if any(abs(a - b) > _SAME_RATIO for a, b in zip(ratios, self._ratios, strict=True)):
-            self._mixed = self._mixed or any(rate > 0 for rate, _ in self._history)
+            self._mixed = self._mixed or not torch.equal(self.predictor.outputs.float(), self.outputs.float())
             self._ratios, state = ratios, self.predictor.state_dict()
             self.predictor = self._predictor()
             self.predictor.load_state_dict(state)
 
-    def band(self, most: int = 1000) -> tuple[Tensor, Tensor] | None:
-        """Lower and upper predictions, [k + 1] each, of `most` steps; None where groups changed their ratio."""
+    def band(self) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper predictions, [k + 1] each, of at most 1000 steps; None where groups changed their ratio."""
         self._catch_up()
         if self._mixed:
             return None
         band = LossBand(self.kernel, *self._arguments(), dataset_size=self.dataset_size, **self._options())
         values = [(band.lower, band.upper)]
-        for rate, momentum in self._history[:most]:
+        for rate, momentum in self._history:
             band.step(rate, momentum=momentum)
             values.append((band.lower, band.upper))
         lower, upper = torch.tensor(values, dtype=torch.float64).T
@@ -223,7 +227,7 @@ class Forecast:
         self._catch_up()
         d = self.descent
         return {
-            "kernels": self.kernels,
+            "kernels": pack_kernels(self.kernels),
             "grams": self.grams,
             "groups": [list(group) for group in self.groups],
             "outputs": self.outputs,
@@ -234,8 +238,9 @@ class Forecast:
             "ratios": self._ratios,
             "ratios_now": self._ratios_now,
             "mixed": self._mixed,
-            "history": torch.tensor(self._history, dtype=torch.float64).reshape(-1, 2),
-            "predictor": self.predictor.state_dict(),
+            "history": [[*values, len(list(steps))] for values, steps in groupby(self._history)],
+            # What pushes the outputs of test points is not needed: there are none.
+            "predictor": {**self.predictor.state_dict(), "pushed": None},
         }
 
     @classmethod
@@ -246,7 +251,7 @@ class Forecast:
             ValueError: It is of another probe batch.
         """
         rates, *rest = state["descent"]
-        kernels, outputs = state["kernels"].to(device), state["outputs"].to(device)
+        kernels, outputs = unpack_kernels(state["kernels"], device), state["outputs"].to(device)
         grams = state.get("grams")  # older checkpoints have none, and go on without
         grams = None if grams is None else grams.to(device)
         if not math.isclose(float(loss(outputs.double())), state["loss"], rel_tol=_SAME_LOSS):
@@ -254,7 +259,8 @@ class Forecast:
         groups = tuple(map(tuple, state["groups"]))
         descent = OptimizerStep(tuple(rates), *rest)
         new = cls(kernels, grams, groups, outputs, loss, descent, state["dataset_size"], state["start"])
-        new._history = [(rate, momentum) for rate, momentum in state["history"].tolist()]
+        rows = torch.as_tensor(state["history"], dtype=torch.float64).tolist()  # older checkpoints have a row per step
+        new._history = [(rate, mu) for rate, mu, *n in rows for _ in range(min(int(n[0]) if n else 1, _BAND_STEPS))]
         new._mixed, new._ratios_now = state["mixed"], state["ratios_now"]
         if new._ratios != state["ratios"]:
             new._ratios = state["ratios"]

@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_graphon.dynamics.compact_kernels import mirrored, pack_kernels, unpack_kernels
 from lightning_graphon.dynamics.optimizer import OptimizerView, RateGroups
 from lightning_graphon.dynamics.optimizer_kernels import OptimizerKernels
 from lightning_graphon.dynamics.probed_network import ProbedNetwork
 
-_ROWS = 640  # of the exact kernel that is kept from the start
+_ROWS = 128  # of the exact kernel that is kept from the start, in every checkpoint
 _SAMPLES = 32
 
 
@@ -27,6 +28,7 @@ class KernelChange:
 
     def __init__(self, network: ProbedNetwork, optimizer: OptimizerView, outputs: Tensor) -> None:
         self._count = min(len(outputs), _SAMPLES, max(1, _ROWS // outputs[0].numel()))
+        self._rows = self._count * outputs[0].numel()
         self._kernels = OptimizerKernels(network.first(self._count), optimizer)
         self._groups: RateGroups = ()
         self._reference: Tensor | None = None  # [G, n·C, n·C]
@@ -34,7 +36,7 @@ class KernelChange:
     def start(self, groups: RateGroups) -> None:
         """Remember the kernels of the groups of one learning rate at the current weights."""
         kernels = self._kernels.kernels(groups, reduce=None)
-        self._groups, self._reference = groups, kernels.flatten(3, 4).flatten(1, 2)
+        self._groups, self._reference = groups, mirrored(kernels.flatten(3, 4).flatten(1, 2))
 
     def since_start(self, gradient: Tensor, ratios: Mapping[int, float]) -> float:
         """Relative change at the current weights; NaN for a gradient that moves nothing.
@@ -56,10 +58,14 @@ class KernelChange:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only."""
-        return {"groups": [list(group) for group in self._groups], "reference": self._reference}
+        reference = None if self._reference is None else pack_kernels(self._reference)
+        return {"groups": [list(group) for group in self._groups], "reference": reference}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
         self._groups = tuple(map(tuple, state["groups"]))
         device = next(self._kernels.network.root.parameters()).device
-        self._reference = None if state["reference"] is None else state["reference"].to(device)
+        reference = None if state["reference"] is None else unpack_kernels(state["reference"], device)
+        self._reference = (
+            None if reference is None else reference[:, : self._rows, : self._rows]
+        )  # older ones have more
