@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, checked
 from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.dynamics.compact_kernels import mirrored, pack_kernels, unpack_kernels
 from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
@@ -94,6 +94,7 @@ class Forecast:
         step: Optimizer step at which kernels and outputs were measured.
     """
 
+    @checked
     def __init__(
         self, kernels: Tensor, grams: Tensor | None, groups: RateGroups, outputs: Tensor, loss: RecordedLoss,
         descent: OptimizerStep, dataset_size: int, step: int,

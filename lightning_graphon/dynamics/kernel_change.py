@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.dynamics.compact_kernels import mirrored, pack_kernels, unpack_kernels
 from lightning_graphon.dynamics.optimizer import OptimizerView, RateGroups
 from lightning_graphon.dynamics.optimizer_kernels import OptimizerKernels
@@ -26,6 +27,7 @@ class KernelChange:
         outputs: [N, ...] of the probe.
     """
 
+    @checked
     def __init__(self, network: ProbedNetwork, optimizer: OptimizerView, outputs: Tensor) -> None:
         self._count = min(len(outputs), _SAMPLES, max(1, _ROWS // outputs[0].numel()))
         self._rows = self._count * outputs[0].numel()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.dynamics.forecast import Forecast, KernelPrediction
 from lightning_graphon.dynamics.kernel_change import KernelChange
 from lightning_graphon.dynamics.loss_curves import LossCurves
@@ -241,6 +242,7 @@ class LossTracker:
         self._new_at = int(state["new_at"])
 
 
+@checked
 def next_multiple(every: int, before: int) -> int:
     """The first multiple of `every` after `before`; a batch may take several steps and come to a later one.
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon._shared.choices import Propagate
 from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.module_state import preserve_module_state, swap_tensors
@@ -39,6 +40,7 @@ class ProbedNetwork:
     torch.Size([3, 3])
     """
 
+    @checked
     def __init__(
         self,
         module: nn.Module,

@@ -1,16 +1,14 @@
 """`plot_graphons` in pixels, for callbacks."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from lightning_graphon._shared.checks import checked
+from lightning_graphon.graphon import HomogeneityTest, StepGraphon
 from lightning_graphon.plots.canvas import Canvas, map_colours
 from lightning_graphon.plots.graphons import COLOUR_TICKS, edges, p_value_text
-
-if TYPE_CHECKING:
-    from lightning_graphon.graphon import HomogeneityTest, StepGraphon
 
 _SIDE, _GAP, _MARGIN = 192, 5, 34  # of the cells, between them and the degree functions, height of those
 _LEFT, _TOP = 46, 94  # of the first cells
@@ -20,9 +18,10 @@ _NAME = 32  # characters that fit under a picture
 _DEGREES = 102  # grey
 
 
+@checked
 def graphon_image(
-    graphons: "Mapping[str, StepGraphon]",
-    tests: "Mapping[str, HomogeneityTest] | None" = None,
+    graphons: Mapping[str, StepGraphon],
+    tests: Mapping[str, HomogeneityTest] | None = None,
     title: str = "",
     *,
     scale: float = 1.0,
@@ -59,7 +58,7 @@ def graphon_image(
     return canvas.image
 
 
-def _draw(canvas: Canvas, x: float, y: float, graphon: "StepGraphon") -> None:
+def _draw(canvas: Canvas, x: float, y: float, graphon: StepGraphon) -> None:
     """The cells, and the two degree functions above and to the right, all on [0, 1]."""
     across, down = (edges(measure).numpy() for measure in (graphon.col_measure, graphon.row_measure))
     # The square root shows the structure of sparse layers.

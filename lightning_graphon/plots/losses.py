@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.plots.figure import new_figure
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 Curves: TypeAlias = Mapping[str, Mapping[int, float]]
 
 
+@checked
 def plot_loss_decay(
     curves: Curves,
     *,
@@ -42,6 +44,7 @@ def plot_loss_decay(
     return figure
 
 
+@checked
 def plot_loss_decays(
     curves: Mapping[str, Curves], invalid_from: Mapping[str, int | None] | None = None, title: str = ""
 ) -> "Figure":

@@ -2,20 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from lightning_graphon._shared.checks import checked
+from lightning_graphon.ntk import SpectralSummary
 from lightning_graphon.plots.canvas import BLUE, GREY, LIGHT, Canvas
-
-if TYPE_CHECKING:
-    from lightning_graphon.ntk import SpectralSummary
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def spectrum_image(spectrum: "SpectralSummary", title: str = "", *, scale: float = 1.0) -> Image.Image:
+@checked
+def spectrum_image(spectrum: SpectralSummary, title: str = "", *, scale: float = 1.0) -> Image.Image:
     """Eigenvalues of a kernel and their share of the trace as in `plot_spectrum`.
 
     Args:
@@ -50,7 +49,7 @@ class _Axis:
         return place
 
 
-def _draw_eigenvalues(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary") -> tuple[_Axis, _Axis]:
+def _draw_eigenvalues(canvas: Canvas, values: np.ndarray, spectrum: SpectralSummary) -> tuple[_Axis, _Axis]:
     """Dots, the fit, and their legend's; the axes."""
     index = np.arange(1, len(values) + 1)
     positive = values > 0
@@ -63,7 +62,7 @@ def _draw_eigenvalues(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSum
     return x, y
 
 
-def _write_eigenvalues(canvas: Canvas, x: _Axis, y: _Axis, values: np.ndarray, spectrum: "SpectralSummary") -> None:
+def _write_eigenvalues(canvas: Canvas, x: _Axis, y: _Axis, values: np.ndarray, spectrum: SpectralSummary) -> None:
     _frame(canvas, x, y)
     hidden = int((values <= 0).sum())
     _name(
@@ -73,7 +72,7 @@ def _write_eigenvalues(canvas: Canvas, x: _Axis, y: _Axis, values: np.ndarray, s
     canvas.text(276, 81, f"fit, λ ∝ k^(−{spectrum.decay_rate:.2f})", 10, "lm")
 
 
-def _draw_shares(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary") -> tuple[_Axis, _Axis]:
+def _draw_shares(canvas: Canvas, values: np.ndarray, spectrum: SpectralSummary) -> tuple[_Axis, _Axis]:
     """Steps, and a dotted line at five; the axes."""
     shares = values.cumsum() / spectrum.trace if spectrum.trace > 0 else values
     x, y = _index_axis(492, 822, len(values)), _Axis(270, 50, 0, 1.02, log=False)
@@ -84,7 +83,7 @@ def _draw_shares(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary"
     return x, y
 
 
-def _write_shares(canvas: Canvas, x: _Axis, y: _Axis, spectrum: "SpectralSummary") -> None:
+def _write_shares(canvas: Canvas, x: _Axis, y: _Axis, spectrum: SpectralSummary) -> None:
     _frame(canvas, x, y)
     _name(canvas, x, y, "number of largest eigenvalues", "share of the trace")
     canvas.text((x.start + x.end) / 2, 40, f"top five: {spectrum.energy_concentration:.1%}", 10)

@@ -13,12 +13,14 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lightning_graphon import __version__
+from lightning_graphon._shared.checks import checked
 from lightning_graphon._shared.files import write_file
 from lightning_graphon.report.runs import Run, Series, read_runs
 
 _OWN = ("sparsity/", "graphon/", "ntk/", "loss_decay/")
 
 
+@checked
 def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     """Write the report of all runs under a folder.
 

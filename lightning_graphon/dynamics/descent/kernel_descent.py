@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.dynamics.descent.closed_form import ClosedFormPredictions
 from lightning_graphon.dynamics.descent.output_loss import LossFn, OutputLoss, TestPoints, as_output_matrix
 from lightning_graphon.dynamics.descent.stability import check_sgd, largest_curvature, stability_limit
@@ -61,6 +62,7 @@ class LossDecayPredictor(ClosedFormPredictions):
     (0.81, 0.81)
     """
 
+    @checked
     def __init__(
         self,
         kernel: Tensor | KernelOperator,

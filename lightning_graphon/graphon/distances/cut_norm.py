@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
+
 _MARGIN = 1e-12  # relative: what rounding in float64 can take from an upper bound
 _SUBSET_SUMS = 1 << 21  # sums of subsets that are in memory at a time
 
@@ -36,6 +38,7 @@ class CutNorm:
     exact: bool
 
 
+@checked
 def cut_norm(
     values: Tensor,
     row_measure: Tensor | None = None,

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice, check_sparsity
+from lightning_graphon._shared.checks import check_choice, check_sparsity, checked
 from lightning_graphon._shared.choices import LimitAllocation, Order
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.distances.distances import l2_distance
@@ -70,6 +70,7 @@ class FactorisedSaliency(ScaledSaliency):
         return f"FactorisedSaliency({shape}, explained={self.explained:.3f}, noise_ks={self.noise_ks:.3f})"
 
 
+@checked
 def fit_factorised_saliency(scores: Tensor) -> FactorisedSaliency:
     """Fit S_ij = a_i b_j ξ_ij to the scores of one layer by median polish of log |S| (Tukey 1977).
 
@@ -183,6 +184,7 @@ def _ks(cell: Tensor, pooled: Tensor) -> float:
     return float(ks_2samp(thinned.cpu().numpy(), pooled.cpu().numpy(), method="asymp").statistic)
 
 
+@checked
 def predicted_graphons(
     layers: Mapping[str, Tensor | ScaledSaliency],
     sparsity: float,
@@ -236,6 +238,7 @@ def predicted_graphons(
     return {name: model.graphon(threshold=threshold, bins=bins, order=order) for name, model in models.items()}
 
 
+@checked
 def limit_distances(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], bins: int = 64) -> dict[str, float]:
     """L2 distance between the graphon of each mask and the limit that its layer's scores predict.
 

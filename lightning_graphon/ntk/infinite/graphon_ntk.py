@@ -16,7 +16,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, checked
 from lightning_graphon._shared.choices import Get, Parameterization, ParameterTerm, Propagate, Reduce
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.activations.registry import ActivationLike, dual_activation
@@ -27,6 +27,7 @@ from lightning_graphon.ntk.infinite.recursion import diagonals, tile_edge, tile_
 from lightning_graphon.ntk.operators.tiling import TileShard, tiles
 
 
+@checked
 def graphon_ntk(
     x: Tensor,
     graphons: Sequence[Graphon] | Mapping[str, Graphon],
