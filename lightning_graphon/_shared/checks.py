@@ -4,6 +4,7 @@ import difflib
 import inspect
 import numbers
 import operator
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
@@ -14,8 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.memory import is_out_of_memory
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+# Torch's words about tensors that do not fit each other, or what is done with them; others are about processes.
+_MISFIT = re.compile(r"dtype|shape|size|dim|[Ee]xpect|implemented|supported|index|argument|meta")
 
 
 def nearest(word: str, allowed: Iterable[str], also: Iterable[str] = ()) -> str:
@@ -95,12 +100,27 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return function(*bound.args, **bound.kwargs)
         except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
-            for name, value in bound.arguments.items():
-                if (flaw := _flaw(value)) and name not in str(error):
-                    raise ValueError(f"{name} {flaw}: {error}") from error
-            raise
+            if (complaint := _complaint(error, bound.arguments)) is None:
+                raise
+            raise ArgumentError(f"{complaint}: {error}") from error
 
     return call
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """Arguments that do not fit; also a RuntimeError, as torch raised it, for code that expects one."""
+
+
+def _complaint(error: Exception, arguments: Mapping[str, Any]) -> str | None:
+    """Which arguments an error comes of, where it does not say so itself and is not about something else."""
+    for name, value in arguments.items():
+        if (flaw := _flaw(value)) and name not in str(error):
+            return f"{name} {flaw}"
+    raw = type(error) in (RuntimeError, NotImplementedError, IndexError, ZeroDivisionError)
+    if not raw or is_out_of_memory(error) or not _MISFIT.search(str(error)):
+        return None
+    given = [f"{n} ({_described(v)})" for n, v in arguments.items() if n != "self" and v is not None]
+    return f"{', '.join(given)} cannot be used together"
 
 
 def as_tensor(name: str, value: object) -> Tensor:
@@ -115,12 +135,22 @@ def as_tensor(name: str, value: object) -> Tensor:
     return value
 
 
+def as_numbers(name: str, value: object) -> Tensor:
+    """`as_tensor` of nested lists of numbers too; float64 unless it was a tensor."""
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{name} must hold numbers, got {_described(value)}") from None
+    return as_tensor(name, value)
+
+
 def _flaw(value: object) -> str | None:
     """What may be wrong with the values of an argument, or of those in it."""
     if isinstance(value, list | tuple | dict):
         return next(filter(None, map(_flaw, value.values() if isinstance(value, dict) else value)), None)
-    if isinstance(value, Tensor) and value.numel() == 0:
-        return "is empty"
+    if isinstance(value, Tensor) and (value.numel() == 0 or value.is_meta):
+        return "is on the meta device" if value.is_meta else "is empty"
     if isinstance(value, Tensor | float) and not torch.as_tensor(value).isfinite().all():
         return "is not finite"
     return None
@@ -133,7 +163,7 @@ def as_kind(name: str, value: Any, kind: Any) -> Any:
         return _as_one_of(name, value, inner)
     if origin is Literal:
         origin = tuple({type(allowed) for allowed in inner})
-    says_nothing = origin in (Any, inspect.Parameter.empty) or getattr(origin, "_is_protocol", False)
+    says_nothing = origin in (Any, inspect.Parameter.empty) or getattr(origin, "_is_runtime_protocol", True) is False
     if says_nothing or not isinstance(origin, type | tuple):
         return value
     return _READERS.get(origin, _as_instance)(name, value, origin, inner)
@@ -168,7 +198,8 @@ def _as_int(name: str, value: Any, origin: Any, inner: Any) -> int:
 def _as_float(name: str, value: Any, origin: Any, inner: Any) -> Any:
     if not isinstance(value, numbers.Real) and not (isinstance(value, Tensor) and value.ndim == 0):
         raise TypeError(f"{name} must be a number, got {_described(value)}")
-    return value
+    follows = isinstance(value, Tensor) and value.requires_grad  # autograd does
+    return float(value) if isinstance(value, np.floating | Tensor) and not follows else value
 
 
 def _as_mapping(name: str, value: Any, origin: Any, inner: Any) -> Any:
@@ -184,6 +215,8 @@ def _as_sequence(name: str, value: Any, origin: Any, inner: Any) -> Any:
     if isinstance(value, str | Mapping | Tensor) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a sequence, got {_described(value)}")
     kept = value if isinstance(value, tuple) else list(value)
+    if origin is tuple and ... not in inner and len(kept) != len(inner):
+        raise TypeError(f"{name} must have {len(inner)} entries, got {len(kept)}")
     entries = [as_kind(f"{name}[{i}]", entry, inner[0]) for i, entry in enumerate(kept)] if inner else kept
     return tuple(entries) if isinstance(kept, tuple) else entries
 
@@ -204,8 +237,10 @@ _WORDS = {Tensor: "a tensor", NoneType: "None", Callable: "callable"}
 def _word(kind: Any) -> str:
     if isinstance(kind, tuple):
         return " or ".join(map(_word, kind))
-    return _WORDS.get(kind) or getattr(kind, "__name__", str(kind))
+    return str(_WORDS.get(kind) or getattr(kind, "__name__", kind))
 
 
 def _described(value: object) -> str:
-    return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__

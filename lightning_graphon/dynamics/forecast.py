@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice, checked
+from lightning_graphon._shared.checks import as_kind, check_choice, checked
 from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.dynamics.compact_kernels import mirrored, pack_kernels, unpack_kernels
 from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
@@ -57,6 +57,8 @@ class KernelPrediction:
     change_tolerance: float = 0.5
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            as_kind(field.name, getattr(self, field.name), field.type)
         check_choice("ntk", self.ntk, ("empirical", "graphon"))
         check_choice("propagate", self.propagate, get_args(Propagate))
         for name in ("refresh_every_n_steps", "change_every_n_steps", "change_tolerance"):

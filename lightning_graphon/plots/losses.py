@@ -34,6 +34,8 @@ def plot_loss_decay(
         shares: Share of the initial fall of the loss in each mode of the kernel, the largest eigenvalue first.
         title: Title of the whole figure.
     """
+    if "observed" not in curves:
+        raise ValueError("curves must have observed losses")
     figure, axes = new_figure(1, 1 if shares is None else 2, cell=(4.6, 3.4), layout=None)
     figure.subplots_adjust(left=0.09, right=0.98, bottom=0.16, top=0.86, wspace=0.25)
     _draw_losses(axes[0, 0], curves, band, invalid_from)
@@ -58,8 +60,8 @@ def plot_loss_decays(
     Raises:
         ValueError: There is nothing to draw.
     """
-    if not curves:
-        raise ValueError("no curves to draw: give at least one network")
+    if not curves or not all("observed" in own for own in curves.values()):
+        raise ValueError("no curves to draw: give at least one network with observed losses")
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
     figure, axes = new_figure(rows, columns, cell=(3.4, 2.6))
@@ -125,7 +127,7 @@ def _range(observed: list[float]) -> tuple[float, float]:
 
 
 def _draw_shares(axis: Any, shares: Tensor) -> None:
-    total = shares.detach().double().cpu().cumsum(0)
+    total = shares.detach().double().cpu().flatten().cumsum(0)
     axis.semilogx(torch.arange(1, len(total) + 1).numpy(), total.numpy(), drawstyle="steps-post")
     axis.set_ylim(0, 1.02)
     axis.set_xlabel("number of largest kernel modes", fontsize=8)

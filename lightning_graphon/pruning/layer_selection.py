@@ -10,7 +10,7 @@ from typing import TypeAlias
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.checks import as_kind, nearest
 from lightning_graphon.pruning.sharding import unsharded_class
 
 Pattern: TypeAlias = str | type[nn.Module]
@@ -73,7 +73,7 @@ def select_weights(
     >>> list(select_weights(net, exclude="2"))
     ['0.weight']
     """
-    candidates = _candidates(model)
+    candidates = _candidates(as_kind("model", model, nn.Module))
     # Frozen weights are only needed for messages about patterns.
     wanted, unwanted = _both_patterns(include, exclude)
     frozen = _candidates(model, frozen=True) if wanted or unwanted else []

@@ -7,10 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.checks import as_kind, nearest
 from lightning_graphon._shared.files import write_file
 from lightning_graphon._shared.random import generator
 from lightning_graphon.pruning.layer_selection import LayerPatterns, select_weights
@@ -38,12 +39,14 @@ class Masks(Mapping[str, Tensor]):
     """
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        given = as_kind("masks", masks, Mapping)
+        masks = {name: torch.tensor(m) if isinstance(m, np.ndarray) else m for name, m in given.items()}
         for name, mask in masks.items():
             if not isinstance(name, str):
                 raise TypeError(f"masks are named by strings, got {name!r}")
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 raise TypeError(f"mask of {name!r} must be a bool tensor, got {getattr(mask, 'dtype', type(mask))}")
-        self._masks = dict(masks)
+        self._masks = masks
 
     def __getitem__(self, name: str) -> Tensor:
         try:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice, checked, nearest
+from lightning_graphon._shared.checks import as_numbers, check_choice, checked, nearest
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 
 
@@ -77,7 +77,7 @@ def block(values: Any, density: float | None = None, row_measure: Any = None, co
     """
     if density is None:
         return StepGraphon(values, row_measure, col_measure)
-    shape = torch.as_tensor(values, dtype=torch.float64)
+    shape = as_numbers("values", values).double()
     return _scaled(shape, density, row_measure, col_measure)
 
 

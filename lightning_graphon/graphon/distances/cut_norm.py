@@ -92,7 +92,10 @@ def cut_norm(
 
 
 def _measures(values: Tensor, *measures: Tensor | None) -> list[Tensor]:
-    sides = zip(values.shape, measures, strict=True)
+    sides = list(zip(values.shape, measures, strict=True))
+    for name, (n, m) in zip(("row_measure", "col_measure"), sides, strict=True):
+        if m is not None and m.shape != (n,):
+            raise ValueError(f"{name} must have shape ({n},), got {tuple(m.shape)}")
     return [
         torch.full((n,), 1 / n, dtype=torch.float64) if m is None else m.detach().to("cpu", torch.float64)
         for n, m in sides

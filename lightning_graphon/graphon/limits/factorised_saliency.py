@@ -258,6 +258,8 @@ def limit_distances(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], b
     >>> limit_distances({"fc": scores}, {"fc": scores > 0.8}, bins=4)["fc"] < 0.08  # by chance up to 0.075
     True
     """
+    if missing := masks.keys() - scores.keys():
+        raise KeyError(f"scores of {min(missing)!r} are missing: give those of every layer in masks")
     return {
         name: l2_distance(
             _model(name, scores[name]).graphon(density=float(mask.double().mean()), bins=bins),

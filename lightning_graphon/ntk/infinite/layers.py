@@ -6,12 +6,13 @@ integrals such as `n_in ∫ E(u, v) · dv`. With a measure on the cells each of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 
+@runtime_checkable
 class Graphon(Protocol):
     """The attributes of a `StepGraphon` that kernels need."""
 
