@@ -160,8 +160,10 @@ LEFT = {
 }  # fmt: skip
 # Words of messages that were written for their reader: they may name what was wrong by another word.
 PLAIN = re.compile(r"must|give|does not fit|no |unknown|cannot|different|needs|non-negative|Invalid")
-# The bad value is a function of the caller's, which fails in its own way.
-OWN_FAULTS = {("prune", "method"), ("LossDecayPredictor", "loss_fn"), ("LossBand", "loss_fn")}
+# A function of the caller's fails in its own way.
+OWN_FAULTS = {
+    ("prune", "method"), ("LossDecayPredictor", "loss_fn"), ("LossBand", "loss_fn"), ("theoretical_macs", "inputs"),
+}  # fmt: skip
 
 
 def fault(function, name, value):

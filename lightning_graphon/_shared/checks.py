@@ -114,7 +114,7 @@ class ArgumentError(ValueError, RuntimeError):
 def _complaint(error: Exception, arguments: Mapping[str, Any]) -> str | None:
     """Which arguments an error comes of, where it does not say so itself and is not about something else."""
     for name, value in arguments.items():
-        if (flaw := _flaw(value)) and name not in str(error):
+        if (flaw := _flaw(value)) and not re.search(rf"\b{name}\b", str(error)):
             return f"{name} {flaw}"
     raw = type(error) in (RuntimeError, NotImplementedError, IndexError, ZeroDivisionError)
     if not raw or is_out_of_memory(error) or not _MISFIT.search(str(error)):

@@ -30,6 +30,10 @@ def test_there_and_back(shape, dtype):
     assert torch.equal(before, after)
 
 
+def test_what_is_mirrored():
+    assert mirrored(torch.tensor([[[1.0, 7.0], [2.0, 3.0]]])).tolist() == [[[1, 2], [2, 3]]]
+
+
 def test_what_does_not_fit():
     packed = pack_kernels(kernels((1, 3, 3)))
     assert unpack_kernels(torch.ones(1, 2, 2), CPU).sum() == 4, "of an older checkpoint"
