@@ -1,5 +1,6 @@
 """What monitors may cost: known before, kept while running, whatever the network is."""
 
+import logging
 import math
 from time import perf_counter, sleep
 from types import SimpleNamespace
@@ -159,12 +160,12 @@ def words(count=256, length=16):
     return torch.randint(300, (count, length), generator=torch.Generator().manual_seed(0))
 
 
-def test_a_language_model_is_trained_in_time_with_a_spectrum_and_a_prediction(tmp_path, monkeypatch):
+def test_a_language_model_is_trained_in_time_with_a_spectrum_and_a_prediction(tmp_path, monkeypatch, caplog):
     """Its exact kernel has 4800 outputs per sample: it took longer than anybody waits."""
     monkeypatch.setattr(TimeBudget, "floor", 3.0)
     data = DataLoader(TensorDataset(words(), words().roll(1, 1)), 16)
-    graphons = GraphonMonitor(raise_errors=True, verbose=False, figure=False)
-    losses = LossDecayMonitor(raise_errors=True, verbose=False, every_n_steps=5)
+    graphons = GraphonMonitor(verbose=False, figure=False)
+    losses = LossDecayMonitor(verbose=False, every_n_steps=5)
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, callbacks=[graphons, losses], default_root_dir=tmp_path,
@@ -173,6 +174,7 @@ def test_a_language_model_is_trained_in_time_with_a_spectrum_and_a_prediction(tm
     trainer.fit(LanguageModel(), data)
     # Not a matter of speed: without a budget it would take minutes. The limit leaves room for a busy machine.
     assert perf_counter() - start < 60
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert graphons.spectrum.eigenvalues.min() > -1e-8
     assert losses.curves["predicted"].isfinite().any()
 
