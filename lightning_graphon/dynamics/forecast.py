@@ -94,12 +94,16 @@ class Forecast:
         descent: The optimizer's momentum; its rates at the start.
         dataset_size: Number of training points that the probe stands for.
         step: Optimizer step at which kernels and outputs were measured.
+
+    Attributes:
+        seconds: How long following the steps of the optimizer may take now.
     """
 
     def __init__(
         self, made: ForecastKernels, groups: RateGroups, outputs: Tensor, loss: RecordedLoss,
         descent: OptimizerStep, dataset_size: int, step: int,
     ) -> None:  # fmt: skip
+        self.seconds: Callable[[], float] = lambda: math.inf
         self.kernels, self.grams, self.part, self.groups = made.kernels, made.grams, made.part, groups
         self.start, self.descent = step, descent
         self._all_outputs, self._points = outputs, dataset_size
@@ -115,7 +119,7 @@ class Forecast:
         self._pending: list[tuple[list[float], float]] = []
         self._seen, self._rates = descent, self._group_rates(descent)
         self._ratios = self._ratios_now = relative_rates(self._rates)
-        self._mixed = self._stopped = False
+        self._mixed = self._stopped = self._left_behind = False
         self.predictor = self._corrected()
 
     @property
@@ -139,8 +143,14 @@ class Forecast:
 
     @property
     def loss(self) -> float:
-        """Predicted loss now."""
+        """Predicted loss now.
+
+        Raises:
+            UnsupportedTrainingError: There was no time to follow all steps of the optimizer.
+        """
         self._catch_up()
+        if self._left_behind:
+            raise UnsupportedTrainingError("following the prediction takes more than time_budget allows")
         return self.predictor.loss
 
     @property
@@ -177,7 +187,11 @@ class Forecast:
         self._stopped = True
 
     def _catch_up(self) -> None:
+        end = perf_counter() + self.seconds() if self._pending else math.inf
         for rates, momentum in self._pending:
+            if perf_counter() > end:  # thousands of steps may lie between two looks
+                self._left_behind = self._stopped = True
+                break
             rate = max(rates)
             self._mix(relative_rates(rates) if rate > 0 else self._ratios)
             if math.isfinite(self.predictor.loss):
