@@ -1,7 +1,7 @@
 """One prediction of the loss: which kernel, the outputs measured with it, and every optimizer step since."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeVar, get_args
@@ -14,7 +14,7 @@ from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
 from lightning_graphon.dynamics.forecast_kernels import ForecastKernels
-from lightning_graphon.dynamics.optimizer import OptimizerStep, RateGroups
+from lightning_graphon.dynamics.optimizer import OptimizerStep, RateGroups, relative_rates
 from lightning_graphon.dynamics.output_part import OutputPart, PartLoss
 from lightning_graphon.dynamics.probed_network import UnsupportedTrainingError
 from lightning_graphon.dynamics.recorded_loss import RecordedLoss
@@ -24,6 +24,7 @@ _Predictor = TypeVar("_Predictor")
 # What two runs must have in common for one to go on with the other's prediction.
 _IDENTITY = ("ntk", "propagate", "full")
 _SAME_RATIO = 1e-6  # learning rates of groups may drift apart by this before the kernels are mixed anew
+_CATCH_UP = 0.5  # seconds that may always be spent on the steps since the last look, of which there may be thousands
 _SAME_LOSS = 1e-4  # of one batch at the same outputs, in single precision on another device
 
 
@@ -73,12 +74,6 @@ class KernelPrediction:
         return {name: getattr(self, name) for name in _IDENTITY}
 
 
-def relative_rates(rates: Sequence[float]) -> list[float]:
-    """Learning rates relative to the largest; 1 where all are 0."""
-    largest = max(rates)
-    return [rate / largest if largest > 0 else 1.0 for rate in rates]
-
-
 class Forecast:
     """The predicted loss of the probe, one optimizer step after another.
 
@@ -94,16 +89,13 @@ class Forecast:
         descent: The optimizer's momentum; its rates at the start.
         dataset_size: Number of training points that the probe stands for.
         step: Optimizer step at which kernels and outputs were measured.
-
-    Attributes:
-        seconds: How long following the steps of the optimizer may take now.
     """
 
     def __init__(
         self, made: ForecastKernels, groups: RateGroups, outputs: Tensor, loss: RecordedLoss,
         descent: OptimizerStep, dataset_size: int, step: int,
     ) -> None:  # fmt: skip
-        self.seconds: Callable[[], float] = lambda: math.inf
+        self.seconds: Callable[[], float] = lambda: math.inf  # that following the optimizer may take now
         self.kernels, self.grams, self.part, self.groups = made.kernels, made.grams, made.part, groups
         self.start, self.descent = step, descent
         self._all_outputs, self._points = outputs, dataset_size
@@ -143,11 +135,7 @@ class Forecast:
 
     @property
     def loss(self) -> float:
-        """Predicted loss now.
-
-        Raises:
-            UnsupportedTrainingError: There was no time to follow all steps of the optimizer.
-        """
+        """Predicted loss now; an `UnsupportedTrainingError` where there was no time to follow all steps."""
         self._catch_up()
         if self._left_behind:
             raise UnsupportedTrainingError("following the prediction takes more than time_budget allows")
@@ -187,9 +175,9 @@ class Forecast:
         self._stopped = True
 
     def _catch_up(self) -> None:
-        end = perf_counter() + self.seconds() if self._pending else math.inf
+        end = perf_counter() + max(self.seconds(), _CATCH_UP)
         for rates, momentum in self._pending:
-            if perf_counter() > end:  # thousands of steps may lie between two looks
+            if perf_counter() > end:
                 self._left_behind = self._stopped = True
                 break
             rate = max(rates)
@@ -252,8 +240,8 @@ class Forecast:
 
     def _group_rates(self, descent: OptimizerStep) -> list[float]:
         if sum(map(len, self.groups)) != len(descent.rates):
-            count = len(descent.rates)
-            raise UnsupportedTrainingError(f"the optimizer has {count} parameter groups, not as many as before")
+            now = f"the optimizer has {len(descent.rates)} parameter groups"
+            raise UnsupportedTrainingError(f"{now}, not as many as before")
         rates = []
         for group in self.groups:
             own = {descent.rates[i] for i in group}
@@ -291,13 +279,11 @@ class Forecast:
             ValueError: It is of another probe batch.
         """
         rates, *rest = state["descent"]
-        kernels, outputs = state["kernels"].to(device), state["outputs"].to(device)
-        grams = state.get("grams")  # older checkpoints have none, and go on without
-        grams = None if grams is None else grams.to(device)
+        kernels, outputs, grams = state["kernels"].to(device), state["outputs"].to(device), state.get("grams")
+        grams = None if grams is None else grams.to(device)  # older checkpoints have none, and go on without
         if not math.isclose(float(loss(outputs.double())), state["loss"], rel_tol=_SAME_LOSS):
             raise ValueError("the loss of the probe batch is another one: the training data or the loss have changed")
-        groups = tuple(map(tuple, state["groups"]))
-        descent = OptimizerStep(tuple(rates), *rest)
+        groups, descent = tuple(map(tuple, state["groups"])), OptimizerStep(tuple(rates), *rest)
         part = None if state.get("part") is None else OutputPart(state["part"][0], state["part"][1].cpu())
         made = ForecastKernels(kernels, grams, part)
         new = cls(made, groups, outputs, loss, descent, state["dataset_size"], state["start"])

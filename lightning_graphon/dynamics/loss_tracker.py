@@ -121,7 +121,7 @@ class LossTracker:
         values = {"observed": observed}
         if self.initial is None and step >= self.start_step:
             self.initial = self._forecast(outputs, step)
-            self._change.start(self.initial.groups, self._time())
+            self._change.start(self.initial.groups, self._seconds())
             self._next_change = step + self._every
         values.update(_compared("predicted", "relative_error", self.initial, observed))
         values.update(_compared("refreshed", "refreshed_error", self.refreshed, observed))
@@ -161,23 +161,13 @@ class LossTracker:
             if self.options.ntk == "graphon":
                 made = ForecastKernels(self._kernels.graphon_kernels(groups, self.options.propagate))
             else:
-                made = self._affordable.compute(groups, self._time())
+                made = self._affordable.compute(groups, self._seconds())
         except ValueError as error:
             raise UnsupportedTrainingError(f"there is no {self.options.ntk} kernel: {error}") from error
         new = Forecast(made, groups, outputs, self.loss, self._step, self._dataset_size, step)
         new.inherit(self._buffer(new, step))
         new.seconds = self._seconds
         return new
-
-    def _time(self) -> float:
-        """Seconds for kernels.
-
-        Raises:
-            UnsupportedTrainingError: There are none.
-        """
-        if (seconds := self._seconds()) <= 0:
-            raise UnsupportedTrainingError("time_budget leaves no time for kernels")
-        return seconds
 
     def _buffer(self, new: Forecast, step: int) -> Tensor | None:
         """Momentum buffer that the optimizer has by now: of the last prediction, or of a steady gradient."""
@@ -261,9 +251,8 @@ class LossTracker:
         self._affordable.load_state_dict(state["sizes"])
         self._change.load_state_dict(state["change"])  # the last that may raise: a tracker is left as it was, or new
         self.initial, self.refreshed = initial, refreshed
-        for forecast in (initial, refreshed):
-            if forecast is not None:
-                forecast.seconds = self._seconds
+        for forecast in filter(None, (initial, refreshed)):
+            forecast.seconds = self._seconds
         self._regrouped = state.get("regrouped")  # older checkpoints have none
         self._next_change, self._largest, self._new_at = int(following), float(largest), int(new_at)
         if diverged:
