@@ -50,7 +50,7 @@ def affordable_network(
         if count == size and affordable < count:
             raise UnsupportedTrainingError(
                 f"{_PASSES} passes of {count} samples take {_PASSES * seconds * count:.2g} s, too long for the "
-                f"{budget.left:.2g} s that time_budget leaves"
+                f"{budget.portion(PORTION):.2g} s that time_budget allows for it"
             )
         larger = int(min(samples(batch), max(1, _LARGEST_OUTPUTS // outputs[0].numel()), max(affordable, size)))
         if larger <= count:
