@@ -155,8 +155,8 @@ class Computed(pl.Callback):
                 parts.append(f"{len(monitor.graphons)} graphons; {kernel.source if kernel else 'no spectrum'}")
             if isinstance(monitor, LossDecayMonitor):
                 made, curves = monitor._initial, monitor._curves
-                said = "nothing is predicted" if made is None else made.followed
-                parts.append(f"{said}, {len(curves.rows)} looks{', gave up' if curves.gave_up else ''}")
+                ended = f"predicted {len(curves.by_step()['predicted'])} times, then given up"
+                parts.append(f"{ended if made is None else made.followed}, {len(curves.rows)} looks")
         self.said = "; ".join(parts)
 
 

@@ -214,7 +214,7 @@ class GraphonMonitor(Monitor):
 
         left = self._in_turn.run(estimate, changed, rows, TimeBudget.of(trainer).portion(PORTION))
         self.graphons = {name: found[name] for name in rows if name in found}
-        self.tests = {name: test for name, test in self.tests.items() if name not in left}
+        self.tests = {name: self.tests[name] for name in rows if name in self.tests and name not in left}
         return {name: numbers[name] for name in rows if name in numbers}, left
 
     def _tell_skipped(self, trainer: pl.Trainer, names: list[str]) -> None:

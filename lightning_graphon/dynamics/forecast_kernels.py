@@ -1,6 +1,8 @@
 """The best kernels for a forecast that a number of seconds allows: exact ones, or those of part of the outputs."""
 
+import math
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -93,7 +95,19 @@ class AffordableKernels:
         self._sizes = list(dict.fromkeys(self._sizes))
 
     def compute(self, groups: RateGroups, seconds: float) -> ForecastKernels:
-        """Kernels at the current weights; from the second time on of the size of the first, whatever it takes."""
+        """Kernels at the current weights; from the second time on of the size of the first, whatever it takes.
+
+        Raises:
+            UnsupportedTrainingError: There are so many groups that even the smallest kernels take longer.
+        """
+        if len(groups) > 1 and len(self._sizes) > 1 and math.isfinite(seconds):
+            start = perf_counter()
+            self._of(self._sizes[0], groups[:1])
+            if (took := len(groups) * (perf_counter() - start)) > seconds:
+                raise UnsupportedTrainingError(
+                    f"kernels for each of {len(groups)} learning rates take {took:.2g} s, and time_budget leaves "
+                    f"{seconds:.2g} s"
+                )
         found, size = largest_affordable(lambda s: self._of(s, groups), self._sizes, lambda s: s.work, seconds)
         self._sizes = [size]
         return found

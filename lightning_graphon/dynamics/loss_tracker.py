@@ -169,6 +169,7 @@ class LossTracker:
             raise UnsupportedTrainingError(f"there is no {self.options.ntk} kernel: {error}") from error
         new = Forecast(made, groups, outputs, self.loss, self._step, self._dataset_size, step)
         new.inherit(self._buffer(new, step))
+        new.seconds = self._seconds
         return new
 
     def _buffer(self, new: Forecast, step: int) -> Tensor | None:
@@ -253,6 +254,8 @@ class LossTracker:
         self._affordable.load_state_dict(state["sizes"])
         self._change.load_state_dict(state["change"])  # the last that may raise: a tracker is left as it was, or new
         self.initial, self.refreshed = initial, refreshed
+        for forecast in filter(None, (initial, refreshed)):
+            forecast.seconds = self._seconds
         self._regrouped = state.get("regrouped")  # older checkpoints have none
         self._next_change, self._largest, self._new_at = int(following), float(largest), int(new_at)
         if diverged:

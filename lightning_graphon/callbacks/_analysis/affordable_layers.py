@@ -26,14 +26,14 @@ class LayersInTurn:
         Returns:
             The layers that there was no time for, the largest last.
         """
-        end, left = perf_counter() + seconds, sorted(names, key=lambda name: masks[name].numel(), reverse=True)
-        while left:
-            start, work = perf_counter(), masks[left[-1]].numel() ** 1.5  # a mask times itself
+        end, in_turn = perf_counter() + seconds, sorted(names, key=lambda name: masks[name].numel())
+        for number, name in enumerate(in_turn):
+            start, work = perf_counter(), masks[name].numel() ** 1.5  # a mask times itself
             if start + self._pace * work > end:
-                break
-            each(left.pop())
+                return in_turn[number:]
+            each(name)
             self._pace = (perf_counter() - start) / work
-        return left[::-1]
+        return []
 
 
 def layer_numbers(mask: Tensor, graphon: StepGraphon, alpha: float) -> tuple[dict[str, float], HomogeneityTest | None]:

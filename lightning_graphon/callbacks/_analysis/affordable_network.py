@@ -30,6 +30,8 @@ def affordable_network(
     Raises:
         UnsupportedTrainingError: As `TrainingStepNetwork`, or not even two samples can be afforded.
     """
+    if budget.left <= 0:
+        raise UnsupportedTrainingError("time_budget leaves no time")
     batch_size = getattr(trainer.train_dataloader, "batch_size", None)
     size = count = min(2, samples(batch))
     while True:
@@ -47,8 +49,8 @@ def affordable_network(
         affordable = budget.portion(PORTION) / (_PASSES * max(seconds, 1e-9))
         if count == size and affordable < count:
             raise UnsupportedTrainingError(
-                f"a forward pass of {count} samples takes {forward:.2g} s, too long for the "
-                f"{budget.left:.2g} s that time_budget leaves"
+                f"{_PASSES} passes of {count} samples take {_PASSES * seconds * count:.2g} s, too long for the "
+                f"{budget.portion(PORTION):.2g} s that time_budget allows for it"
             )
         larger = int(min(samples(batch), max(1, _LARGEST_OUTPUTS // outputs[0].numel()), max(affordable, size)))
         if larger <= count:

@@ -93,18 +93,17 @@ class KernelSpectrum:
         """Spectrum at the current weights.
 
         Raises:
-            UnsupportedTrainingError: `training_step` has no single tensor of outputs.
+            UnsupportedTrainingError: `training_step` has no single tensor of outputs, or there is no time.
             ValueError: The Graphon NTK was asked for and the network is no chain of Linear layers.
         """
+        if self._took >= self._budget.left:
+            took = f", and the last one took {self._took:.2g} s" if self._took else ""
+            raise UnsupportedTrainingError(f"time_budget leaves {self._budget.left:.2g} s{took}")
         if self._network is None:
             batch = draw_probe(trainer, pl_module, self.options.probe_size, self.options.probe_seed)
             objective = TrainingStepObjective(trainer, pl_module)
             self._network = affordable_network(trainer, objective, batch, masks, self._budget)[0]
         network = self._network
-        if self._took > self._budget.left:
-            raise UnsupportedTrainingError(
-                f"it took {self._took:.2g} s, more than the {self._budget.left:.2g} s that time_budget leaves"
-            )
         network.masks = masks
         kernel = None
         if self.options.ntk != "empirical":

@@ -191,6 +191,7 @@ class LossSession:
     def look(self) -> int:
         """Measure the loss now; the step of the next look."""
         step, told, start = self._trainer.global_step, self.curves.invalid, perf_counter()
+        self._stop_what_costs_too_much()
         made = self.tracker and (self.tracker.initial, self.tracker.refreshed)
         values: dict[str, float] = {}
         if self.tracker is not None:
@@ -217,15 +218,18 @@ class LossSession:
 
     def _stop_what_costs_too_much(self) -> None:
         """Predictions are followed step by step: one that has failed for half of the time, one that holds for all."""
-        if self.tracker is None or self.tracker.initial is None:
+        if self.tracker is None:
             return
-        if self.budget.left == 0 and not self.tracker.stopped:
+        predicts = self.tracker.initial is not None
+        if self.budget.left == 0 and not predicts:
+            self._give_up("computing a kernel takes more than time_budget allows")
+        elif self.budget.left == 0 and not self.tracker.stopped:
             self.tracker.stop_initial()
             log.warning(
                 "LossDecayMonitor follows the prediction no longer from step %d on: the time of time_budget is used "
                 "up. The observed loss is logged.", self._trainer.global_step,
             )  # fmt: skip
-        elif self.curves.invalid is not None and self.budget.left < 0.5 * self.budget.allowed:
+        elif predicts and self.curves.invalid is not None and self.budget.left < 0.5 * self.budget.allowed:
             self.tracker.stop_initial()
 
     def _give_up(self, reason: str) -> None:
