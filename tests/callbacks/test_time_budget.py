@@ -162,7 +162,7 @@ def words(count=256, length=16):
 
 def test_a_language_model_is_trained_in_time_with_a_spectrum_and_a_prediction(tmp_path, monkeypatch, caplog):
     """Its exact kernel has 4800 outputs per sample: it took longer than anybody waits."""
-    monkeypatch.setattr(TimeBudget, "floor", 3.0)
+    monkeypatch.setattr(TimeBudget, "floor", 15.0)  # three seconds of a machine that others use
     data = DataLoader(TensorDataset(words(), words().roll(1, 1)), 16)
     graphons = GraphonMonitor(verbose=False, figure=False)
     losses = LossDecayMonitor(verbose=False, every_n_steps=5)
