@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.helpers.modules import Autoencoder, Gan, loader
 
-BATCH, BATCHES = 8, 12  # steps: the prediction for Adam begins at step 10
+BATCH, BATCHES = 4, 12  # steps: the prediction for Adam begins at step 10
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
