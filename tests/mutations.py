@@ -82,6 +82,24 @@ MUTATIONS = (
         "0 < alpha < 2 ",
         "graphon/motifs/test_homogeneity.py::test_refuses",
     ),
+    Mutation(
+        "pruning/masks.py",
+        "whole = state.get(",
+        "whole = True or state.get(",
+        "pruning/test_mask_files.py::test_a_damaged_state_is_refused_and_changes_nothing",
+    ),
+    Mutation(
+        "pruning/packing.py",
+        "if claimed > there:",
+        "if claimed < there:",
+        "pruning/test_mask_files.py::test_no_more_memory_than_the_file_has",
+    ),
+    Mutation(
+        "dynamics/compact_kernels.py",
+        "square.tril(-1).mT",
+        "square.tril(0).mT",
+        "dynamics/test_compact_kernels.py::test_what_is_mirrored",
+    ),
 )
 
 

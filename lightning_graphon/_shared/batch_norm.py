@@ -53,5 +53,6 @@ def _is_unused(module: BatchNorm) -> bool:
 
 def _measure(module: Any, args: tuple[Tensor, ...]) -> None:
     across = [axis for axis in range(args[0].ndim) if axis != 1]
-    module.running_mean = args[0].mean(across).to(module.running_mean)
-    module.running_var = args[0].var(across, correction=0).to(module.running_var)
+    x = args[0].detach()
+    module.running_mean = x.mean(across).to(module.running_mean)
+    module.running_var = x.var(across, correction=0).to(module.running_var)

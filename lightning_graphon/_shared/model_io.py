@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.trees import tree_leaves, tree_map
+from lightning_graphon._shared.objects.trees import tree_leaves, tree_map
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:

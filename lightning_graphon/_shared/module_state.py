@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_graphon._shared.object_state import preserve_objects
+from lightning_graphon._shared.objects.object_state import preserve_objects
 
 _ROOM = 1 << 28  # bytes of frozen weights and of tensors that are no buffers, to be copied
 

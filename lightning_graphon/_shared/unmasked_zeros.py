@@ -29,7 +29,7 @@ def warn_of_unmasked_zeros(weights: Mapping[str, Tensor], masks: Mapping[str, Te
         warnings.warn(
             f"many weights are exactly zero: {shown}{more}. Without masks they count as trainable; if they are pruned, "
             "give masks=..., else masks={}",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

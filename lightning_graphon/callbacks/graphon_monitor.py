@@ -5,7 +5,6 @@ from typing import Any, get_args
 
 import lightning.pytorch as pl
 import torch
-from rich.console import Console
 from torch import Tensor
 from typing_extensions import override
 
@@ -19,7 +18,7 @@ from lightning_graphon.callbacks._analysis.monitor import Monitor
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
 from lightning_graphon.callbacks._logging.images import SCALE, send_picture, takes_pictures
-from lightning_graphon.callbacks._logging.scalars import layer_table, log_layer_table, log_scalars
+from lightning_graphon.callbacks._logging.scalars import layer_table, log_layer_table, log_scalars, show
 from lightning_graphon.graphon import (
     HomogeneityTest,
     StepGraphon,
@@ -209,7 +208,7 @@ class GraphonMonitor(Monitor):
         spectrum, step = self.spectrum, trainer.global_step
         log_scalars(trainer, spectrum_scalars(spectrum))
         if self.verbose:
-            Console().print(f"ntk/... at step {step}: {kernel.source}")
+            show(f"ntk/... at step {step}: {kernel.source}")
         if self.draws(trainer):
             title = f"{kernel.source}\nat step {step}"
             values = {"eigenvalues": spectrum.eigenvalues.cpu().numpy()}
@@ -273,4 +272,4 @@ def _print_table(
         if name in tests:
             tested = p_value_text(tests[name].p_value).removeprefix("= "), tests[name].verdict
         table.add_row(name, *("" if number is None else f"{number:.3g}" for number in numbers), *tested)
-    Console().print(table)
+    show(table)

@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import lightning.pytorch as pl
-from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -18,6 +17,7 @@ from lightning_graphon.callbacks._distributed.agreement import flattens_paramete
 from lightning_graphon.callbacks._distributed.sharded_analysis import ShardedAnalysis
 from lightning_graphon.callbacks._logging import loss_chart
 from lightning_graphon.callbacks._logging.images import send_figure, takes_pictures
+from lightning_graphon.callbacks._logging.scalars import show
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
 from lightning_graphon.dynamics import Forecast, KernelPrediction, LossCurves
 from lightning_graphon.metrics import LossDecay
@@ -206,7 +206,7 @@ class LossDecayMonitor(Monitor):
         if self._session is None or found is None:
             return
         if self.verbose:
-            Console().print(loss_chart.summary(self._curves, found))
+            show(loss_chart.summary(self._curves, found))
         self._draw(trainer, self._session.budget, band=0.25)
 
     def _draw(self, trainer: pl.Trainer, budget: TimeBudget, band: float) -> None:

@@ -4,8 +4,9 @@ from lightning_graphon.dynamics.descent.decay_modes import DecayModes
 from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
 from lightning_graphon.dynamics.descent.stability import stability_limit
-from lightning_graphon.dynamics.forecast import Forecast, KernelPrediction
+from lightning_graphon.dynamics.forecast import Forecast
 from lightning_graphon.dynamics.kernel_change import KernelChange
+from lightning_graphon.dynamics.kernel_prediction import KernelPrediction
 from lightning_graphon.dynamics.loss_curves import LossCurves
 from lightning_graphon.dynamics.loss_tracker import LossTracker, next_multiple
 from lightning_graphon.dynamics.optimizer import (

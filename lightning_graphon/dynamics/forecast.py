@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import groupby
 from time import perf_counter
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice, make_plain
-from lightning_graphon._shared.choices import Propagate
+from lightning_graphon._shared.checks import checked
+from lightning_graphon.dynamics.compact_kernels import mirrored, pack_kernels, unpack_kernels
 from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
 from lightning_graphon.dynamics.forecast_kernels import ForecastKernels
@@ -21,56 +21,9 @@ from lightning_graphon.dynamics.recorded_loss import RecordedLoss
 from lightning_graphon.ntk import KroneckerKernel
 
 _Predictor = TypeVar("_Predictor")
-# What two runs must have in common for one to go on with the other's prediction.
-_IDENTITY = ("ntk", "propagate", "full")
 _SAME_RATIO = 1e-6  # learning rates of groups may drift apart by this before the kernels are mixed anew
+_BAND_STEPS = 1000
 _SAME_LOSS = 1e-4  # of one batch at the same outputs, in single precision on another device
-
-
-@dataclass(frozen=True)
-class KernelPrediction:
-    """Which kernel predicts the loss, from when on, and how often it is looked at again.
-
-    Args:
-        ntk: "empirical", the network's own kernel, or "graphon", the infinite-width one of its graphons.
-        propagate: "energy", "density" or "drift", for the Graphon NTK.
-        full: Use the kernel between all pairs of outputs, [N·C, N·C], instead of a Kronecker product for it
-            (`kronecker_ntk`): better for networks of few units, and a few milliseconds per step.
-        start_step: Optimizer step of the prediction; None: 0 for SGD, 10 for adaptive optimizers.
-        refresh_every_n_steps: Compute the kernel anew after every n-th step, measure the loss there and predict ahead;
-            None: never.
-        change_every_n_steps: Measure at least so often how far the kernel has moved; more often in the beginning.
-        change_tolerance: Largest relative change of the kernel under which a prediction holds.
-
-    Raises:
-        ValueError: An argument has a value that is not allowed.
-
-    >>> KernelPrediction(refresh_every_n_steps=50).ntk
-    'empirical'
-    """
-
-    ntk: str = "empirical"
-    propagate: Propagate = "energy"
-    full: bool = False
-    start_step: int | None = None
-    refresh_every_n_steps: int | None = None
-    change_every_n_steps: int = 200
-    change_tolerance: float = 0.5
-
-    def __post_init__(self) -> None:
-        make_plain(self)
-        check_choice("ntk", self.ntk, ("empirical", "graphon"))
-        check_choice("propagate", self.propagate, get_args(Propagate))
-        for name in ("refresh_every_n_steps", "change_every_n_steps", "change_tolerance"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value!r}")
-        if self.start_step is not None and self.start_step < 0:
-            raise ValueError(f"start_step must be 0 or more, or None, got {self.start_step!r}")
-
-    def identity(self) -> dict[str, Any]:
-        """Plain values that a checkpoint and the run that resumes it must share."""
-        return {name: getattr(self, name) for name in _IDENTITY}
 
 
 def relative_rates(rates: Sequence[float]) -> list[float]:
@@ -96,11 +49,12 @@ class Forecast:
         step: Optimizer step at which kernels and outputs were measured.
     """
 
+    @checked
     def __init__(
         self, made: ForecastKernels, groups: RateGroups, outputs: Tensor, loss: RecordedLoss,
         descent: OptimizerStep, dataset_size: int, step: int,
     ) -> None:  # fmt: skip
-        self.kernels, self.grams, self.part, self.groups = made.kernels, made.grams, made.part, groups
+        self.kernels, self.grams, self.part, self.groups = mirrored(made.kernels), made.grams, made.part, groups
         self.start, self.descent = step, descent
         self._all_outputs, self._points = outputs, dataset_size
         if self.part is None:
@@ -182,19 +136,20 @@ class Forecast:
             self._mix(relative_rates(rates) if rate > 0 else self._ratios)
             if math.isfinite(self.predictor.loss):
                 self.predictor.step(rate, momentum=momentum)
-            self._history.append((rate, momentum))
+            if len(self._history) < _BAND_STEPS:  # for the band alone; a checkpoint holds them
+                self._history.append((rate, momentum))
         self._pending.clear()
 
     def _mix(self, ratios: list[float]) -> None:
         """Go on with the kernel of other learning rates."""
         if any(abs(a - b) > _SAME_RATIO for a, b in zip(ratios, self._ratios, strict=True)):
-            self._mixed = self._mixed or any(rate > 0 for rate, _ in self._history)
+            self._mixed = self._mixed or not torch.equal(self.predictor.outputs.float(), self.outputs.float())
             self._ratios, state = ratios, self.predictor.state_dict()
             self.predictor = self._corrected()
             self.predictor.load_state_dict(state)
 
-    def band(self, most: int = 1000, seconds: float = math.inf) -> tuple[Tensor, Tensor] | None:
-        """Lower and upper predictions, [k + 1] each, of `most` steps, or as many as there is time for.
+    def band(self, seconds: float = math.inf) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper predictions, [k + 1] each, of at most 1000 steps, or as many as there is time for.
 
         None where groups changed their ratio.
         """
@@ -203,7 +158,7 @@ class Forecast:
             return None
         band = self._predicted(LossBand, self.kernel, dataset_size=self.dataset_size)
         values, end = [(band.lower, band.upper)], perf_counter() + seconds
-        for rate, momentum in self._history[:most]:
+        for rate, momentum in self._history:
             band.step(rate, momentum=momentum)
             values.append((band.lower, band.upper))
             if perf_counter() > end:
@@ -253,7 +208,7 @@ class Forecast:
         self._catch_up()
         d = self.descent
         return {
-            "kernels": self.kernels,
+            "kernels": pack_kernels(self.kernels),
             "grams": self.grams,
             "groups": [list(group) for group in self.groups],
             "part": None if self.part is None else [self.part.samples, self.part.entries],
@@ -265,8 +220,9 @@ class Forecast:
             "ratios": self._ratios,
             "ratios_now": self._ratios_now,
             "mixed": self._mixed,
-            "history": torch.tensor(self._history, dtype=torch.float64).reshape(-1, 2),
-            "predictor": self.predictor.state_dict(),
+            "history": [[*values, len(list(steps))] for values, steps in groupby(self._history)],
+            # What pushes the outputs of test points is not needed: there are none.
+            "predictor": {**self.predictor.state_dict(), "pushed": None},
         }
 
     @classmethod
@@ -277,7 +233,7 @@ class Forecast:
             ValueError: It is of another probe batch.
         """
         rates, *rest = state["descent"]
-        kernels, outputs = state["kernels"].to(device), state["outputs"].to(device)
+        kernels, outputs = unpack_kernels(state["kernels"], device), state["outputs"].to(device)
         grams = state.get("grams")  # older checkpoints have none, and go on without
         grams = None if grams is None else grams.to(device)
         if not math.isclose(float(loss(outputs.double())), state["loss"], rel_tol=_SAME_LOSS):
@@ -287,7 +243,8 @@ class Forecast:
         part = None if state.get("part") is None else OutputPart(state["part"][0], state["part"][1].cpu())
         made = ForecastKernels(kernels, grams, part)
         new = cls(made, groups, outputs, loss, descent, state["dataset_size"], state["start"])
-        new._history = [(rate, momentum) for rate, momentum in state["history"].tolist()]
+        rows = torch.as_tensor(state["history"], dtype=torch.float64).tolist()  # older checkpoints have a row per step
+        new._history = [(rate, mu) for rate, mu, *n in rows for _ in range(min(int(n[0]) if n else 1, _BAND_STEPS))]
         new._mixed, new._ratios_now = state["mixed"], state["ratios_now"]
         if new._ratios != state["ratios"]:
             new._ratios = state["ratios"]

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from lightning_graphon._shared.affordable import largest_affordable
+from lightning_graphon._shared.checks import checked
+from lightning_graphon.dynamics.compact_kernels import mirrored, pack_kernels, unpack_kernels
 from lightning_graphon.dynamics.optimizer import OptimizerView, RateGroups
 from lightning_graphon.dynamics.optimizer_kernels import OptimizerKernels
 from lightning_graphon.dynamics.probed_network import ProbedNetwork
 
-_ROWS = 640  # of the exact kernel that is kept from the start
+_ROWS = 128  # of the exact kernel that is kept from the start, in every checkpoint
 _SAMPLES = 32
 _OUTPUTS = 64  # of a sample; more are drawn from
 
@@ -29,6 +31,7 @@ class KernelChange:
         outputs: [N, ...] of the probe.
     """
 
+    @checked
     def __init__(self, network: ProbedNetwork, optimizer: OptimizerView, outputs: Tensor) -> None:
         self._network, self._optimizer = network, optimizer
         numbers = outputs[0].numel()
@@ -50,7 +53,7 @@ class KernelChange:
             lambda s: float((s[0] * len(s[1])) ** 2),
             seconds,
         )
-        self._reference, self._groups, self._sizes = reference.flatten(3, 4).flatten(1, 2), groups, [size]
+        self._reference, self._groups, self._sizes = mirrored(reference.flatten(3, 4).flatten(1, 2)), groups, [size]
 
     def _kernels(self, size: tuple[int, Tensor]) -> OptimizerKernels:
         few = self._network.first(size[0])
@@ -79,11 +82,12 @@ class KernelChange:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only."""
         sizes = [] if self._reference is None else [list(self._sizes[0])]
-        return {"groups": [list(group) for group in self._groups], "reference": self._reference, "sizes": sizes}
+        reference = None if self._reference is None else pack_kernels(self._reference)
+        return {"groups": [list(group) for group in self._groups], "reference": reference, "sizes": sizes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
         self._groups = tuple(map(tuple, state["groups"]))
         device = next(self._network.root.parameters()).device
-        self._reference = None if state["reference"] is None else state["reference"].to(device)
+        self._reference = None if state["reference"] is None else unpack_kernels(state["reference"], device)
         self._sizes = [(n, numbers.cpu()) for n, numbers in state["sizes"]] or self._sizes

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_graphon.dynamics.forecast import Forecast, KernelPrediction
+from lightning_graphon._shared.checks import checked
+from lightning_graphon.dynamics.forecast import Forecast
 from lightning_graphon.dynamics.forecast_kernels import AffordableKernels, ForecastKernels
 from lightning_graphon.dynamics.kernel_change import KernelChange
+from lightning_graphon.dynamics.kernel_prediction import KernelPrediction
 from lightning_graphon.dynamics.loss_curves import LossCurves
 from lightning_graphon.dynamics.optimizer import OptimizerStep, OptimizerView, rate_groups, read_optimizer_step
 from lightning_graphon.dynamics.optimizer_kernels import OptimizerKernels
@@ -256,6 +258,7 @@ class LossTracker:
             self.stop_initial()
 
 
+@checked
 def next_multiple(every: int, before: int) -> int:
     """The first multiple of `every` after `before`; a batch may take several steps and come to a later one.
 

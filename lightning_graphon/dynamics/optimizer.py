@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.dynamics.descent.stability import check_sgd
 from lightning_graphon.pruning import full_tensor, is_sharded
 
@@ -40,6 +41,7 @@ class OptimizerStep:
     adaptive: bool = False
 
 
+@checked
 def read_optimizer_step(optimizer: Optimizer) -> OptimizerStep:
     """Learning rates and momentum that the optimizer will use in its next step.
 
@@ -75,6 +77,7 @@ def _group(optimizer: Optimizer, group: dict[str, Any]) -> OptimizerStep:
     raise ValueError(f"{type(optimizer).__name__} cannot be told in function space; SGD, Adam, AdamW and RMSprop can")
 
 
+@checked
 def optimizer_preconditioner(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     r"""The diagonal P of Adam, AdamW or RMSprop as its state has it now.
 
@@ -144,6 +147,7 @@ class OptimizerView:
         keep: Whether this process wants what is gathered; where it does not, it only takes part.
     """
 
+    @checked
     def __init__(self, optimizer: Optimizer, module: nn.Module, keep: bool = True) -> None:
         self.optimizer, self._module, self._keep = optimizer, module, keep
         self._named: dict[Tensor, str] | None = None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.batch_norm import batch_norms, settle_batch_norms, unused_batch_norms
+from lightning_graphon._shared.checks import checked
 from lightning_graphon._shared.choices import Propagate
 from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.module_state import preserve_module_state, swap_tensors
@@ -40,6 +41,7 @@ class ProbedNetwork:
     torch.Size([3, 3])
     """
 
+    @checked
     def __init__(
         self,
         module: nn.Module,

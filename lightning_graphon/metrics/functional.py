@@ -7,11 +7,14 @@ co-moments are merged by the pairwise formulas of Chan, Golub and LeVeque (1979)
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
+
 # Moments of (step, log predicted, log observed): count, 3 means, 6 co-moments (upper triangle).
 MOMENTS = 10
 _ROWS, _COLUMNS = torch.triu_indices(3, 3).tolist()
 
 
+@checked
 def loss_decay_errors(predicted: Tensor, observed: Tensor) -> Tensor:
     """Relative errors |p − o| / |o|, [K].
 
@@ -66,6 +69,7 @@ def fits_from_moments(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return -tp / tt, -to / tt, correlation
 
 
+@checked
 def log_correlation(predicted: Tensor, observed: Tensor) -> Tensor:
     """Pearson correlation of log predicted and log observed over points [K] where both are positive and finite.
 
@@ -76,6 +80,7 @@ def log_correlation(predicted: Tensor, observed: Tensor) -> Tensor:
     return fits_from_moments(log_moments(predicted, observed, torch.zeros_like(predicted)))[2]
 
 
+@checked
 def fitted_decay_rate(loss: Tensor, step: Tensor) -> Tensor:
     """Rate r of the least-squares fit log L = a − r·step over points [K] with positive, finite loss.
 

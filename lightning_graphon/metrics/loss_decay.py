@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, checked
 from lightning_graphon.metrics.functional import (
     MOMENTS,
     fits_from_moments,
@@ -87,6 +87,7 @@ class LossDecay(Metric):
     latest: Tensor
     curve: Tensor
 
+    @checked
     def __init__(
         self, tolerance: float = 0.1, max_points: int = 1024, prefix: str = "", key: str | None = None, **kwargs: Any
     ) -> None:
@@ -205,6 +206,7 @@ class LossDecay(Metric):
         self._update_count = max(self._update_count, int(self.points))
 
 
+@checked
 def loss_decay_summary(predicted: Tensor, observed: Tensor, step: Tensor, tolerance: float = 0.1) -> dict[str, Tensor]:
     """Compare two curves; the functional form of `LossDecay`, which names the keys.
 

@@ -13,4 +13,8 @@ def new_figure(rows: int, columns: int, cell: tuple[float, float], layout: Any =
 
     figure = Figure(figsize=(columns * cell[0], rows * cell[1]), layout=layout)
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
+            text.set_parse_math(False)  # names of layers may have dollar signs
+    return figure, axes

@@ -1,17 +1,15 @@
 """`plot_graphons` in pixels, for callbacks."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from lightning_graphon._shared.checks import checked
+from lightning_graphon.graphon import HomogeneityTest, StepGraphon
 from lightning_graphon.graphon.core.partition import edges
 from lightning_graphon.plots.canvas import Canvas, map_colours
 from lightning_graphon.plots.graphons import COLOUR_TICKS, p_value_text
-
-if TYPE_CHECKING:
-    from lightning_graphon.graphon import HomogeneityTest, StepGraphon
 
 # TensorBoard's cards are about 370 x 235 pixels: text of 9 points can be read there in pictures up to 400 x 290.
 _SIDE, _GAP, _MARGIN = 160, 4, 24  # of the cells, between them and the degree functions, height of those
@@ -20,9 +18,10 @@ _COLUMNS, _SMALL, _STEP = 3, 92, (118, 122)  # of the overview: layers in a row,
 _DEGREES = 102  # grey
 
 
+@checked
 def graphon_image(
-    graphons: "Mapping[str, StepGraphon]",
-    tests: "Mapping[str, HomogeneityTest] | None" = None,
+    graphons: Mapping[str, StepGraphon],
+    tests: Mapping[str, HomogeneityTest] | None = None,
     title: str = "",
     *,
     scale: float = 1.0,
@@ -77,7 +76,7 @@ def _short(name: str, most: int) -> str:
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
-def _draw(canvas: Canvas, x: float, y: float, graphon: "StepGraphon") -> None:
+def _draw(canvas: Canvas, x: float, y: float, graphon: StepGraphon) -> None:
     """The cells, and the two degree functions above and to the right, all on [0, 1]."""
     across, down = (edges(measure.cpu()).numpy() for measure in (graphon.col_measure, graphon.row_measure))
     incoming, outgoing = (d.detach().cpu().numpy() for d in (graphon.row_degree, graphon.col_degree))

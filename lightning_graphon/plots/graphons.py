@@ -3,19 +3,21 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lightning_graphon._shared.checks import checked
+from lightning_graphon.graphon import HomogeneityTest, StepGraphon
 from lightning_graphon.graphon.core.partition import edges
 from lightning_graphon.plots.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lightning_graphon.graphon import HomogeneityTest, StepGraphon
 
 COLOUR_TICKS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
 
 
+@checked
 def plot_graphons(
-    graphons: "Mapping[str, StepGraphon]", tests: "Mapping[str, HomogeneityTest] | None" = None, title: str = ""
+    graphons: Mapping[str, StepGraphon], tests: Mapping[str, HomogeneityTest] | None = None, title: str = ""
 ) -> "Figure":
     """Graphons of the layers of one network, from input to output, with degree functions on the margins.
 
@@ -30,9 +32,10 @@ def plot_graphons(
     return plot_graphon_grid({"": graphons}, {"": tests or {}}, title)
 
 
+@checked
 def plot_graphon_grid(
-    graphons: "Mapping[str, Mapping[str, StepGraphon]]",
-    tests: "Mapping[str, Mapping[str, HomogeneityTest]] | None" = None,
+    graphons: Mapping[str, Mapping[str, StepGraphon]],
+    tests: Mapping[str, Mapping[str, HomogeneityTest]] | None = None,
     title: str = "",
 ) -> "Figure":
     """Graphons of several networks: a row for each network or method, a column for each layer.
@@ -79,7 +82,7 @@ def plot_graphon_grid(
     return figure
 
 
-def _draw_graphon(axis: Any, graphon: "StepGraphon") -> Any:
+def _draw_graphon(axis: Any, graphon: StepGraphon) -> Any:
     """The cells, and the two degree functions above and to the right, all on [0, 1]."""
     from matplotlib.colors import PowerNorm
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.plots.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@checked
 def plot_input_density(
     masks: Mapping[str, Mapping[str, Tensor]],
     image_shape: Sequence[int],

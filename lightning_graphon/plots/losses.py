@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.plots.figure import new_figure
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 Curves: TypeAlias = Mapping[str, Mapping[int, float]]
 
 
+@checked
 def plot_loss_decay(
     curves: Curves,
     *,
@@ -34,6 +36,8 @@ def plot_loss_decay(
         shares: Share of the initial fall of the loss in each mode of the kernel, the largest eigenvalue first.
         title: Title of the whole figure.
     """
+    if "observed" not in curves:
+        raise ValueError("curves must have observed losses")
     columns = 1 if shares is None else 2
     figure, axes = new_figure(1, columns, cell=(3.8, 2.5), layout=None)  # fits TensorBoard's cards
     figure.subplots_adjust(left=0.15 / columns, right=0.98, bottom=0.18, top=0.94 - 0.06 * columns, wspace=0.28)
@@ -45,6 +49,7 @@ def plot_loss_decay(
     return figure
 
 
+@checked
 def plot_loss_decays(
     curves: Mapping[str, Curves], invalid_from: Mapping[str, int | None] | None = None, title: str = ""
 ) -> "Figure":
@@ -58,8 +63,8 @@ def plot_loss_decays(
     Raises:
         ValueError: There is nothing to draw.
     """
-    if not curves:
-        raise ValueError("no curves to draw: give at least one network")
+    if not curves or not all("observed" in own for own in curves.values()):
+        raise ValueError("no curves to draw: give at least one network with observed losses")
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
     figure, axes = new_figure(rows, columns, cell=(3.4, 2.6))
@@ -137,7 +142,7 @@ def _range(observed: list[float]) -> tuple[float, float]:
 
 
 def _draw_shares(axis: Any, shares: Tensor) -> None:
-    total = shares.detach().double().cpu().cumsum(0)
+    total = shares.detach().double().cpu().flatten().cumsum(0)
     axis.semilogx(torch.arange(1, len(total) + 1).numpy(), total.numpy(), drawstyle="steps-post")
     axis.set_ylim(0, 1.02)
     axis.set_xlabel("number of largest kernel modes", fontsize=8)

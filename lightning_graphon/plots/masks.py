@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.plots.figure import new_figure
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _PIXELS = 256  # per side at most; each pixel is the density of its cell
 
 
+@checked
 def sort_by_degree(mask: Tensor) -> Tensor:
     """A mask as [outputs, inputs], both in descending order of degree; ties keep their order.
 
@@ -32,6 +34,7 @@ def sort_by_degree(mask: Tensor) -> Tensor:
     return density[rows][:, columns]
 
 
+@checked
 def plot_masks(masks: Mapping[str, Mapping[str, Tensor]], title: str = "") -> "Figure":
     """Degree-sorted masks: a row for each method, a column for each layer.
 

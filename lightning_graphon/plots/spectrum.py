@@ -4,15 +4,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lightning_graphon._shared.checks import checked
+from lightning_graphon.ntk import SpectralSummary
 from lightning_graphon.plots.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lightning_graphon.ntk import SpectralSummary
 
-
-def plot_spectrum(spectrum: "SpectralSummary", title: str = "") -> "Figure":
+@checked
+def plot_spectrum(spectrum: SpectralSummary, title: str = "") -> "Figure":
     """Eigenvalues of a kernel with the power-law fit, and their cumulative share of the trace.
 
     Args:

@@ -2,20 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from lightning_graphon._shared.checks import checked
+from lightning_graphon.ntk import SpectralSummary
 from lightning_graphon.plots.canvas import BLUE, GREY, Canvas
-
-if TYPE_CHECKING:
-    from lightning_graphon.ntk import SpectralSummary
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def spectrum_image(spectrum: "SpectralSummary", title: str = "", *, scale: float = 1.0) -> Image.Image:
+@checked
+def spectrum_image(spectrum: SpectralSummary, title: str = "", *, scale: float = 1.0) -> Image.Image:
     """Eigenvalues of a kernel as in the first chart of `plot_spectrum`.
 
     Args:
@@ -49,7 +48,7 @@ class _Axis:
         return place
 
 
-def _draw_eigenvalues(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSummary") -> tuple[_Axis, _Axis]:
+def _draw_eigenvalues(canvas: Canvas, values: np.ndarray, spectrum: SpectralSummary) -> tuple[_Axis, _Axis]:
     """Dots, the fit, and their legend's; the axes."""
     index = np.arange(1, len(values) + 1)
     positive = values > 0
@@ -62,7 +61,7 @@ def _draw_eigenvalues(canvas: Canvas, values: np.ndarray, spectrum: "SpectralSum
     return x, y
 
 
-def _write_eigenvalues(canvas: Canvas, x: _Axis, y: _Axis, values: np.ndarray, spectrum: "SpectralSummary") -> None:
+def _write_eigenvalues(canvas: Canvas, x: _Axis, y: _Axis, values: np.ndarray, spectrum: SpectralSummary) -> None:
     _frame(canvas, x, y)
     hidden = int((values <= 0).sum())
     _name(

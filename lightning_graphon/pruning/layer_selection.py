@@ -7,6 +7,7 @@ from inspect import getattr_static
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_graphon._shared.checks import as_kind
 from lightning_graphon._shared.weight_layout import weight_axes
 from lightning_graphon.pruning.candidates import (
     FUSED,
@@ -64,7 +65,7 @@ def select_weights(
     >>> list(select_weights(net, exclude="2"))
     ['0.weight']
     """
-    candidates = find_candidates(model)
+    candidates = find_candidates(as_kind("model", model, nn.Module))
     chosen = _choose(model, candidates, include, exclude)
     if include is None:
         _report_dense(model, candidates, chosen, exclude)

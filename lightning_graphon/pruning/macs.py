@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.checks import checked, nearest
 from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.model_io import call_model
 from lightning_graphon._shared.module_state import preserve_module_state
@@ -23,6 +23,7 @@ class Macs(NamedTuple):
     kept: int
 
 
+@checked
 def theoretical_macs(model: nn.Module, inputs: Any, masks: Mapping[str, Tensor] | None = None) -> dict[str, Macs]:
     """Multiply-accumulates of all Linear, Conv and ConvTranspose weights and the like in one forward pass, by layer.
 
@@ -106,4 +107,4 @@ def _report_unseen(model: nn.Module, layers: Sequence[str]) -> None:
     fused = [path or type(m).__name__ for path, m in model.named_modules() if isinstance(m, tuple(FUSED_KEYS))]
     unseen = [*layers, *fused]
     if unseen:
-        warnings.warn(f"not counted, as no call of a Linear or Conv layer used them: {', '.join(unseen)}", stacklevel=3)
+        warnings.warn(f"not counted, as no call of a Linear or Conv layer used them: {', '.join(unseen)}", stacklevel=4)

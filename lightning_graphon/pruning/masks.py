@@ -1,19 +1,23 @@
 """`Masks`: which weights of a network are kept, stored outside the network."""
 
 import hashlib
+import io
 from collections.abc import Iterator, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.checks import as_kind, nearest
+from lightning_graphon._shared.files import write_file
 from lightning_graphon._shared.random import generator
 from lightning_graphon._shared.weight_layout import WeightLayout, layout_of
 from lightning_graphon.pruning.candidates import LayerPatterns
 from lightning_graphon.pruning.layer_selection import find_weights
-from lightning_graphon.pruning.packing import pack, pack_all, unpack_all
+from lightning_graphon.pruning.packing import checksum, load_packed, pack, pack_all, unpack_all
 from lightning_graphon.pruning.sharding import full_tensor, local_shard, local_shard_like
 
 _FORMAT = 1
@@ -37,10 +41,14 @@ class Masks(Mapping[str, Tensor]):
     """
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        given = as_kind("masks", masks, Mapping)
+        masks = {name: torch.tensor(m) if isinstance(m, np.ndarray) else m for name, m in given.items()}
         for name, mask in masks.items():
+            if not isinstance(name, str):
+                raise TypeError(f"masks are named by strings, got {name!r}")
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 raise TypeError(f"mask of {name!r} must be a bool tensor, got {getattr(mask, 'dtype', type(mask))}")
-        self._masks = dict(masks)
+        self._masks = masks
 
     def __getitem__(self, name: str) -> Tensor:
         try:
@@ -147,21 +155,28 @@ class Masks(Mapping[str, Tensor]):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks packed to one bit per weight, as plain tensors, lists and numbers."""
-        return {"format": _FORMAT, "masks": pack_all(self)}
+        """The masks packed to one bit per weight with a checksum, as plain tensors, lists, numbers and a string."""
+        packed = pack_all(self)
+        return {"format": _FORMAT, "masks": packed, "checksum": checksum(packed)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace these masks by those of `state_dict()`.
 
         Raises:
-            ValueError: `state` does not come from `state_dict`.
+            ValueError: `state` does not come from `state_dict`, or is damaged: its checksum is another one.
         """
         if not isinstance(state, Mapping) or state.get("format") != _FORMAT or "masks" not in state:
             raise ValueError(f"not a state of Masks (format {_FORMAT}): got {type(state).__name__} without it")
         try:
-            self._masks = unpack_all(state["masks"])
-        except (AttributeError, KeyError, TypeError) as error:
+            masks = Masks(unpack_all(state["masks"]))
+            whole = state.get("checksum") in (None, checksum(state["masks"]))  # older states have none
+        except ValueError:
+            raise
+        except Exception as error:  # whatever else foreign values raise
             raise ValueError(f"not a state of Masks: it is damaged ({error!r})") from error
+        if not whole:
+            raise ValueError("the state of Masks is damaged: names, shapes or bits differ from those of its checksum")
+        self._masks = masks._masks
 
     def digests(self) -> dict[str, int]:
         """Name -> a number of 56 bits that tells masks apart, the same on every machine."""
@@ -169,22 +184,22 @@ class Masks(Mapping[str, Tensor]):
         return {name: int.from_bytes(digest[:7], "big") for name, digest in packed.items()}
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the packed masks to a file that `Masks.load` reads."""
-        torch.save(self.state_dict(), path)
+        """Write the packed masks to a file that `Masks.load` reads; an older one stays until it is whole."""
+        buffer = io.BytesIO()
+        torch.save(self.state_dict(), buffer)
+        write_file(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "Masks":
-        """Read masks written by `save`, with `weights_only=True`.
+        """Read masks written by `save`, with `weights_only=True`, in no more memory than their file and their weights.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It does not hold masks; the message names it.
+            OSError: There is no such file, or it cannot be read.
+            ValueError: It does not hold masks, or is damaged; the message names it.
         """
-        masks = cls({})
+        content, masks = Path(path).read_bytes(), cls({})
         try:
-            masks.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except OSError:
-            raise
+            masks.load_state_dict(load_packed(content))
         except Exception as error:  # torch raises many kinds of errors for files of other programs
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"{str(path)!r} is no file of masks, such as masks.save(path) writes: {reason}") from error

@@ -130,6 +130,8 @@ def compute_masks(
         on_scores: Called with (round, scores by name) before the selection.
     """
     method, weights = config.resolved, select_weights(model, config.include, config.exclude)
+    if any(weight.is_meta for weight in weights.values()):
+        raise ValueError("the model's weights are on the meta device: give them values first (to_empty, or load them)")
     if method.needs == "loss" and not len(batches):
         raise ValueError(f"{method.name} scores weights by the loss on data: give at least one batch (batches=...)")
     _check_whole(weights)

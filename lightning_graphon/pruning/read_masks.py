@@ -2,8 +2,12 @@
 
 from torch import Tensor, nn
 
+from lightning_graphon._shared.checks import as_kind
 from lightning_graphon.pruning.candidates import LayerPatterns, qualified
-from lightning_graphon.pruning.layer_selection import check_patterns, find_weights
+from lightning_graphon.pruning.layer_selection import (
+    check_patterns,
+    find_weights,
+)
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.sharding import full_tensor
 
@@ -29,7 +33,7 @@ def read_masks(model: nn.Module, include: LayerPatterns = None, exclude: LayerPa
     >>> read_masks(net)
     Masks(1 layers, 3 of 4 weights kept, sparsity 0.2500)
     """
-    foreign = _foreign_masks(model)
+    foreign = _foreign_masks(as_kind("model", model, nn.Module))
     try:
         weights = find_weights(model, include, exclude)
     except ValueError:
@@ -52,7 +56,7 @@ def check_readable(model: nn.Module, include: LayerPatterns = None, exclude: Lay
         TypeError, ValueError: As `check_patterns`.
     """
     # With torch.nn.utils.prune parameters have other names, so patterns cannot be checked.
-    if not _foreign_masks(model):
+    if not _foreign_masks(as_kind("model", model, nn.Module)):
         check_patterns(model, include, exclude)
 
 

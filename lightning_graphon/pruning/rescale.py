@@ -11,13 +11,14 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, checked
 from lightning_graphon._shared.choices import Rescale
 from lightning_graphon._shared.weight_layout import layout_of
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.sharding import full_tensor, local_shard, local_shard_like, reshard
 
 
+@checked
 @torch.no_grad()
 def rescale_(model: nn.Module, masks: Masks, by: Rescale = "unit") -> None:
     """Zero the pruned weights of `model` and scale the others to the sum of squares before, in place.

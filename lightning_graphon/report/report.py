@@ -13,11 +13,14 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lightning_graphon import __version__
+from lightning_graphon._shared.checks import checked
+from lightning_graphon._shared.files import write_file
 from lightning_graphon.report.runs import Run, Series, read_runs
 
 _OWN = ("sparsity/", "graphon/", "ntk/", "loss_decay/")
 
 
+@checked
 def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     """Write the report of all runs under a folder.
 
@@ -35,7 +38,7 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     html = report_html(read_runs(folder), folder.resolve().name)
     target = Path(output) if output is not None else folder / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(html, encoding="utf-8")
+    write_file(target, html.encode(errors="replace"))  # names of files may have bytes that are no text
     return target
 
 

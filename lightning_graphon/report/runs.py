@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from html import unescape
 from pathlib import Path
 from typing import TypeAlias
@@ -68,7 +69,9 @@ def read_runs(folder: str | Path) -> list[Run]:
 
 def _read(folder: Path, top: Path) -> Run:
     run = Run(folder.relative_to(top).as_posix())
-    _add_files(run, folder)
+    for tag in PICTURES:
+        for path in _pictures(folder / tag):
+            _try_to_read(partial(_add_picture, tag), run, path)
     if (folder / _CSV).is_file():
         _try_to_read(_add_csv, run, folder / _CSV)
     for path in sorted(folder.glob(_EVENTS)):  # a resumed run has several
@@ -131,11 +134,8 @@ def _add_csv(run: Run, path: Path) -> None:
                     run.scalars.setdefault(key, {})[step] = float(text)
 
 
-def _add_files(run: Run, folder: Path) -> None:
-    for tag in PICTURES:
-        steps = {int(path.stem.removeprefix("step_")): path.read_bytes() for path in _pictures(folder / tag)}
-        if steps:
-            run.pictures[tag] = steps
+def _add_picture(tag: str, run: Run, path: Path) -> None:
+    run.pictures.setdefault(tag, {})[int(path.stem.removeprefix("step_"))] = path.read_bytes()
 
 
 def _pictures(folder: Path) -> list[Path]:

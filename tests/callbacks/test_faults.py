@@ -208,6 +208,10 @@ DAMAGE = {
     "too few bits": lambda masks: {name: {**entry, "bits": entry["bits"][:-1]} for name, entry in masks.items()},
     "no shape": lambda masks: {name: {"bits": entry["bits"]} for name, entry in masks.items()},
     "another model's layer": lambda masks: {f"other.{name}": entry for name, entry in masks.items()},
+    "one bit": lambda masks: {
+        n: {**e, "bits": e["bits"].clone().index_fill_(0, torch.tensor(0), 7)} for n, e in masks.items()
+    },
+    "a layer lost": lambda masks: dict(list(masks.items())[1:]),
     "nothing": lambda masks: None,
 }
 

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_graphon.dynamics import LossCurves, LossTracker, OptimizerView, ProbedNetwork
-from lightning_graphon.dynamics.forecast import KernelPrediction
+from lightning_graphon.dynamics import KernelPrediction, LossCurves, LossTracker, OptimizerView, ProbedNetwork
 from lightning_graphon.dynamics.output_part import OutputPart, PartLoss, output_positions
 from lightning_graphon.dynamics.recorded_loss import recorded_loss
 

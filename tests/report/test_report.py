@@ -218,6 +218,18 @@ def test_a_damaged_table_is_named_and_the_rest_is_shown(content, reason, tmp_pat
     assert reason in page.text
 
 
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    for name in ("bad", "good"):
+        (tmp_path / name / "graphons").mkdir(parents=True)
+        (tmp_path / name / "graphons" / "step_1.png").write_bytes(b"png")
+    (tmp_path / "bad" / "graphons" / "step_2.png").mkdir()
+    (tmp_path / "bad" / "graphons" / "step_\u00b2.png").write_bytes(b"png")  # a digit, but no number
+    bad, good = read_runs(tmp_path)
+    assert bad.pictures == good.pictures == {"graphons": {1: b"png"}}
+    assert set(bad.damaged) == {"step_2.png", "step_\u00b2.png"}
+    assert not good.damaged
+
+
 def test_files_without_damage_are_not_named(tmp_path):
     write_events(tmp_path)
     (run,) = read_runs(tmp_path)

@@ -1,13 +1,17 @@
 """Pictures to whatever a logger can take; files in the log directory where none takes pictures."""
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+
+from lightning_graphon._shared.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,10 +41,20 @@ def send_picture(trainer: pl.Trainer, tag: str, picture: Image.Image, arrays: Ma
     if not takes_pictures(trainer):
         folder = _folder(trainer) / tag
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"step_{trainer.global_step:08d}"
-        picture.save(folder / f"{name}.png")
-        contents: dict[str, Any] = dict(arrays)
-        np.savez_compressed(folder / f"{name}.npz", **contents)
+        name, png = f"step_{trainer.global_step:08d}", io.BytesIO()
+        picture.save(png, "png")
+        write_file(folder / f"{name}.png", png.getvalue())
+        write_file(folder / f"{name}.npz", npz(arrays))
+
+
+def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """As `np.savez_compressed`, for any names: that takes them as keywords beside its own."""
+    buffer = io.BytesIO()
+    with ZipFile(buffer, "w", ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def send_figure(trainer: pl.Trainer, tag: str, figure: "Figure", arrays: Mapping[str, np.ndarray]) -> None:

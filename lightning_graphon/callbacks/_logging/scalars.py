@@ -65,6 +65,11 @@ def layer_table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
+def show(what: Table | str) -> None:
+    """Print for the user; names of layers such as "[/INST]" are text and no markup."""
+    Console(markup=False, emoji=False).print(what)
+
+
 def print_masks(
     masks: Masks, title: str, limits: Mapping[str, float] | None = None, model: nn.Module | None = None
 ) -> None:
@@ -82,8 +87,5 @@ def print_masks(
     if model is not None:
         size, removed = sum(p.numel() for p in model.parameters()), masks.total - masks.kept
         table.add_row("model", "", str(size - removed), str(size), f"{removed / size:.4f}", "", "")
-    console = Console()
-    console.print(table)
-    console.print(
-        "Masks simulate sparsity: pruned weights stay zero, training is neither faster nor smaller by itself."
-    )
+    show(table)
+    show("Masks simulate sparsity: pruned weights stay zero, training is neither faster nor smaller by itself.")

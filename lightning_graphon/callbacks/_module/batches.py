@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_graphon._shared.module_state import preserve_random_state
-from lightning_graphon._shared.object_state import preserve_objects
+from lightning_graphon._shared.objects.object_state import preserve_objects
 
 _ROOM = 1 << 20  # bytes of a dataset's tensors that are copied: counters and the like, not the data
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.model_io import is_float
-from lightning_graphon._shared.trees import flatten, tree_leaves, tree_map
+from lightning_graphon._shared.objects.trees import flatten, tree_leaves, tree_map
 
 T = TypeVar("T")
 Place: TypeAlias = tuple[int, int]  # number of a call, and of a value in what it returns

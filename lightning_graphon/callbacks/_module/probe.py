@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
-from lightning_graphon._shared.trees import flatten, tree_leaves, tree_map
+from lightning_graphon._shared.objects.trees import flatten, tree_leaves, tree_map
 from lightning_graphon.callbacks._module.batches import train_batches
 
 _UNKNOWN_SIZE = 10**9

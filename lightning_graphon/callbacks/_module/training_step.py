@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.model_io import call_model, flat_outputs, guess_inputs, is_float, ones_like_sample
 from lightning_graphon._shared.module_state import preserve_module_state
-from lightning_graphon._shared.trees import tree_map
+from lightning_graphon._shared.objects.trees import tree_map
 from lightning_graphon.callbacks._module.call_recorder import ModuleCallRecorder, Place, trainable_modules
 from lightning_graphon.callbacks._module.muted_loggers import muted_loggers
 

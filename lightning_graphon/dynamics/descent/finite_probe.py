@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
 from lightning_graphon.dynamics.descent.output_loss import LossFn, as_output_matrix
 from lightning_graphon.ntk.operators.operator import KernelOperator, KroneckerKernel
 from lightning_graphon.ntk.operators.output_kernel import output_kernel
 
 
+@checked
 def finite_probe_kernel(
     kernel: Tensor | KernelOperator, outputs: Tensor, dataset_size: int, *, positive: bool = False
 ) -> Tensor | KroneckerKernel:
@@ -88,6 +90,7 @@ class LossBand:
     [0.81, 0.9025]
     """
 
+    @checked
     def __init__(
         self, kernel: Tensor | KernelOperator, outputs: Tensor, targets: Any, loss_fn: LossFn, *,
         dataset_size: int, **options: Any,

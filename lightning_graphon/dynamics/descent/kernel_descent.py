@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.dynamics.descent.closed_form import ClosedFormPredictions
 from lightning_graphon.dynamics.descent.output_loss import LossFn, OutputLoss, TestPoints, as_output_matrix
 from lightning_graphon.dynamics.descent.stability import check_sgd, largest_curvature, stability_limit
@@ -62,6 +63,7 @@ class LossDecayPredictor(ClosedFormPredictions):
     (0.81, 0.81)
     """
 
+    @checked
     def __init__(
         self,
         kernel: Tensor | KernelOperator,
@@ -237,7 +239,9 @@ class LossDecayPredictor(ClosedFormPredictions):
             raise ValueError(f"state of a batch {list(state['field'].shape)} for one of {list(self._start.shape)}")
         self._reset()
         self.steps = int(state["steps"])
-        self._field, self._pushed = state["field"].to(self._start), state["pushed"].to(self._start)
+        self._field = state["field"].to(self._start)
+        if state["pushed"] is not None:  # test points alone need it
+            self._pushed = state["pushed"].to(self._start)
         self._buffer = None if state["buffer"] is None else state["buffer"].to(self._start)
         if self._check_every and self.steps % self._check_every:
             self._top = self._largest_curvature(tolerance=1e-3)

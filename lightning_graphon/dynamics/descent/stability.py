@@ -13,9 +13,11 @@ import torch
 from scipy.linalg import eigvalsh_tridiagonal
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.ntk.operators.output_kernel import OutputKernel
 
 
+@checked
 def stability_limit(momentum: float = 0.0, nesterov: bool = False, dampening: float = 0.0) -> float:
     """Largest stable η·λ of `torch.optim.SGD` on a quadratic with curvature λ.
 

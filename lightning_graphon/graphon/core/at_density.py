@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 
+
+@checked
 def values_at_density(
     log_odds: Tensor, density: float, row_measure: Tensor | None = None, col_measure: Tensor | None = None
 ) -> Tensor:

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice, nearest, plain
+from lightning_graphon._shared.checks import as_numbers, check_choice, checked, nearest, plain
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 
 
+@checked
 def constant(density: float) -> StepGraphon:
     """W = density, the limit of random pruning.
 
@@ -25,6 +26,7 @@ def constant(density: float) -> StepGraphon:
     return StepGraphon([[_density(density)]])
 
 
+@checked
 def product(density: float, power: float = 1.0, bins: int = 64) -> StepGraphon:
     """W ∝ ((1 − u)(1 − v))^power, capped at 1: hubs on both sides, a factorised saliency without noise.
 
@@ -42,6 +44,7 @@ def product(density: float, power: float = 1.0, bins: int = 64) -> StepGraphon:
     return _scaled(profile[:, None] * profile, density)
 
 
+@checked
 def power_law(density: float, exponent: float = 0.5, bins: int = 64) -> StepGraphon:
     """W ∝ (u v)^(−exponent), capped at 1: degrees with the tail P(degree > x) ~ x^(−1 / exponent).
 
@@ -59,6 +62,7 @@ def power_law(density: float, exponent: float = 0.5, bins: int = 64) -> StepGrap
     return _scaled(profile[:, None] * profile, density)
 
 
+@checked
 def block(values: Any, density: float | None = None, row_measure: Any = None, col_measure: Any = None) -> StepGraphon:
     """Stochastic block model: constant on given blocks.
 
@@ -73,7 +77,7 @@ def block(values: Any, density: float | None = None, row_measure: Any = None, co
     """
     if density is None:
         return StepGraphon(values, row_measure, col_measure)
-    shape = torch.as_tensor(values, dtype=torch.float64)
+    shape = as_numbers("values", values).double()
     return _scaled(shape, density, row_measure, col_measure)
 
 
@@ -86,6 +90,7 @@ FAMILIES: dict[str, Callable[..., StepGraphon]] = {
 """Families by the name that `as_graphon` reads."""
 
 
+@checked
 def as_graphon(spec: Any) -> StepGraphon:
     """Read a graphon from what a user or a YAML file may give.
 

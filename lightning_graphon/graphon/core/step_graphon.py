@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon._shared.choices import Points
 from lightning_graphon.graphon.core.partition import locate, overlap, refine
 from lightning_graphon.graphon.core.sampling import sample_mask
@@ -269,6 +270,7 @@ class StepGraphon:
         return f"StepGraphon(rows={self.shape[0]}, cols={self.shape[1]}, density={self.density:.4g}{tail})"
 
 
+@checked
 def common_refinement(a: StepGraphon, b: StepGraphon) -> tuple[StepGraphon, StepGraphon]:
     """Both graphons on the coarsest grid that refines both.
 

@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import as_numbers
 
-def _as_float(data: Any, like: Tensor | None = None) -> Tensor:
-    tensor = torch.as_tensor(data) if isinstance(data, Tensor) else torch.as_tensor(data, dtype=torch.float64)
+
+def _as_float(name: str, data: Any, like: Tensor | None = None) -> Tensor:
+    tensor = as_numbers(name, data)
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.float64)
     return tensor.clone() if like is None else tensor.to(like).clone()
@@ -15,7 +17,7 @@ def _as_float(data: Any, like: Tensor | None = None) -> Tensor:
 
 def as_values(data: Any) -> Tensor:
     """Cell values as a float tensor in [0, 1], copied."""
-    values = _as_float(data)
+    values = _as_float("values", data)
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"values must be [rows, cols] and not empty, got shape {tuple(values.shape)}")
     low, high = float(values.detach().min()), float(values.detach().max())
@@ -30,7 +32,7 @@ def as_measure(name: str, data: Any, values: Tensor, axis: int) -> Tensor:
     count = values.shape[axis]
     if data is None:
         return values.new_full((count,), 1 / count).detach()
-    measure = _as_float(data, values).detach()
+    measure = _as_float(name, data, values).detach()
     if measure.shape != (count,):
         raise ValueError(f"{name} must have shape ({count},) to fit values, got {tuple(measure.shape)}")
     total = float(measure.double().sum())
@@ -43,7 +45,7 @@ def as_cells(name: str, data: Any, values: Tensor, low: float) -> Tensor | None:
     """Another quantity on the same cells, or None."""
     if data is None:
         return None
-    cells = _as_float(data, values)
+    cells = _as_float(name, data, values)
     if cells.shape != values.shape:
         raise ValueError(f"{name} must have the shape {tuple(values.shape)} of values, got {tuple(cells.shape)}")
     if not bool(cells.isfinite().all()) or not bool((cells >= low).all()):
@@ -55,7 +57,7 @@ def as_flags(data: Any, values: Tensor) -> Tensor | None:
     """Bool flags on the same cells, or None."""
     if data is None:
         return None
-    flags = torch.as_tensor(data, dtype=torch.bool, device=values.device).clone()
+    flags = as_numbers("sparse_cells", data).to(values.device, torch.bool, copy=True)
     if flags.shape != values.shape:
         raise ValueError(f"sparse_cells must have the shape {tuple(values.shape)}, got {tuple(flags.shape)}")
     return flags

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
+
 _MARGIN = 1e-12  # relative: what rounding in float64 can take from an upper bound
 _SUBSET_SUMS = 1 << 21  # sums of subsets that are in memory at a time
 
@@ -36,6 +38,7 @@ class CutNorm:
     exact: bool
 
 
+@checked
 def cut_norm(
     values: Tensor,
     row_measure: Tensor | None = None,
@@ -89,7 +92,10 @@ def cut_norm(
 
 
 def _measures(values: Tensor, *measures: Tensor | None) -> list[Tensor]:
-    sides = zip(values.shape, measures, strict=True)
+    sides = list(zip(values.shape, measures, strict=True))
+    for name, (n, m) in zip(("row_measure", "col_measure"), sides, strict=True):
+        if m is not None and m.shape != (n,):
+            raise ValueError(f"{name} must have shape ({n},), got {tuple(m.shape)}")
     return [
         torch.full((n,), 1 / n, dtype=torch.float64) if m is None else m.detach().to("cpu", torch.float64)
         for n, m in sides

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.graphon.core.partition import refine
 from lightning_graphon.graphon.core.step_graphon import StepGraphon, common_refinement
 from lightning_graphon.graphon.distances.cut_norm import cut_norm
@@ -32,6 +33,7 @@ class CutDistance:
     exact: bool
 
 
+@checked
 def cut_distance(
     a: StepGraphon, b: StepGraphon, *, align: bool = True, restarts: int = 64, seed: int = 0
 ) -> CutDistance:
@@ -68,6 +70,7 @@ def cut_distance(
     return CutDistance(norm.lower, norm.upper, name, relabelling_lower, norm.exact)
 
 
+@checked
 def l2_distance(a: StepGraphon, b: StepGraphon, *, align: bool = True) -> float:
     """(∬ (a − b)²)^½ on the common refinement, what [P1] plots against width.
 
@@ -81,6 +84,7 @@ def l2_distance(a: StepGraphon, b: StepGraphon, *, align: bool = True) -> float:
     return min(_norm(*pair, power=2) for _, pair in _alignments(a, b, align))
 
 
+@checked
 def l1_distance(a: StepGraphon, b: StepGraphon, *, align: bool = True) -> float:
     """∬ |a − b| on the common refinement, at least the cut norm of the difference.
 
@@ -92,6 +96,7 @@ def l1_distance(a: StepGraphon, b: StepGraphon, *, align: bool = True) -> float:
     return min(_norm(*pair, power=1) for _, pair in _alignments(a, b, align))
 
 
+@checked
 def transport_distance(a: StepGraphon, b: StepGraphon) -> float:
     """Permutation-free distance by co-optimal transport: (min Σ (a_ij − b_kl)² π_ik γ_jl)^½.
 

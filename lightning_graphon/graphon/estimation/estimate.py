@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice, plain
+from lightning_graphon._shared.checks import check_choice, checked, plain
 from lightning_graphon._shared.choices import LayerOrder, Order, Ties
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.binning import (
@@ -22,6 +22,7 @@ from lightning_graphon.graphon.estimation.spectral_order import spectral_parts
 from lightning_graphon.graphon.estimation.total_variation import total_variation
 
 
+@checked
 def estimate_graphon(
     mask: Tensor,
     bins: int | Sequence[int] = 64,

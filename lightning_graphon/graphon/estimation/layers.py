@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.checks import check_choice, nearest
+from lightning_graphon._shared.checks import check_choice, checked, nearest
 from lightning_graphon._shared.choices import LayerOrder, Positions, Ties
 from lightning_graphon._shared.weight_layout import layout_of
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
@@ -28,6 +28,7 @@ class _Layer:
     drift: ChannelGraph | None
 
 
+@checked
 def layer_graphons(
     masks: Mapping[str, Tensor],
     *,

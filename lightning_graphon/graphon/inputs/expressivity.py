@@ -16,9 +16,11 @@ import torch
 from scipy.special import gammaln
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 
 
+@checked
 def active_inputs(first: Tensor | StepGraphon) -> Tensor:
     """Inputs with at least one weight (positive density): the active coordinates, bool [in].
 
@@ -36,6 +38,7 @@ def active_inputs(first: Tensor | StepGraphon) -> Tensor:
     return _rows(first)[0].amax(0) > 0
 
 
+@checked
 def dead_units(first: Tensor) -> Tensor:
     """Outputs of a mask without any weight, bool [out]: constant hidden units.
 
@@ -45,6 +48,7 @@ def dead_units(first: Tensor) -> Tensor:
     return _mask(first).amax(1) == 0
 
 
+@checked
 def effective_inputs(first: Tensor | StepGraphon) -> float:
     """Number of inputs that share the weights evenly: (Σ d_j)² / Σ d_j² of the inputs' degrees d_j.
 
@@ -59,6 +63,7 @@ def effective_inputs(first: Tensor | StepGraphon) -> float:
     return float(degree.sum() ** 2 / degree.square().sum()) if bool(degree.any()) else 0.0
 
 
+@checked
 def common_neighbour_count(first: Tensor | StepGraphon, inputs: Sequence[int], units: int | None = None) -> float:
     """Number of hidden units joined to every one of the given inputs: n ∫ ∏_j W(u, v_j) du.
 
@@ -86,6 +91,7 @@ def common_neighbour_count(first: Tensor | StepGraphon, inputs: Sequence[int], u
     return _units(first, units) * float(measure @ values[:, columns].prod(1))
 
 
+@checked
 def mean_common_neighbour_count(first: Tensor | StepGraphon, size: int, units: int | None = None) -> float:
     """The mean of `common_neighbour_count` over all sets of `size` active inputs, in closed form.
 
@@ -131,6 +137,7 @@ class CoveredOrder:
     witness: tuple[int, ...]
 
 
+@checked
 def covered_order(first: Tensor | StepGraphon, units: int | None = None) -> CoveredOrder:
     """Largest k such that any k active inputs are covered, as a bracket.
 
@@ -162,6 +169,7 @@ def covered_order(first: Tensor | StepGraphon, units: int | None = None) -> Cove
     return CoveredOrder(lower, upper, tuple(active[witness].tolist()))
 
 
+@checked
 def expressivity_table(layers: Mapping[str, Tensor], sizes: Sequence[int] = (1, 2, 3)) -> list[dict[str, Any]]:
     """One row for each first-layer mask: numbers of the inputs that it reads, alone and together.
 

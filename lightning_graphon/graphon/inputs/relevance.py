@@ -7,7 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, checked
 from lightning_graphon._shared.choices import Relevance
 from lightning_graphon.graphon.core.partition import same_partition
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
@@ -15,7 +15,8 @@ from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 from lightning_graphon.graphon.estimation.singular_vectors import matmul_transposed
 
 
-def input_path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> Tensor:
+@checked
+def input_path_density(layers: Sequence[StepGraphon | Tensor]) -> Tensor:
     """Share of all possible paths from each input coordinate to the outputs that a network has.
 
     This is W₁* ⋯ W_{L+1}* 1 with the adjoint operators; its mean over the inputs is `path_density`.
@@ -64,6 +65,7 @@ def _check_chain(layers: Sequence[StepGraphon | Tensor]) -> None:
             )
 
 
+@checked
 def coordinate_relevance(x: Tensor, labels: Tensor, kind: Relevance = "mean_difference") -> Tensor:
     """How much each input coordinate alone tells about the class.
 

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice, check_sparsity
+from lightning_graphon._shared.checks import check_choice, check_sparsity, checked
 from lightning_graphon._shared.choices import LimitAllocation, Order
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.distances.distances import l2_distance
@@ -70,6 +70,7 @@ class FactorisedSaliency(ScaledSaliency):
         return f"FactorisedSaliency({shape}, explained={self.explained:.3f}, noise_ks={self.noise_ks:.3f})"
 
 
+@checked
 def fit_factorised_saliency(scores: Tensor) -> FactorisedSaliency:
     """Fit S_ij = a_i b_j ξ_ij to the scores of one layer by median polish of log |S| (Tukey 1977).
 
@@ -177,6 +178,7 @@ def _worst_ks(noise: Tensor, row_factors: Tensor, col_factors: Tensor) -> float:
     return max(float(ks_2samp(cell, pooled, method="asymp").statistic) for cell in thinned)
 
 
+@checked
 def predicted_graphons(
     layers: Mapping[str, Tensor | ScaledSaliency],
     sparsity: float,
@@ -230,6 +232,7 @@ def predicted_graphons(
     return {name: model.graphon(threshold=threshold, bins=bins, order=order) for name, model in models.items()}
 
 
+@checked
 def limit_distances(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], bins: int = 64) -> dict[str, float]:
     """L2 distance between the graphon of each mask and the limit that its layer's scores predict.
 
@@ -249,6 +252,8 @@ def limit_distances(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], b
     >>> limit_distances({"fc": scores}, {"fc": scores > 0.8}, bins=4)["fc"] < 0.08  # by chance up to 0.075
     True
     """
+    if missing := masks.keys() - scores.keys():
+        raise KeyError(f"scores of {min(missing)!r} are missing: give those of every layer in masks")
     return {
         name: l2_distance(
             _model(name, scores[name]).graphon(density=float(mask.double().mean()), bins=bins),

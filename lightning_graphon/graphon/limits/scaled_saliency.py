@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import as_tensor
 from lightning_graphon._shared.choices import Order
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.estimation.estimate import estimate_graphon
@@ -193,7 +194,7 @@ def finite_float64(name: str, values: Tensor, dims: int = 1) -> Tensor:
     Raises:
         ValueError: It is not all of this.
     """
-    values = values.detach()
+    values = as_tensor(name, values).detach()
     values = values.to("cpu" if values.device.type == "mps" else values.device, torch.float64)
     if values.ndim < dims or 0 in values.shape:
         raise ValueError(f"{name} must have at least {dims} axes, none of them empty, got shape {tuple(values.shape)}")

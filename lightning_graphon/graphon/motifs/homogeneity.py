@@ -24,7 +24,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, checked
 from lightning_graphon._shared.choices import NullDistribution
 from lightning_graphon.graphon.motifs.counts import Counts, as_biadjacency
 from lightning_graphon.graphon.motifs.motifs import from_counts
@@ -66,6 +66,7 @@ class HomogeneityTest:
     method: str
 
 
+@checked
 def homogeneity_test(
     mask: Tensor, *, alpha: float = 0.01, method: NullDistribution = "auto", draws: int = 199, seed: int = 0
 ) -> HomogeneityTest:

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, checked
 from lightning_graphon._shared.choices import Counting
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
 from lightning_graphon.graphon.inputs.relevance import input_path_density
@@ -49,6 +49,7 @@ class MotifDensities:
         return _coefficient_of_variation(self.col_cherry, self.edge)
 
 
+@checked
 def motif_densities(graph: Tensor | StepGraphon, *, counting: Counting = "distinct") -> MotifDensities:
     """t(edge), t(cherry) of both sides and t(C4).
 
@@ -75,7 +76,8 @@ def motif_densities(graph: Tensor | StepGraphon, *, counting: Counting = "distin
     return from_counts(Counts.from_mask(as_biadjacency(graph)), counting)
 
 
-def path_density(layers: Sequence[StepGraphon] | Sequence[Tensor]) -> float:
+@checked
+def path_density(layers: Sequence[StepGraphon | Tensor]) -> float:
     """Share of all possible input-output paths that a network has: the mean of the product of the layers.
 
     Args:

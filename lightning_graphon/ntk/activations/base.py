@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.ntk.activations.gaussian import legendre_nodes, safe_sqrt
 
 _EDGES = (-13.0, -6.0, -2.0, 0.0, 2.0, 6.0, 13.0)
@@ -111,6 +112,7 @@ class HermiteDual(DualActivation):
     0.042692
     """
 
+    @checked
     def __init__(
         self,
         function: Callable[[Tensor], Tensor],

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.activations.gaussian import NormalPair, positive_part, safe_sqrt
 
@@ -30,6 +31,7 @@ class PiecewiseLinear(DualActivation):
     tensor([-1.0000,  0.5000,  1.0000])
     """
 
+    @checked
     def __init__(
         self, constant: float, slope: float, bends: Sequence[tuple[float, float]], name: str = "piecewise_linear"
     ) -> None:
@@ -88,6 +90,7 @@ class ReLULike(PiecewiseLinear):
     (0.5, 0.5)
     """
 
+    @checked
     def __init__(self, negative: float, positive: float, name: str = "relu_like") -> None:
         super().__init__(0.0, negative, [(0.0, positive - negative)], name)
         self._mean = 0.5 * (positive + negative)  # φ(z) = mean·z + half·|z|

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.checks import checked, nearest
 from lightning_graphon.ntk.activations.base import DualActivation, HermiteDual
 from lightning_graphon.ntk.activations.closed_form import CLOSED_FORMS
 from lightning_graphon.ntk.activations.elu import celu, elu, selu
@@ -44,6 +44,7 @@ _FUNCTIONS: dict[Callable[..., Tensor], str] = {
 }  # fmt: skip
 
 
+@checked
 def register_activation(name: str, activation: DualActivation | Callable[[Tensor], Tensor]) -> DualActivation:
     """Give a name to an activation, so that `graphon_ntk(..., activation=name)` finds it.
 
@@ -67,6 +68,7 @@ def register_activation(name: str, activation: DualActivation | Callable[[Tensor
     return _REGISTRY[name]
 
 
+@checked
 def unregister_activation(name: str) -> None:
     """Remove a name given by `register_activation`.
 

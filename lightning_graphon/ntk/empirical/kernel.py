@@ -12,7 +12,7 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, checked
 from lightning_graphon._shared.choices import Parameterization, Reduce
 from lightning_graphon._shared.evaluation import eval_semantics
 from lightning_graphon._shared.memory import is_out_of_memory
@@ -35,6 +35,7 @@ DEFAULT_MEMORY = 1 << 30  # bytes
 Modes = tuple[Mode, ...]
 
 
+@checked
 def empirical_ntk(
     model: nn.Module,
     x: Inputs,

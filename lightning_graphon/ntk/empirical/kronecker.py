@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, checked
 from lightning_graphon._shared.evaluation import eval_semantics
 from lightning_graphon.ntk.empirical.functional_model import (
     Inputs,
@@ -22,6 +22,7 @@ from lightning_graphon.ntk.operators.operator import KernelOperator, KroneckerKe
 from lightning_graphon.ntk.operators.tiling import TileShard
 
 
+@checked
 def kronecker_ntk(
     model: nn.Module,
     x: Inputs,
@@ -77,6 +78,7 @@ class EmpiricalNTK(KernelOperator):
     ((6, 6), 6.0)
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

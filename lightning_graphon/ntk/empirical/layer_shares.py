@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon._shared.evaluation import eval_semantics
 from lightning_graphon.ntk.empirical.functional_model import (
     FunctionalModel,
@@ -38,6 +39,7 @@ class LayerShare:
     share: float
 
 
+@checked
 def ntk_layer_shares(
     model: nn.Module,
     x: Inputs,

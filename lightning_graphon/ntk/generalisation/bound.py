@@ -16,7 +16,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, checked
 from lightning_graphon._shared.choices import BoundScale
 from lightning_graphon.ntk.operators.spectrum import symmetric_matrix
 
@@ -58,6 +58,7 @@ class GeneralisationBound:
         return not self.value < 1
 
 
+@checked
 def generalisation_bound(
     kernel: Tensor, targets: Tensor, *, ridge: float = 0.0, scale: BoundScale = "trace"
 ) -> GeneralisationBound:
@@ -119,6 +120,7 @@ def generalisation_bound(
     )  # fmt: skip
 
 
+@checked
 def kernel_ridge_regression(kernel_train: Tensor, targets: Tensor, kernel_test: Tensor, ridge: float) -> Tensor:
     """Predictions Θ(test, train) (Θ + ridge)⁻¹ y of the trained network if its kernel does not change.
 
@@ -166,6 +168,7 @@ def kernel_ridge_regression(kernel_train: Tensor, targets: Tensor, kernel_test: 
     return predicted[:, 0] if targets.ndim == 1 and targets.is_floating_point() else predicted
 
 
+@checked
 def one_vs_rest_targets(labels: Tensor) -> Tensor:
     """±1 targets of class numbers: one column for two classes, +1 for the larger number; else one for each class.
 

@@ -15,7 +15,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, checked
 from lightning_graphon._shared.choices import DesignForm, DesignTarget
 from lightning_graphon._shared.random import generator
 from lightning_graphon.graphon import StepGraphon, constant, values_at_density
@@ -41,6 +41,7 @@ class DesignedGraphons:
     interrupted: bool
 
 
+@checked
 def design_graphons(
     x: Tensor,
     *,
@@ -155,7 +156,7 @@ def _maximise(
         if not history:  # there is no result to return
             raise
         interrupted = True
-        warnings.warn(f"stopped by Ctrl-C after {len(history)} of {steps + 1} evaluations", stacklevel=3)
+        warnings.warn(f"stopped by Ctrl-C after {len(history)} of {steps + 1} evaluations", stacklevel=4)
     return DesignedGraphons(best, history, max(history), interrupted)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.checks import nearest
+from lightning_graphon._shared.checks import checked, nearest
 from lightning_graphon._shared.choices import Get, Parameterization, ParameterTerm, Positions, Propagate, Reduce
 from lightning_graphon._shared.unmasked_zeros import warn_of_unmasked_zeros
 from lightning_graphon.graphon import layer_graphons
@@ -17,6 +17,7 @@ from lightning_graphon.ntk.infinite.layer_building import build_layers
 from lightning_graphon.ntk.infinite.layers import Layer
 
 
+@checked
 def graphon_ntk_from_model(
     model: nn.Module,
     x: Tensor,

@@ -16,7 +16,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.checks import check_choice
+from lightning_graphon._shared.checks import check_choice, checked
 from lightning_graphon._shared.choices import Get, Parameterization, ParameterTerm, Propagate, Reduce
 from lightning_graphon.graphon import StepGraphon
 from lightning_graphon.ntk.activations.base import DualActivation
@@ -28,6 +28,7 @@ from lightning_graphon.ntk.infinite.recursion import diagonals, tile_edge, tile_
 from lightning_graphon.ntk.operators.tiling import TileShard, tiles
 
 
+@checked
 def graphon_ntk(
     x: Tensor,
     graphons: Sequence[StepGraphon] | Mapping[str, StepGraphon],

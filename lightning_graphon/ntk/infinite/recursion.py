@@ -53,7 +53,7 @@ def _warn_unresolved(dual: DualActivation, variances: Tensor, number: int) -> No
             f"the pre-activations of hidden layer {number} have variances up to {float(largest):.3g}, too large for "
             f"the quadrature of {dual.name!r}: the kernel of similar samples is inaccurate. Scale the inputs or "
             "weight_variance down, or take an activation with a closed form (erf, gelu, relu, ...)",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

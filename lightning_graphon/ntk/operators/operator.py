@@ -7,6 +7,8 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
+
 
 class KernelOperator(ABC):
     """A symmetric linear operator on vectors [n], one entry per sample or per pair of sample and output.
@@ -69,6 +71,7 @@ class DenseOperator(KernelOperator):
     [1.0, 2.0]
     """
 
+    @checked
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
         self.size, self.dtype, self.device = len(matrix), matrix.dtype, matrix.device
@@ -97,6 +100,7 @@ class KroneckerKernel(KernelOperator):
     ([[1.5, 0.5], [0.5, 0.5]], [1.5, 0.5, 0.0, 0.0])
     """
 
+    @checked
     def __init__(self, samples: Tensor, outputs: Tensor) -> None:
         # Only the product of both scales matters; trace C makes K the mean over outputs.
         c, trace = len(outputs), float(outputs.trace())
@@ -113,6 +117,7 @@ class KroneckerKernel(KernelOperator):
         return float(self.samples.trace() * self.outputs.trace())
 
 
+@checked
 def top_eigenpairs(
     kernel: Tensor | KernelOperator, k: int = 10, *, tolerance: float = 1e-8, seed: int = 0
 ) -> tuple[Tensor, Tensor]:

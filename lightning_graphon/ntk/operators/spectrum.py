@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.ntk.operators.operator import KernelOperator, top_eigenpairs
 from lightning_graphon.ntk.operators.output_kernel import symmetrised
 
@@ -53,6 +54,7 @@ class SpectralSummary:
         return {k: v for k, v in asdict(self).items() if k != "eigenvalues" and v is not None}
 
 
+@checked
 def spectral_summary(kernel: Tensor | KernelOperator, labels: Tensor | None = None, *, k: int = 64) -> SpectralSummary:
     """Eigenvalues of a symmetric kernel and the metrics of [P1].
 
@@ -87,6 +89,7 @@ def spectral_summary(kernel: Tensor | KernelOperator, labels: Tensor | None = No
     return _summarise(values, float(values.sum()), float(values[-1]), alignment)
 
 
+@checked
 def kernel_target_alignment(kernel: Tensor, labels: Tensor, *, centred: bool = False) -> float:
     """⟨K, YYᵀ⟩ / (‖K‖ ‖YYᵀ‖), 0 for a zero kernel or zero targets.
 
@@ -149,7 +152,7 @@ def _summarise(values: Tensor, trace: float, lowest: float | None, alignment: fl
         warnings.warn(
             f"the kernel's smallest eigenvalue is {lowest:.3g} with λ_max = {top:.3g}: it is not positive "
             "semi-definite to working precision; compute it in float64",
-            stacklevel=3,
+            stacklevel=4,
         )
     rate, offset = _decay(values)
     return SpectralSummary(

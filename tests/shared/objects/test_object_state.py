@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from lightning_graphon._shared.module_state import preserve_module_state
-from lightning_graphon._shared.object_state import preserve_objects
+from lightning_graphon._shared.objects.object_state import preserve_objects
 
 RNG = np.random.default_rng(7)
 

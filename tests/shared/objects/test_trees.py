@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lightning_graphon._shared.trees import flatten, tree_leaves, tree_map
+from lightning_graphon._shared.objects.trees import flatten, tree_leaves, tree_map
 
 Pair = namedtuple("Pair", "x y")
 

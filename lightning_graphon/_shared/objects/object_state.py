@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_graphon._shared.reachable import (
+from lightning_graphon._shared.objects.reachable import (
     Restore,
     generator_restorer,
     is_left_alone,
