@@ -1,4 +1,4 @@
-"""Networks of the libraries that users take them from, at the callbacks' defaults: what `docs/how-to/any-model.md` says."""
+"""Networks that users bring, at the callbacks' defaults: what `docs/how-to/any-model.md` says."""
 
 import ast
 import logging
@@ -43,7 +43,9 @@ ROWS = [
 @pytest.fixture(params=ROWS, ids=lambda row: row.model)
 def row(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Row:
     line: Row = request.param
-    if "part" in line.spectrum:  # of outputs that no test can afford; the others are computed whole, however long it takes
+    if (
+        "part" in line.spectrum
+    ):  # of outputs that no test can afford; the others are computed whole, however long it takes
         monkeypatch.setattr(TimeBudget, "floor", 3.0)
     return line
 
@@ -94,7 +96,9 @@ def check_masks(row: Row, model: nn.Module, prune: PruneAtInit, told: list[str])
     assert len(warned) == ("warned" in row.dense)
     if pattern := re.search(r"`(include|exclude)=(.*)`", row.remedy):
         other = quietly(model, **{pattern[1]: ast.literal_eval(pattern[2])})
-        assert set(other) == (set(prune.masks) | set(left) if pattern[1] == "include" else set(other) & set(prune.masks))
+        assert set(other) == (
+            set(prune.masks) | set(left) if pattern[1] == "include" else set(other) & set(prune.masks)
+        )
         assert len(other) != len(prune.masks)
 
 
@@ -122,7 +126,7 @@ def check_prediction(row: Row, losses: LossDecayMonitor, said: list[str]) -> Non
 
 
 def sentence(cell: str) -> str:
-    """What is quoted in a cell; "the same" is left to the caller's other cell."""
+    """What is quoted in a cell."""
     quoted = re.search(r'"(.*)"', cell)
     assert quoted is not None, cell
     return quoted[1]

@@ -1,4 +1,4 @@
-"""Networks of the libraries that users take them from, tiny and randomly initialised: the rows of `docs/how-to/any-model.md`."""
+"""Networks that users bring, tiny and at random weights: the rows of `docs/how-to/any-model.md`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -226,7 +226,8 @@ def graphs() -> DataLoader[Any]:
     data, loaders = pytest.importorskip("torch_geometric.data"), pytest.importorskip("torch_geometric.loader")
     edges = torch.tensor([[0, 1, 2], [1, 2, 0]])
     made = [
-        data.Data(x=row["x"][: 3 + i % 2], edge_index=edges, y=row["y"]) for i, row in enumerate(_rows(x=(None, 4, 4), y=(3, 1)))
+        data.Data(x=row["x"][: 3 + i % 2], edge_index=edges, y=row["y"])
+        for i, row in enumerate(_rows(x=(None, 4, 4), y=(3, 1)))
     ]
     return loaders.DataLoader(made, BATCH)
 
@@ -240,10 +241,18 @@ class Architecture:
     usual: Callable[[], nn.Module] | None = None
 
 
-_SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+_SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 ARCHITECTURES = {
     "GPT-2": Architecture(
-        lambda: LossInside(partial(gpt2, vocab_size=50, n_positions=12, n_embd=16, n_layer=2, n_head=2)), sentences, gpt2
+        lambda: LossInside(partial(gpt2, vocab_size=50, n_positions=12, n_embd=16, n_layer=2, n_head=2)),
+        sentences,
+        gpt2,
     ),
     "BERT": Architecture(
         lambda: LossInside(partial(bert, **_SMALL, max_position_embeddings=12)),
@@ -266,7 +275,9 @@ ARCHITECTURES = {
     "GAN": Architecture(Gan, lambda: loader(BATCH * BATCHES, BATCH)),
     "autoencoder": Architecture(Autoencoder, lambda: loader(BATCH * BATCHES, BATCH)),
     "PINN": Architecture(
-        lambda: Pinn(lambda: nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))),
+        lambda: Pinn(
+            lambda: nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
+        ),
         lambda: pairs(x=(None, 1)),
     ),
     "temporal fusion transformer": Architecture(
