@@ -16,7 +16,7 @@ from torch import nn
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.pruning import select_weights
-from tests.helpers.architectures import ARCHITECTURES, BATCHES, Architecture
+from tests.helpers.architectures import ARCHITECTURES, BATCHES, Architecture, DenseGraphs, dense_graphs
 from tests.helpers.modules import make_trainer, pruned_max
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "any-model.md"
@@ -63,9 +63,11 @@ def test_the_page_has_a_row_for_each() -> None:
     assert [row.model for row in ROWS] == list(ARCHITECTURES)
 
 
-def test_all_three_do_what_the_page_says(row: Row, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_three_do_what_the_page_says(
+    row: Row, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     prune = PruneAtInit("snip", sparsity=0.9, verbose=False)
-    graphons, losses = GraphonMonitor(verbose=False), LossDecayMonitor(verbose=False)
+    graphons, losses = GraphonMonitor(), LossDecayMonitor(verbose=False)
     with caplog.at_level(logging.WARNING, "lightning_graphon"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         model, trainer = fit(ARCHITECTURES[row.model], prune, graphons, losses, folder=tmp_path)
@@ -76,7 +78,7 @@ def test_all_three_do_what_the_page_says(row: Row, tmp_path: Path, caplog: pytes
     assert list(graphons.graphons) == list(prune.masks)
     said = [r.getMessage() for r in caplog.records if r.name.startswith("lightning_graphon")]
     assert not [text for text in said if "failed" in text]
-    check_spectrum(row, graphons, said)
+    check_spectrum(row, graphons, said, capsys.readouterr().out)
     check_prediction(row, losses, said)
 
 
@@ -102,14 +104,15 @@ def check_masks(row: Row, model: nn.Module, prune: PruneAtInit, told: list[str])
         assert len(other) != len(prune.masks)
 
 
-def check_spectrum(row: Row, graphons: GraphonMonitor, said: list[str]) -> None:
+def check_spectrum(row: Row, graphons: GraphonMonitor, said: list[str], printed: str) -> None:
     refusals = [text for text in said if "shows no spectrum at step 0" in text]
     assert len(refusals) == (graphons.spectrum is None)
     if graphons.spectrum is None:
         assert not [text for text in said if "shows no spectrum at step 12" in text], "said once"
         assert sentence(row.spectrum) in refusals[0]
     else:
-        assert row.spectrum.startswith("exact")
+        assert "step 0: empirical NTK" in printed
+        assert row.spectrum == ("exact, part" if "outputs" in printed else "exact")
         assert torch.isfinite(graphons.spectrum.eigenvalues).all()
 
 
@@ -154,3 +157,11 @@ def test_weights_are_as_without(row: Row, tmp_path: Path) -> None:
     for callbacks in (monitors, (PruneAtInit("snip", sparsity=0.0, verbose=False),)):
         watched = fit(architecture, *callbacks, folder=tmp_path)[0].state_dict()
         assert not [name for name, value in dense.items() if not torch.equal(value, watched[name])]
+
+
+def test_dense_batches_of_graphs_have_spectrum_and_prediction(tmp_path: Path) -> None:
+    """The remedy of the page."""
+    graphons, losses = (kind(verbose=False, raise_errors=True) for kind in (GraphonMonitor, LossDecayMonitor))
+    fit(Architecture(DenseGraphs, dense_graphs), graphons, losses, folder=tmp_path)
+    assert graphons.spectrum is not None
+    assert torch.isfinite(losses.curves["predicted"]).any()

@@ -135,6 +135,20 @@ class GraphClassifier(Module):
         return F.cross_entropy(self.net(batch), batch.y)
 
 
+class DenseGraphs(Module):
+    """The same with a row per graph in every tensor of the batch, so that samples can be told apart."""
+
+    def __init__(self) -> None:
+        convolution = pytest.importorskip("torch_geometric.nn").DenseGCNConv
+        super().__init__(lambda: nn.ModuleList([convolution(4, 16), convolution(16, 16), nn.Linear(16, 3)]))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        first, second, head = self.net
+        hidden = first(batch["x"], batch["adjacency"], batch["mask"]).relu()
+        hidden = second(hidden, batch["adjacency"], batch["mask"])
+        return F.cross_entropy(head(hidden.sum(1) / batch["mask"].sum(1, keepdim=True)), batch["y"])
+
+
 class Pinn(Module):
     """Solves u″ = −sin x with u = 0 on the boundary: the loss differentiates the network by its inputs."""
 
@@ -230,6 +244,18 @@ def graphs() -> DataLoader[Any]:
         for i, row in enumerate(_rows(x=(None, 4, 4), y=(3, 1)))
     ]
     return loaders.DataLoader(made, BATCH)
+
+
+def dense_graphs() -> DataLoader[Any]:
+    geometric = pytest.importorskip("torch_geometric")
+
+    def dense(items: list[Any]) -> dict[str, Tensor]:
+        batch = geometric.data.Batch.from_data_list(items)
+        x, mask = geometric.utils.to_dense_batch(batch.x, batch.batch, max_num_nodes=4)
+        adjacency = geometric.utils.to_dense_adj(batch.edge_index, batch.batch, max_num_nodes=4)
+        return {"x": x, "mask": mask, "adjacency": adjacency, "y": batch.y}
+
+    return DataLoader(graphs().dataset, BATCH, collate_fn=dense)
 
 
 @dataclass(frozen=True)
