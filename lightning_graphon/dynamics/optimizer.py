@@ -19,6 +19,7 @@ from lightning_graphon.dynamics.descent.stability import check_sgd
 from lightning_graphon.pruning import full_tensor, is_sharded
 
 RateGroups = tuple[tuple[int, ...], ...]
+_ROUNDING = 1e3  # times as small as those of its layer's weight; inputs so large make a bias matter as little
 _RATES = ("lr", "initial_lr", "max_lr")  # a group's learning rate, and what schedulers note of the later ones
 
 
@@ -184,14 +185,15 @@ class OptimizerView:
         return {names[p] for p in self.optimizer.param_groups[group]["params"] if p in names}
 
     def diagonal(self) -> dict[str, Tensor]:
-        """The preconditioner by names, whole; empty for SGD.
+        """The preconditioner by names, whole; empty for SGD. 0 for biases whose gradients are rounding errors.
 
         Raises:
             ValueError: As `optimizer_preconditioner`.
         """
         if isinstance(self._gathered, ValueError):
             raise self._gathered
-        return optimizer_preconditioner(self.optimizer, self._module) if self._gathered is None else self._gathered
+        whole = optimizer_preconditioner(self.optimizer, self._module) if self._gathered is None else self._gathered
+        return {name: _without_rounding(name, whole) for name in whole}
 
     @property
     def adaptive(self) -> bool:
@@ -203,3 +205,16 @@ def relative_rates(rates: Sequence[float]) -> list[float]:
     """Learning rates relative to the largest; 1 where all are 0."""
     largest = max(rates)
     return [rate / largest if largest > 0 else 1.0 for rate in rates]
+
+
+def _without_rounding(name: str, diagonal: dict[str, Tensor]) -> Tensor:
+    """P of a parameter; 0 for entries of a bias whose gradients are nothing beside those of its layer's weight.
+
+    A batch norm takes away what the bias before it adds. That bias has no gradient in training, and Adam divides by its
+    rounding error; in eval mode it has one, and would move the outputs without bound.
+    """
+    own, weight = diagonal[name], diagonal.get(name.removesuffix("bias") + "weight")
+    if not name.endswith("bias") or weight is None or not bool((weight > 0).any()):
+        return own
+    typical = 1 / weight[weight > 0].reciprocal().mean()
+    return torch.where(own > _ROUNDING * typical, 0.0, own)

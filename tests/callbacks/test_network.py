@@ -182,7 +182,7 @@ def test_outputs_that_are_not_one_row_a_sample():
         def training_step(self, batch, batch_idx):
             return self(batch[0]).sum()
 
-    with pytest.raises(UnsupportedTrainingError, match=r"\(3,\), not a tensor of 24 samples"):
+    with pytest.raises(UnsupportedTrainingError, match=r"\(3,\), not a tensor with rows for each sample"):
         network_of(Mean())
 
 

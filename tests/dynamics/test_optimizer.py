@@ -6,7 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 
-from lightning_graphon.dynamics import LossDecayPredictor, OptimizerStep, optimizer_preconditioner, read_optimizer_step
+from lightning_graphon.dynamics import (
+    LossDecayPredictor,
+    OptimizerStep,
+    OptimizerView,
+    optimizer_preconditioner,
+    read_optimizer_step,
+)
 from lightning_graphon.ntk import empirical_ntk
 
 # Without running means of gradients, so that a step is P times the gradient of that very step.
@@ -142,3 +148,17 @@ def test_entries_without_a_gradient_do_not_move(kind):
     diagonal = optimizer_preconditioner(optimizer, model)["weight"]
     assert bool((diagonal[:, 2] == 0).all())
     assert bool((diagonal[:, [0, 1, 3, 4]] > 0).all())
+
+
+@pytest.mark.parametrize("kind", [Adam, RMSprop])
+def test_biases_in_front_of_a_batch_norm_do_not_move(kind):
+    """It takes away what they add: their gradient is rounding, and divided by itself it is large."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
+    optimizer = kind(model.parameters(), lr=1e-3)
+    for _ in range(3):
+        step(model, torch.randn(12, 5), torch.arange(12) % 3, optimizer)
+    diagonal, view = optimizer_preconditioner(optimizer, model), OptimizerView(optimizer, model).diagonal()
+    assert float(diagonal["0.bias"].min()) > 1e3 * float(diagonal["0.weight"].max())
+    assert bool((view.pop("0.bias") == 0).all())
+    assert all(torch.equal(part, diagonal[name]) for name, part in view.items())

@@ -191,6 +191,6 @@ def _find_outputs(objective: TrainingStepObjective, batch: Any, name: str) -> Ou
     output = outputs[0]
     if output.ndim == 0 or len(output) < count or len(output) % count:
         raise UnsupportedTrainingError(
-            f"the output in {name}.training_step is {tuple(output.shape)}, not a tensor of {count} samples"
+            f"the output in {name}.training_step is {tuple(output.shape)}, not a tensor with rows for each sample"
         )
     return found
