@@ -1,6 +1,7 @@
 """The network on as much of a probe batch as memory and the time budget allow."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -42,7 +43,8 @@ def affordable_network(
             start = perf_counter()
             network.outputs()
             forward = perf_counter() - start
-            network.loss(outputs)  # of many outputs it takes longer than they do
+            with torch.enable_grad(), suppress(Exception):  # recording the loss will say what is wrong with it
+                network.loss(outputs.detach().requires_grad_())  # of many outputs it takes longer than they do
             seconds = (perf_counter() - start) / max(count, 1)
         if isinstance(batch_size, int):
             budget.estimate_step(forward / max(count, 1) * batch_size)
