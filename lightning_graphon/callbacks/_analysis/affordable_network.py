@@ -16,7 +16,7 @@ from lightning_graphon.callbacks._module.training_step import TrainingStepObject
 from lightning_graphon.dynamics import UnsupportedTrainingError
 
 PORTION = 0.25  # of the time budget, for one computation of kernels
-_PASSES = 20  # passes with a loss that recording one and measuring it at first cost, at least
+_PASSES = 30  # passes with a loss that recording one and measuring it at first cost, at least
 _LARGEST_OUTPUTS = 2**22  # numbers, of all samples of a probe: 32 MB whenever the loss is evaluated in float64
 
 
