@@ -174,7 +174,7 @@ class GraphonMonitor(Monitor):
                 self._estimate(trainer, pl_module)
         except Exception as error:
             self.report_failure(trainer, error, "graphons")
-        if trainer.world_size == 1 and not first:  # several processes look together, and each has a clock of its own
+        if not first and trainer.world_size == 1:  # several processes look together, and each has a clock of its own
             self._next_look = trainer.global_step + budget.spacing(budget.spent - before)
 
     def _look_at_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

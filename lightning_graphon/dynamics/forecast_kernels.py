@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -102,17 +103,17 @@ class AffordableKernels:
         """
         if len(groups) > 1 and len(self._sizes) > 1 and math.isfinite(seconds):
             start = perf_counter()
-            self._of(self._sizes[0], groups[:1])
+            self._of(groups[:1], self._sizes[0])
             if (took := len(groups) * (perf_counter() - start)) > seconds:
                 raise UnsupportedTrainingError(
                     f"kernels for each of {len(groups)} learning rates take {took:.2g} s, and time_budget leaves "
                     f"{seconds:.2g} s"
                 )
-        found, size = largest_affordable(lambda s: self._of(s, groups), self._sizes, lambda s: s.work, seconds)
+        found, size = largest_affordable(partial(self._of, groups), self._sizes, lambda s: s.work, seconds)
         self._sizes = [size]
         return found
 
-    def _of(self, size: _Size, groups: RateGroups) -> ForecastKernels:
+    def _of(self, groups: RateGroups, size: _Size) -> ForecastKernels:
         if size.exact == "kronecker":
             return ForecastKernels(*self._kernels.kronecker_kernels(groups))
         if size.exact:

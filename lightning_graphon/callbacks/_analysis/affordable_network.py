@@ -1,6 +1,7 @@
 """The network on as much of a probe batch as memory and the time budget allow."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightning_graphon.callbacks._module.training_step import TrainingStepObject
 from lightning_graphon.dynamics import UnsupportedTrainingError
 
 PORTION = 0.25  # of the time budget, for one computation of kernels
-_PASSES = 20  # passes with a loss that recording one and measuring it at first cost, at least
+_PASSES = 30  # passes with a loss that recording one and measuring it at first cost, at least
 _LARGEST_OUTPUTS = 2**22  # numbers, of all samples of a probe: 32 MB whenever the loss is evaluated in float64
 
 
@@ -42,7 +43,8 @@ def affordable_network(
             start = perf_counter()
             network.outputs()
             forward = perf_counter() - start
-            network.loss(outputs)  # of many outputs it takes longer than they do
+            with torch.enable_grad(), suppress(Exception):  # recording the loss will say what is wrong with it
+                network.loss(outputs.detach().requires_grad_())  # of many outputs it takes longer than they do
             seconds = (perf_counter() - start) / max(count, 1)
         if isinstance(batch_size, int):
             budget.estimate_step(forward / max(count, 1) * batch_size)
