@@ -46,7 +46,7 @@ def row(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Row:
     if (
         "part" in line.spectrum
     ):  # of outputs that no test can afford; the others are computed whole, however long it takes
-        monkeypatch.setattr(TimeBudget, "floor", 3.0)
+        monkeypatch.setattr(TimeBudget, "floor", 15.0)
     return line
 
 

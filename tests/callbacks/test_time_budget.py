@@ -289,8 +289,8 @@ def test_a_learning_rate_for_each_parameter(monkeypatch, caplog, tmp_path):
     from lightning_graphon.dynamics import forecast_kernels as module
 
     computed, of = [], module.AffordableKernels._of
-    monkeypatch.setattr(TimeBudget, "floor", 3.0)
-    monkeypatch.setattr(module.AffordableKernels, "_of", lambda *a: computed.append(sleep(0.05)) or of(*a))
+    monkeypatch.setattr(TimeBudget, "floor", 15.0)
+    monkeypatch.setattr(module.AffordableKernels, "_of", lambda *a: computed.append(sleep(0.2)) or of(*a))
     watch = LossDecayMonitor(raise_errors=True, verbose=False, figure=False)
     fit(Plain(Slow(), groups=True), watch, max_epochs=2, default_root_dir=tmp_path)
     assert len(computed) == 1
