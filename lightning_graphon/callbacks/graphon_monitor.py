@@ -1,16 +1,17 @@
 """`GraphonMonitor`: the graphon of every layer, in pictures and numbers, while any network trains."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._shared.checks import check_choice, plain
 from lightning_graphon._shared.choices import LayerOrder
 from lightning_graphon._shared.weight_layout import in_rows
+from lightning_graphon.callbacks._analysis.affordable_layers import PORTION, LayersInTurn, layer_numbers
 from lightning_graphon.callbacks._analysis.kernel_spectrum import KernelSpectrum, SpectrumOptions, spectrum_scalars
 from lightning_graphon.callbacks._analysis.mask_snapshot import MaskSnapshot
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned, masks_in_use
@@ -22,17 +23,14 @@ from lightning_graphon.callbacks._logging.scalars import layer_table, log_layer_
 from lightning_graphon.graphon import (
     HomogeneityTest,
     StepGraphon,
-    homogeneity_test,
     l2_distance,
     layer_graphons,
-    motif_densities,
 )
 from lightning_graphon.ntk import SpectralSummary
 from lightning_graphon.plots import graphon_image, p_value_text, spectrum_image
 from lightning_graphon.pruning import Masks, check_readable, summon_full_params
 
-# Counting four-cycles multiplies a mask with itself: a few seconds for a layer of this many weights.
-_LARGEST_FOR_CYCLES = 1 << 24
+log = logging.getLogger(__name__)
 _MOST_LAYERS = 6  # in pictures for cards, two rows of the overview
 
 
@@ -129,6 +127,7 @@ class GraphonMonitor(Monitor):
         self._kernel: KernelSpectrum | None = None
         self._seen: dict[str, MaskSnapshot] = {}
         self._scalars: dict[str, float] = {}
+        self._in_turn, self._next_look = LayersInTurn(), 0.0
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -137,7 +136,7 @@ class GraphonMonitor(Monitor):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ensure_pruned(trainer, pl_module)
-        self._seen, self._scalars, self._told = {}, {}, set()
+        self._seen, self._scalars, self._told, self._next_look = {}, {}, set(), 0.0
         budget = TimeBudget.of(trainer)
         budget.start(trainer)
         self._kernel = None if self.spectrum_options is None else KernelSpectrum(self.spectrum_options, budget)
@@ -161,16 +160,22 @@ class GraphonMonitor(Monitor):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._next_look, TimeBudget.of(trainer).reserved = 0.0, 0.0
         self._look(trainer, pl_module)
         self._look_at_spectrum(trainer, pl_module)
         self._kernel = None
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step < self._next_look:
+            return
+        budget, before, first = TimeBudget.of(trainer), TimeBudget.of(trainer).spent, not self._seen
         try:
-            with TimeBudget.of(trainer).spending(trainer):
+            with budget.spending(trainer):
                 self._estimate(trainer, pl_module)
         except Exception as error:
             self.report_failure(trainer, error, "graphons")
+        if not first and trainer.world_size == 1:  # several processes look together, and each has a clock of its own
+            self._next_look = trainer.global_step + budget.spacing(budget.spent - before)
 
     def _look_at_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         try:
@@ -185,14 +190,41 @@ class GraphonMonitor(Monitor):
         changed = [name for name, mask in masks.items() if name not in self._seen or not self._seen[name].is_now(mask)]
         if not changed:
             return
-        first = not self._seen
+        first, before = not self._seen, self.graphons
         rows = Masks(in_rows(pl_module, masks))
-        graphons = layer_graphons(rows, bins=self.bins, order=self.order)
-        moved = {n: l2_distance(g, self.graphons[n], align=False) for n, g in graphons.items() if n in self.graphons}
-        self.graphons = graphons
-        self._seen = {name: MaskSnapshot(mask) for name, mask in masks.items()}
-        if trainer.is_global_zero:
-            self._publish(trainer, rows, changed, moved, first)
+        numbers, skipped = self._estimate_in_turn(trainer, rows, changed)
+        moved = {n: l2_distance(g, before[n], align=False) for n, g in self.graphons.items() if n in before}
+        self._seen.update({name: MaskSnapshot(masks[name]) for name in numbers})
+        if trainer.is_global_zero and numbers:
+            self._publish(trainer, numbers, moved, first)
+        self._tell_skipped(trainer, skipped)
+
+    def _estimate_in_turn(
+        self, trainer: pl.Trainer, rows: Masks, changed: list[str]
+    ) -> tuple[dict[str, dict[str, float]], list[str]]:
+        """Graphons and numbers of the layers that have changed, and which there was no time for."""
+        joint = layer_graphons(rows, bins=self.bins, order="joint") if self.order == "joint" else {}
+        found = {name: graphon for name, graphon in self.graphons.items() if name not in changed} | joint
+        numbers: dict[str, dict[str, float]] = {}
+
+        def estimate(name: str) -> None:
+            found.update({} if joint else layer_graphons({name: rows[name]}, bins=self.bins, order=self.order))
+            numbers[name], test = layer_numbers(rows[name], found[name], self.alpha)
+            self.tests.update({name: test} if test else {})
+
+        left = self._in_turn.run(estimate, changed, rows, TimeBudget.of(trainer).portion(PORTION))
+        self.graphons = {name: found[name] for name in rows if name in found}
+        self.tests = {name: self.tests[name] for name in rows if name in self.tests and name not in left}
+        return {name: numbers[name] for name in rows if name in numbers}, left
+
+    def _tell_skipped(self, trainer: pl.Trainer, names: list[str]) -> None:
+        if names and trainer.is_global_zero and "skipped" not in self._told:
+            self._told.add("skipped")
+            log.warning(
+                "GraphonMonitor has no time for %d layers at step %d and tries them at the next look: %s. "
+                "time_budget=math.inf leaves out none.",
+                len(names), trainer.global_step, ", ".join(names),
+            )  # fmt: skip
 
     def _evaluate_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         kernel = self._kernel
@@ -215,11 +247,11 @@ class GraphonMonitor(Monitor):
             send_picture(trainer, "ntk_spectrum", spectrum_image(spectrum, title, scale=SCALE), values)
 
     def _publish(
-        self, trainer: pl.Trainer, masks: Masks, changed: list[str], moved: Mapping[str, float], first: bool
+        self, trainer: pl.Trainer, numbers: Mapping[str, Mapping[str, float]], moved: Mapping[str, float], first: bool
     ) -> None:
         scalars: dict[str, float] = {}
-        for name in changed:
-            scalars.update({f"graphon/{name}/{key}": value for key, value in self._numbers(name, masks[name]).items()})
+        for name in numbers:
+            scalars.update({f"graphon/{name}/{key}": value for key, value in numbers[name].items()})
         scalars.update({f"graphon/{name}/moved": distance for name, distance in moved.items()})
         self._scalars.update(scalars)
         log_scalars(trainer, scalars, not_in_tensorboard=() if self.layer_scalars else scalars)
@@ -240,20 +272,6 @@ class GraphonMonitor(Monitor):
         for tag, (graphons, title) in pictures.items():
             arrays = {name: graphon.values.cpu().numpy() for name, graphon in graphons.items()}
             send_picture(trainer, tag, graphon_image(graphons, self.tests, title, scale=SCALE), arrays)
-
-    def _numbers(self, name: str, mask: Tensor) -> dict[str, float]:
-        """Density, spread of degrees, four-cycles and the homogeneity test of one layer."""
-        if mask.numel() > _LARGEST_FOR_CYCLES:
-            spread = motif_densities(self.graphons[name])
-            return {"density": spread.edge, "degree_cv": max(spread.row_degree_cv, spread.col_degree_cv)}
-        test = homogeneity_test(mask, alpha=self.alpha)
-        self.tests[name] = test
-        return {
-            "density": self.graphons[name].density,
-            "degree_cv": max(test.row_degree_cv, test.col_degree_cv),
-            "c4_ratio": test.c4_ratio,
-            "p_value": test.p_value,
-        }
 
 
 def _spread(graphons: dict[str, StepGraphon]) -> dict[str, StepGraphon]:

@@ -1,7 +1,7 @@
 """One prediction of the loss: which kernel, the outputs measured with it, and every optimizer step since."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from time import perf_counter
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from lightning_graphon.dynamics.compact_kernels import mirrored, pack_kernels, u
 from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
 from lightning_graphon.dynamics.forecast_kernels import ForecastKernels
-from lightning_graphon.dynamics.optimizer import OptimizerStep, RateGroups
+from lightning_graphon.dynamics.optimizer import OptimizerStep, RateGroups, relative_rates
 from lightning_graphon.dynamics.output_part import OutputPart, PartLoss
 from lightning_graphon.dynamics.probed_network import UnsupportedTrainingError
 from lightning_graphon.dynamics.recorded_loss import RecordedLoss
@@ -23,13 +23,8 @@ from lightning_graphon.ntk import KroneckerKernel
 _Predictor = TypeVar("_Predictor")
 _SAME_RATIO = 1e-6  # learning rates of groups may drift apart by this before the kernels are mixed anew
 _BAND_STEPS = 1000
+_CATCH_UP = 0.5  # seconds that may always be spent on the steps since the last look, of which there may be thousands
 _SAME_LOSS = 1e-4  # of one batch at the same outputs, in single precision on another device
-
-
-def relative_rates(rates: Sequence[float]) -> list[float]:
-    """Learning rates relative to the largest; 1 where all are 0."""
-    largest = max(rates)
-    return [rate / largest if largest > 0 else 1.0 for rate in rates]
 
 
 class Forecast:
@@ -54,6 +49,7 @@ class Forecast:
         self, made: ForecastKernels, groups: RateGroups, outputs: Tensor, loss: RecordedLoss,
         descent: OptimizerStep, dataset_size: int, step: int,
     ) -> None:  # fmt: skip
+        self.seconds: Callable[[], float] = lambda: math.inf  # that following the optimizer may take now
         self.kernels, self.grams, self.part, self.groups = mirrored(made.kernels), made.grams, made.part, groups
         self.start, self.descent = step, descent
         self._all_outputs, self._points = outputs, dataset_size
@@ -69,7 +65,7 @@ class Forecast:
         self._pending: list[tuple[list[float], float]] = []
         self._seen, self._rates = descent, self._group_rates(descent)
         self._ratios = self._ratios_now = relative_rates(self._rates)
-        self._mixed = self._stopped = False
+        self._mixed = self._stopped = self._left_behind = False
         self.predictor = self._corrected()
 
     @property
@@ -93,8 +89,10 @@ class Forecast:
 
     @property
     def loss(self) -> float:
-        """Predicted loss now."""
+        """Predicted loss now; an `UnsupportedTrainingError` where there was no time to follow all steps."""
         self._catch_up()
+        if self._left_behind:
+            raise UnsupportedTrainingError("following the prediction takes more than time_budget allows")
         return self.predictor.loss
 
     @property
@@ -131,7 +129,11 @@ class Forecast:
         self._stopped = True
 
     def _catch_up(self) -> None:
+        end = perf_counter() + max(self.seconds(), _CATCH_UP)
         for rates, momentum in self._pending:
+            if perf_counter() > end:
+                self._left_behind = self._stopped = True
+                break
             rate = max(rates)
             self._mix(relative_rates(rates) if rate > 0 else self._ratios)
             if math.isfinite(self.predictor.loss):
@@ -193,8 +195,8 @@ class Forecast:
 
     def _group_rates(self, descent: OptimizerStep) -> list[float]:
         if sum(map(len, self.groups)) != len(descent.rates):
-            count = len(descent.rates)
-            raise UnsupportedTrainingError(f"the optimizer has {count} parameter groups, not as many as before")
+            now = f"the optimizer has {len(descent.rates)} parameter groups"
+            raise UnsupportedTrainingError(f"{now}, not as many as before")
         rates = []
         for group in self.groups:
             own = {descent.rates[i] for i in group}
@@ -234,12 +236,11 @@ class Forecast:
         """
         rates, *rest = state["descent"]
         kernels, outputs = unpack_kernels(state["kernels"], device), state["outputs"].to(device)
-        grams = state.get("grams")  # older checkpoints have none, and go on without
-        grams = None if grams is None else grams.to(device)
+        grams = state.get("grams")
+        grams = None if grams is None else grams.to(device)  # older checkpoints have none, and go on without
         if not math.isclose(float(loss(outputs.double())), state["loss"], rel_tol=_SAME_LOSS):
             raise ValueError("the loss of the probe batch is another one: the training data or the loss have changed")
-        groups = tuple(map(tuple, state["groups"]))
-        descent = OptimizerStep(tuple(rates), *rest)
+        groups, descent = tuple(map(tuple, state["groups"])), OptimizerStep(tuple(rates), *rest)
         part = None if state.get("part") is None else OutputPart(state["part"][0], state["part"][1].cpu())
         made = ForecastKernels(kernels, grams, part)
         new = cls(made, groups, outputs, loss, descent, state["dataset_size"], state["start"])

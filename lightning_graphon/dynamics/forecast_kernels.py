@@ -1,6 +1,9 @@
 """The best kernels for a forecast that a number of seconds allows: exact ones, or those of part of the outputs."""
 
+import math
 from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -93,12 +96,24 @@ class AffordableKernels:
         self._sizes = list(dict.fromkeys(self._sizes))
 
     def compute(self, groups: RateGroups, seconds: float) -> ForecastKernels:
-        """Kernels at the current weights; from the second time on of the size of the first, whatever it takes."""
-        found, size = largest_affordable(lambda s: self._of(s, groups), self._sizes, lambda s: s.work, seconds)
+        """Kernels at the current weights; from the second time on of the size of the first, whatever it takes.
+
+        Raises:
+            UnsupportedTrainingError: There are so many groups that even the smallest kernels take longer.
+        """
+        if len(groups) > 1 and len(self._sizes) > 1 and math.isfinite(seconds):
+            start = perf_counter()
+            self._of(groups[:1], self._sizes[0])
+            if (took := len(groups) * (perf_counter() - start)) > seconds:
+                raise UnsupportedTrainingError(
+                    f"kernels for each of {len(groups)} learning rates take {took:.2g} s, and time_budget leaves "
+                    f"{seconds:.2g} s"
+                )
+        found, size = largest_affordable(partial(self._of, groups), self._sizes, lambda s: s.work, seconds)
         self._sizes = [size]
         return found
 
-    def _of(self, size: _Size, groups: RateGroups) -> ForecastKernels:
+    def _of(self, groups: RateGroups, size: _Size) -> ForecastKernels:
         if size.exact == "kronecker":
             return ForecastKernels(*self._kernels.kronecker_kernels(groups))
         if size.exact:

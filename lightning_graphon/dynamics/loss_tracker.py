@@ -48,6 +48,7 @@ class LossTracker:
     Attributes:
         initial: The prediction made at the start; None until then.
         refreshed: The prediction made at the last refresh.
+        stopped: Whether the prediction of the start is no longer followed.
 
     Raises:
         UnsupportedTrainingError: No prediction can be made; why, in one sentence.
@@ -67,7 +68,7 @@ class LossTracker:
         self._step = _optimizer_step(self._optimizer, gradient_scale)
         self._next_change = 0
         self._regrouped: str | None = None  # why the groups are no longer those of the first prediction
-        self._largest, self._diverged = 0.0, False  # loss seen; the first prediction
+        self._largest, self.stopped = 0.0, False  # loss seen; the first prediction
         # Step at which the optimizer was new: that of the checkpoint's run, or now where a fit begins without one.
         self._new_at = 0 if self._optimizer.state else step
         with network.evaluated(), torch.no_grad():
@@ -168,11 +169,12 @@ class LossTracker:
             raise UnsupportedTrainingError(f"there is no {self.options.ntk} kernel: {error}") from error
         new = Forecast(made, groups, outputs, self.loss, self._step, self._dataset_size, step)
         new.inherit(self._buffer(new, step))
+        new.seconds = self._seconds
         return new
 
     def _buffer(self, new: Forecast, step: int) -> Tensor | None:
         """Momentum buffer that the optimizer has by now: of the last prediction, or of a steady gradient."""
-        last = self.refreshed or (None if self._diverged else self.initial)
+        last = self.refreshed or (None if self.stopped else self.initial)
         if last is not None:
             return last.buffer
         mu, steps = self._step.momentum, step - self._new_at
@@ -212,12 +214,12 @@ class LossTracker:
             return
         if self.curves.invalid is not None and not abs(values["predicted"]) <= _DIVERGED * self._largest:
             self.stop_initial()
-        if self._diverged:
+        if self.stopped:
             del values["predicted"], values["relative_error"]
 
     def stop_initial(self) -> None:
-        """Follow the prediction of the start no longer: it has failed, and nobody will look at it again."""
-        self._diverged = True
+        """Follow the prediction of the start no longer: it has failed, or takes too long."""
+        self.stopped = True
         if self.initial is not None:
             self.initial.stop()
 
@@ -230,7 +232,7 @@ class LossTracker:
             "sizes": self._affordable.state_dict(),
             "next_change": self._next_change,
             "largest": self._largest,
-            "diverged": self._diverged,
+            "diverged": self.stopped,
             "new_at": self._new_at,
             "unused_norms": sorted(self.network.unused_norms),
             "regrouped": self._regrouped,
@@ -252,6 +254,8 @@ class LossTracker:
         self._affordable.load_state_dict(state["sizes"])
         self._change.load_state_dict(state["change"])  # the last that may raise: a tracker is left as it was, or new
         self.initial, self.refreshed = initial, refreshed
+        for forecast in filter(None, (initial, refreshed)):
+            forecast.seconds = self._seconds
         self._regrouped = state.get("regrouped")  # older checkpoints have none
         self._next_change, self._largest, self._new_at = int(following), float(largest), int(new_at)
         if diverged:

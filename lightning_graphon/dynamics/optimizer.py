@@ -5,7 +5,7 @@ running means of squared gradients. While P stands still this is linear in the g
 function space with the kernel :math:`Σ_p P_p ∂_p f ∂_p f'` in place of Θ.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -199,6 +199,12 @@ class OptimizerView:
     def adaptive(self) -> bool:
         """Whether there is a preconditioner."""
         return read_optimizer_step(self.optimizer).adaptive
+
+
+def relative_rates(rates: Sequence[float]) -> list[float]:
+    """Learning rates relative to the largest; 1 where all are 0."""
+    largest = max(rates)
+    return [rate / largest if largest > 0 else 1.0 for rate in rates]
 
 
 def _without_rounding(name: str, diagonal: dict[str, Tensor]) -> Tensor:

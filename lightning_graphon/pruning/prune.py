@@ -209,7 +209,8 @@ def _warn_of_collapse(masks: Masks, config: PruningConfig, zero_since: int | Non
         return
     left = "weights that pass no signal from the inputs to the loss."
     if empty:
-        left = f"{len(empty)} of {len(masks)} layers without a single weight: {', '.join(empty)}. No signal passes."
+        left = f"{len(empty)} of {len(masks)} layers without a single weight: {', '.join(empty)}. Signals pass "
+        left += "around them where there are residual connections, and nowhere else."
     if zero_since is not None:
         left += (
             f" Every score was zero from round {zero_since} of {config.rounds} on, so what was left to prune was "

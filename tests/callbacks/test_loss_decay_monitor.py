@@ -487,6 +487,17 @@ class Pool(nn.Module):
         return x.mean(1)
 
 
+def test_a_prediction_that_explodes_at_once_leaves_a_line_keys_and_no_stale_error(capsys, monkeypatch):
+    monkeypatch.setattr(loss_tracker, "_DIVERGED", 0.0)
+    kernel = KernelPrediction(change_tolerance=1e-12, change_every_n_steps=1)
+    watch = monitor(verbose=True, kernel=kernel)
+    trainer = fit(watch, max_epochs=2)
+    assert watch.curves["predicted"].isfinite().tolist() == [True] + [False] * 6
+    assert trainer.callback_metrics["loss_decay/relative_error"] == math.inf
+    assert trainer.callback_metrics["loss_decay/invalid_from"] == watch.invalid_from == 2
+    assert "held at step 0, no longer at step 2, far above every loss" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_loss_that_becomes_nan(caplog):
     model = Classifier(optimizer=lambda p: torch.optim.SGD(p, lr=1e6))
     watch = monitor(kernel=KernelPrediction(refresh_every_n_steps=2))

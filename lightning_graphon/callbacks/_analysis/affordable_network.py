@@ -1,6 +1,7 @@
 """The network on as much of a probe batch as memory and the time budget allow."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightning_graphon.callbacks._module.training_step import TrainingStepObject
 from lightning_graphon.dynamics import UnsupportedTrainingError
 
 PORTION = 0.25  # of the time budget, for one computation of kernels
-_PASSES = 20  # forward passes that recording a loss and measuring it at first cost, at least
+_PASSES = 30  # passes with a loss that recording one and measuring it at first cost, at least
 _LARGEST_OUTPUTS = 2**22  # numbers, of all samples of a probe: 32 MB whenever the loss is evaluated in float64
 
 
@@ -30,25 +31,30 @@ def affordable_network(
     Raises:
         UnsupportedTrainingError: As `TrainingStepNetwork`, or not even two samples can be afforded.
     """
+    if budget.left <= 0:
+        raise UnsupportedTrainingError("time_budget leaves no time")
     batch_size = getattr(trainer.train_dataloader, "batch_size", None)
     size = count = min(2, samples(batch))
     while True:
         part = take(batch, count)
         network = TrainingStepNetwork(trainer.lightning_module, objective, part, masks)
         with network.evaluated(), torch.no_grad():
-            numbers = network.outputs()[0].numel()
+            outputs = network.outputs()
             start = perf_counter()
             network.outputs()
+            forward = perf_counter() - start
+            with torch.enable_grad(), suppress(Exception):  # recording the loss will say what is wrong with it
+                network.loss(outputs.detach().requires_grad_())  # of many outputs it takes longer than they do
             seconds = (perf_counter() - start) / max(count, 1)
         if isinstance(batch_size, int):
-            budget.estimate_step(seconds * batch_size)
+            budget.estimate_step(forward / max(count, 1) * batch_size)
         affordable = budget.portion(PORTION) / (_PASSES * max(seconds, 1e-9))
         if count == size and affordable < count:
             raise UnsupportedTrainingError(
-                f"a forward pass of {count} samples takes {seconds * count:.2g} s, too long for the "
-                f"{budget.left:.2g} s that time_budget leaves"
+                f"{_PASSES} passes of {count} samples take {_PASSES * seconds * count:.2g} s, too long for the "
+                f"{budget.portion(PORTION):.2g} s that time_budget allows for it"
             )
-        larger = int(min(samples(batch), max(1, _LARGEST_OUTPUTS // numbers), max(affordable, size)))
+        larger = int(min(samples(batch), max(1, _LARGEST_OUTPUTS // outputs[0].numel()), max(affordable, size)))
         if larger <= count:
             return network, part
         count = larger

@@ -1,6 +1,6 @@
 """The tangent kernel's spectrum under a network's masks: from its graphons where they suffice, else exactly."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import get_args
@@ -93,32 +93,37 @@ class KernelSpectrum:
         """Spectrum at the current weights.
 
         Raises:
-            UnsupportedTrainingError: `training_step` has no single tensor of outputs.
+            UnsupportedTrainingError: `training_step` has no single tensor of outputs, or there is no time.
             ValueError: The Graphon NTK was asked for and the network is no chain of Linear layers.
         """
+        if self._took >= self._budget.left:
+            took = f", and the last one took {self._took:.2g} s" if self._took else ""
+            raise UnsupportedTrainingError(f"time_budget leaves {self._budget.left:.2g} s{took}")
         if self._network is None:
             batch = draw_probe(trainer, pl_module, self.options.probe_size, self.options.probe_seed)
             objective = TrainingStepObjective(trainer, pl_module)
             self._network = affordable_network(trainer, objective, batch, masks, self._budget)[0]
         network = self._network
-        if self._took > self._budget.left:
-            raise UnsupportedTrainingError(
-                f"it took {self._took:.2g} s, more than the {self._budget.left:.2g} s that time_budget leaves"
-            )
-        start, network.masks = perf_counter(), masks
+        network.masks = masks
         kernel = None
         if self.options.ntk != "empirical":
             try:
-                kernel = network.graphon(self.options.propagate, self.options.positions)
+                kernel = self._timed(lambda: network.graphon(self.options.propagate, self.options.positions))
                 self.source = f"Graphon NTK ({self.options.propagate}, float64) on {len(kernel)} samples"
             except ValueError:
                 if self.options.ntk == "graphon":
                     raise
         if kernel is None:
             kernel = self._empirical(network)
-        summary = spectral_summary(kernel, None if network.labels is None else network.labels[: len(kernel)])
+        self._budget.reserved = self._took  # the spectrum of the end is the one to compare it with
+        return spectral_summary(kernel, None if network.labels is None else network.labels[: len(kernel)])
+
+    def _timed(self, compute: Callable[[], Tensor]) -> Tensor:
+        """A kernel, and what it will take again; not the search for a size that fits."""
+        start = perf_counter()
+        kernel = compute()
         self._took = perf_counter() - start
-        return summary
+        return kernel
 
     def _empirical(self, network: TrainingStepNetwork) -> Tensor:
         """Mean kernel over outputs [n, n], over all outputs where time allows."""
@@ -134,7 +139,7 @@ class KernelSpectrum:
         def run(size: tuple[int, int]) -> Tensor:
             part = network if size[0] == count else network.first(size[0])
             part = part if size[1] == outputs else part.selected(order[: size[1]])
-            return part.empirical(empirical_ntk, torch.float64)
+            return self._timed(lambda: part.empirical(empirical_ntk, torch.float64))
 
         kernel, size = largest_affordable(
             run, self._sizes, lambda s: float(s[0] * (s[0] + _PASS) * s[1]), self._budget.portion(PORTION)

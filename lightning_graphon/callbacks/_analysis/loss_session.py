@@ -191,6 +191,7 @@ class LossSession:
     def look(self) -> int:
         """Measure the loss now; the step of the next look."""
         step, told, start = self._trainer.global_step, self.curves.invalid, perf_counter()
+        self._stop_what_costs_too_much()
         made = self.tracker and (self.tracker.initial, self.tracker.refreshed)
         values: dict[str, float] = {}
         if self.tracker is not None:
@@ -203,6 +204,10 @@ class LossSession:
             self.curves.add(step, values)
         shown = within_reach(values, self.curves)
         log_scalars(self._trainer, {f"loss_decay/{name}": value for name, value in shown.items()})
+        # An error that is no longer measured must not stay behind for a ModelCheckpoint to find it the best.
+        for key in ("loss_decay/relative_error", "loss_decay/refreshed_error"):
+            if key in self._trainer.callback_metrics and key.rpartition("/")[2] not in shown:
+                self._trainer.callback_metrics[key] = torch.tensor(math.inf)
         if self.curves.invalid is not None and told is None:
             first, why = self.curves.invalid
             log.warning("LossDecayMonitor: from step %d on the prediction of the start no longer holds: %s", first, why)
@@ -213,11 +218,18 @@ class LossSession:
 
     def _stop_what_costs_too_much(self) -> None:
         """Predictions are followed step by step: one that has failed for half of the time, one that holds for all."""
-        if self.tracker is None or self.tracker.initial is None:
+        if self.tracker is None:
             return
-        if self.budget.left == 0:
-            self._give_up("following the prediction takes more than time_budget allows")
-        elif self.curves.invalid is not None and self.budget.left < 0.5 * self.budget.allowed:
+        predicts = self.tracker.initial is not None
+        if self.budget.left == 0 and not predicts:
+            self._give_up("computing a kernel takes more than time_budget allows")
+        elif self.budget.left == 0 and not self.tracker.stopped:
+            self.tracker.stop_initial()
+            log.warning(
+                "LossDecayMonitor follows the prediction no longer from step %d on: the time of time_budget is used "
+                "up. The observed loss is logged.", self._trainer.global_step,
+            )  # fmt: skip
+        elif predicts and self.curves.invalid is not None and self.budget.left < 0.5 * self.budget.allowed:
             self.tracker.stop_initial()
 
     def _give_up(self, reason: str) -> None:
@@ -236,7 +248,9 @@ class LossSession:
 
     def agreement(self) -> dict[str, float] | None:
         """How well the prediction did, logged; None where there was none."""
-        if self.tracker is None or self.tracker.initial is None or len(self.curves.by_step()["predicted"]) < 2:
+        if self.tracker is None or self.tracker.initial is None:
+            return None
+        if len(self.curves.by_step()["predicted"]) < 2 and self.curves.invalid is None:
             return None
         values = {k: float(v) for k, v in agreement(self.curves, self._measuring.tolerance).compute().items()}
         kept = {k: values[k] for k in _AT_THE_END if values[k] == values[k]}

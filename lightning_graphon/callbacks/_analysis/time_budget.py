@@ -20,13 +20,14 @@ class TimeBudget:
 
     Attributes:
         share: Part of the training time.
+        reserved: Seconds put aside for a look at the end; they are not among those that are left.
     """
 
     floor: ClassVar[float] = 3.0  # seconds that every fit can spare
     _of: ClassVar["WeakKeyDictionary[pl.Trainer, TimeBudget]"] = WeakKeyDictionary()
 
     def __init__(self) -> None:
-        self.share = 0.0
+        self.share, self.reserved = 0.0, 0.0
         self._spent, self._since = 0.0, math.inf
         self._estimate: float | None = None
         self._started: float | None = None
@@ -83,7 +84,7 @@ class TimeBudget:
     @property
     def left(self) -> float:
         """Seconds that are left of them."""
-        return max(0.0, self.allowed - self.spent)
+        return max(0.0, self.allowed - self.spent - self.reserved)
 
     def portion(self, fraction: float) -> float:
         """Seconds that one analysis may take: a fraction of all, and no more than are left."""

@@ -32,6 +32,8 @@ def picture_is_due(curves: LossCurves) -> bool:
 
 def summary(curves: LossCurves, values: dict[str, float]) -> str:
     """How well the prediction did, in a sentence."""
+    if values["points"] < 2:
+        return f"loss_decay/...: the prediction {_held(curves)}, far above every loss"
     return (
         f"loss_decay/...: the prediction {_held(curves)}; over {int(values['points'])} points it was "
         f"{values['relative_error']:.1%} off, its decay rate {values['rate_ratio']:.2f} times the observed one"
@@ -41,6 +43,8 @@ def summary(curves: LossCurves, values: dict[str, float]) -> str:
 def _held(curves: LossCurves) -> str:
     """Nobody knows what was between two looks."""
     until, failed = curves.valid_until, curves.invalid_from
+    if failed is None and until is not None and until < curves.last_step:
+        return f"held at step {until}, the last at which it was followed"
     if failed is None:
         return "held to the end"
     return f"did not hold at step {failed}" if until is None else f"held at step {until}, no longer at step {failed}"

@@ -63,7 +63,11 @@ class TrainingStepNetwork(ProbedNetwork):
         super().__init__(module, inputs, loss, masks=masks, root=pl_module, labels=labels_of(batch))
 
     def first(self, count: int) -> ProbedNetwork:
-        """The same on the first `count` samples: the batch may hold more than tensors, and is read anew."""
+        """The same on the first `count` samples, without a loss."""
+        # One call with one tensor needs no batch, which may hold more than tensors and is else read anew.
+        return self._with_loss(count) if isinstance(self.module, _UpToOutputs) else super().first(count)
+
+    def _with_loss(self, count: int) -> ProbedNetwork:
         assert isinstance(self.root, pl.LightningModule)  # noqa: S101
         few = TrainingStepNetwork(self.root, self._objective, take(self._batch, count), self.masks)
         return few.as_part_of(self)
@@ -76,7 +80,9 @@ class TrainingStepNetwork(ProbedNetwork):
         half = samples(self._batch) // 2
         with self.evaluated(), torch.enable_grad():
             outputs = self.outputs().detach()
-            slopes = [_slope(self.loss, outputs)[:half], _slope(self.first(half).loss, outputs[:half])] if half else []
+            slopes = (
+                [_slope(self.loss, outputs)[:half], _slope(self._with_loss(half).loss, outputs[:half])] if half else []
+            )
         directions = [slope / slope.norm() for slope in slopes if slope.norm() > 0]
         return len(directions) == 2 and bool((directions[0] - directions[1]).norm() > _OTHER_DIRECTION)
 

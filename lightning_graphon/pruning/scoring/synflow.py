@@ -61,12 +61,17 @@ def synflow(context: ScoringContext, *, biases: bool = True, double: bool = True
     # Zeros in later rounds say that the network fell apart, which `prune` tells.
     dense = all(bool(mask.all()) for mask in context.masks.values())
     if dense and _is_rounding(scores, flow, lambda scale: _flow_scores(context, batch, dtype, scale, biases)[0]):
+        kinds = sorted({type(m).__name__ for m in context.model.modules() if isinstance(m, _SATURATING)})
+        saturated = f", or activations saturate at the large inputs of SynFlow ({', '.join(kinds)})" if kinds else ""
         raise ValueError(
             f"synflow: every score is zero to rounding, in all selected layers ({', '.join(list(scores)[:5])}): "
             "nothing flows from the inputs to the outputs, because a layer is all zero (a head initialised so), the "
-            "batch is empty, or the outputs have a constant sum (a softmax)"
+            f"batch is empty, the outputs have a constant sum (a softmax){saturated}"
         )
     return {name: context.average(scores.pop(name)) for name in context.weights}
+
+
+_SATURATING = (nn.Tanh, nn.Sigmoid, nn.Softsign, nn.Hardtanh, nn.Hardsigmoid)
 
 
 class _Flow(NamedTuple):
