@@ -208,13 +208,14 @@ def relative_rates(rates: Sequence[float]) -> list[float]:
 
 
 def _without_rounding(name: str, diagonal: dict[str, Tensor]) -> Tensor:
-    """P of a parameter; 0 for entries of a bias whose gradients are nothing beside those of its layer's weight.
+    """P of a parameter; 0 for a bias all of whose gradients are nothing beside those of its layer's weight.
 
     A batch norm takes away what the bias before it adds. That bias has no gradient in training, and Adam divides by its
-    rounding error; in eval mode it has one, and would move the outputs without bound.
+    rounding error; in eval mode it has one, and would move the outputs without bound. Single entries may be as small
+    elsewhere, as those of units that are nearly dead.
     """
     own, weight = diagonal[name], diagonal.get(name.removesuffix("bias") + "weight")
-    if not name.endswith("bias") or weight is None or not bool((weight > 0).any()):
+    if not name.endswith("bias") or weight is None or not bool((own > 0).any() and (weight > 0).any()):
         return own
     typical = 1 / weight[weight > 0].reciprocal().mean()
-    return torch.where(own > _ROUNDING * typical, 0.0, own)
+    return torch.zeros_like(own) if bool(own[own > 0].min() > _ROUNDING * typical) else own

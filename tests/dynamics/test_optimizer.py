@@ -162,3 +162,14 @@ def test_biases_in_front_of_a_batch_norm_do_not_move(kind):
     assert float(diagonal["0.bias"].min()) > 1e3 * float(diagonal["0.weight"].max())
     assert bool((view.pop("0.bias") == 0).all())
     assert all(torch.equal(part, diagonal[name]) for name, part in view.items())
+
+
+def test_biases_of_units_that_are_nearly_dead_do_move():
+    model, x, y = problem()
+    model = nn.Sequential(model, nn.Linear(3, 3).double())
+    model[1].weight.data[:, 0] *= 1e-5  # its gradients, of weights and bias, are as much smaller
+    optimizer = Adam(model.parameters(), lr=0.1)
+    step(model, x, y, optimizer)
+    diagonal = optimizer_preconditioner(optimizer, model)
+    assert float(diagonal["0.bias"][0]) > 1e3 * float(diagonal["0.bias"][1:].max())
+    assert torch.equal(OptimizerView(optimizer, model).diagonal()["0.bias"], diagonal["0.bias"])
