@@ -20,7 +20,7 @@ def two_processes():
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         environment.pop(
             "PL_GLOBAL_SEED", None
-        )  # which an earlier test may have set: the scripts seed themselves, or not
+        )  # of an earlier test
         roots = [str(HERE.parent.parent), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, roots))
         start = time.monotonic()
