@@ -18,9 +18,7 @@ def two_processes():
 
     def run(script, folder):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environment.pop(
-            "PL_GLOBAL_SEED", None
-        )  # of an earlier test
+        environment.pop("PL_GLOBAL_SEED", None)  # of an earlier test
         roots = [str(HERE.parent.parent), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, roots))
         start = time.monotonic()
