@@ -58,6 +58,14 @@ def largest_affordable(
     return result, sizes[number]
 
 
+def kernel_work(rows: int, columns: int) -> float:
+    """What the mean over `columns` of kernels between `rows` costs: passes through the network, products of all pairs.
+
+    A pass costs about as much as 32 products of a row.
+    """
+    return float(rows * (rows + 32) * columns)
+
+
 def _timed(run: Callable[[Size], Result], size: Size) -> tuple[Result, float]:
     start = perf_counter()
     result = run(size)

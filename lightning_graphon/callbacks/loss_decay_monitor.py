@@ -171,10 +171,7 @@ class LossDecayMonitor(Monitor):
     ) -> None:
         sharded, session = self._sharded, self._session
         if sharded is not None and session is not None and trainer.global_step >= sharded.next:
-            with session.budget.spending(trainer), sharded.meeting() as works:
-                if works:
-                    sharded.next = session.look()
-            self._settle(trainer, sharded.failure)
+            self._look(trainer, sharded, session)
             if takes_pictures(trainer) and loss_chart.picture_is_due(self._curves):
                 self._draw(trainer, session.budget, band=0.0)
 
@@ -184,14 +181,17 @@ class LossDecayMonitor(Monitor):
         if sharded is None or session is None or sharded.next == math.inf:
             return
         if sharded.agree(session.short):
-            with session.budget.spending(trainer), sharded.meeting() as works:
-                if works:
-                    sharded.next = session.look()
-            self._settle(trainer, sharded.failure)
+            self._look(trainer, sharded, session)
         try:
             self._report(trainer)
         except Exception as error:
             self._settle(trainer, error)
+
+    def _look(self, trainer: pl.Trainer, sharded: ShardedAnalysis, session: LossSession) -> None:
+        with session.budget.spending(trainer), sharded.meeting() as works:
+            if works:
+                sharded.next = session.look()
+        self._settle(trainer, sharded.failure)
 
     def _settle(self, trainer: pl.Trainer, failure: Exception | None) -> None:
         """After an error there is no next look; processes that no longer agree would wait for each other."""

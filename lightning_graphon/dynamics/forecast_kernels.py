@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.affordable import largest_affordable
+from lightning_graphon._shared.affordable import kernel_work, largest_affordable
 from lightning_graphon.dynamics.optimizer import RateGroups
 from lightning_graphon.dynamics.optimizer_kernels import OptimizerKernels
 from lightning_graphon.dynamics.output_part import OutputPart, output_positions
@@ -18,7 +18,6 @@ from lightning_graphon.dynamics.recorded_loss import RecordedLoss
 _LARGEST_FULL = 2048  # rows of a kernel that tells outputs apart; 4 million numbers, multiplied at every step
 _LARGEST_GRAM = 1024  # outputs that may move each other: a matrix of a million numbers
 _ROWS = 1024  # samples times positions that are followed where not all can be
-_PASS = 32  # products of rows that cost about as much as a pass through the network
 _COLUMNS = 64  # coupled outputs whose kernels are averaged there
 
 
@@ -51,8 +50,7 @@ class _Size:
         rows, columns = self.samples * self.positions, self.columns
         if self.exact == "full":
             rows, columns = rows * columns, 1
-        # Passes through the network for each row and column, and products of all pairs of rows.
-        return float(rows * (rows + _PASS) * columns)
+        return kernel_work(rows, columns)
 
 
 class AffordableKernels:

@@ -1,5 +1,6 @@
 """What was measured of a probe's loss during a training: numbers and sentences, nothing of the network."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,11 @@ class LossCurves:
     def last_step(self) -> int:
         """Step of the last measurement; -1 before the first."""
         return int(self.rows[-1][0]) if self.rows else -1
+
+    @property
+    def largest(self) -> float:
+        """Largest finite observed loss, without its sign; infinity where there is none."""
+        return max((abs(row[1]) for row in self.rows if math.isfinite(row[1])), default=math.inf)
 
     @property
     def invalid_from(self) -> int | None:

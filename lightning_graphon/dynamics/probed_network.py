@@ -33,6 +33,7 @@ class ProbedNetwork:
         masks: Names of parameters inside `root` -> bool tensors, True = kept.
         root: The module that holds `module`; what is evaluated leaves it as it was. None: `module` itself.
         labels: Class numbers [N], where there are any.
+        part_of: The network on all samples, whose statistics batch norm is measured with.
 
     >>> from lightning_graphon.ntk import empirical_ntk
     >>> net, x, y = nn.Linear(2, 1), torch.ones(3, 2), torch.zeros(3, 1)
@@ -51,27 +52,23 @@ class ProbedNetwork:
         masks: Mapping[str, Tensor] | None = None,
         root: nn.Module | None = None,
         labels: Tensor | None = None,
+        part_of: "ProbedNetwork | None" = None,
     ) -> None:
         self.module, self.inputs, self.loss = module, inputs, loss
         self.masks, self.root, self.labels = masks or {}, module if root is None else root, labels
         # Batch norm without data has statistics of nothing: its kernel would be that of a network nobody trains.
-        self.unused_norms = unused_batch_norms(self.root)
-        self._whole = self
-
-    def as_part_of(self, whole: "ProbedNetwork") -> "ProbedNetwork":
-        """Statistics are measured on all samples."""
-        self.unused_norms, self._whole = whole.unused_norms, whole._whole
-        return self
+        self.unused_norms: frozenset[str] = unused_batch_norms(self.root) if part_of is None else part_of.unused_norms
+        self._whole: ProbedNetwork = self if part_of is None else part_of._whole
 
     def first(self, count: int) -> "ProbedNetwork":
         """The same network on the first `count` samples, without a loss."""
         inputs = tuple(t[:count] for t in self.inputs) if isinstance(self.inputs, tuple) else self.inputs[:count]
-        return ProbedNetwork(self.module, inputs, _no_loss, masks=self.masks, root=self.root).as_part_of(self)
+        return ProbedNetwork(self.module, inputs, _no_loss, masks=self.masks, root=self.root, part_of=self)
 
     def selected(self, outputs: Tensor) -> "ProbedNetwork":
         """The same network with some of its flattened outputs, by their numbers [K], without a loss."""
         module = _SelectedOutputs(self.module, outputs)
-        return ProbedNetwork(module, self.inputs, _no_loss, masks=self.masks, root=self.root).as_part_of(self)
+        return ProbedNetwork(module, self.inputs, _no_loss, masks=self.masks, root=self.root, part_of=self)
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:

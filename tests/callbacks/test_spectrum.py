@@ -9,7 +9,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_graphon._shared.batch_norm import batch_norms, settle_batch_norms
 from lightning_graphon.callbacks import GraphonMonitor, SpectrumOptions
-from lightning_graphon.callbacks._module.network import find_network
+from lightning_graphon.callbacks._module.network import TrainingStepNetwork
+from lightning_graphon.callbacks._module.probe import draw_probe
+from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
 from tests.callbacks.test_graphon_monitor import fit, pruner, read_csv
 from tests.callbacks.test_graphon_monitor import monitor as quiet_monitor
@@ -26,6 +28,12 @@ class StillClassifier(Classifier):
 
     def __init__(self, net=None):
         super().__init__(**({"net": net} if net else {}), optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+
+
+def find_network(trainer, pl_module, size, seed):
+    """The network on a probe of any size, as the monitor reads it where there is time."""
+    batch = draw_probe(trainer, pl_module, size, seed)
+    return TrainingStepNetwork(pl_module, TrainingStepObjective(trainer, pl_module), batch)
 
 
 def probe(model, size, seed=0):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork
-from lightning_graphon.callbacks._module.probe import samples, take
+from lightning_graphon.callbacks._module.probe import samples, take, training_batch_size
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.dynamics import UnsupportedTrainingError
 
@@ -33,7 +33,7 @@ def affordable_network(
     """
     if budget.left <= 0:
         raise UnsupportedTrainingError("time_budget leaves no time")
-    batch_size = getattr(trainer.train_dataloader, "batch_size", None)
+    batch_size = training_batch_size(trainer)
     size = count = min(2, samples(batch))
     while True:
         part = take(batch, count)
@@ -46,7 +46,7 @@ def affordable_network(
             with torch.enable_grad(), suppress(Exception):  # recording the loss will say what is wrong with it
                 network.loss(outputs.detach().requires_grad_())  # of many outputs it takes longer than they do
             seconds = (perf_counter() - start) / max(count, 1)
-        if isinstance(batch_size, int):
+        if batch_size is not None:
             budget.estimate_step(forward / max(count, 1) * batch_size)
         affordable = budget.portion(PORTION) / (_PASSES * max(seconds, 1e-9))
         if count == size and affordable < count:

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_graphon._shared.affordable import largest_affordable
+from lightning_graphon._shared.affordable import kernel_work, largest_affordable
 from lightning_graphon._shared.checks import check_choice, make_plain
 from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.callbacks._analysis.affordable_network import PORTION, affordable_network
@@ -19,8 +19,6 @@ from lightning_graphon.callbacks._module.probe import draw_probe
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.dynamics import UnsupportedTrainingError
 from lightning_graphon.ntk import SpectralSummary, empirical_ntk, spectral_summary
-
-_PASS = 32  # products of two samples that cost about as much as a pass through the network
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,8 @@ class KernelSpectrum:
         self.options, self.source = options, ""
         self._budget = budget
         self._network: TrainingStepNetwork | None = None
-        self._sizes: list[tuple[int, int]] = []
+        self._sizes: list[tuple[int, int]] = []  # samples and outputs
+        self._order: Tensor  # in which outputs are drawn; known with the sizes
         self._took = 0.0
 
     def evaluate(
@@ -128,22 +127,21 @@ class KernelSpectrum:
     def _empirical(self, network: TrainingStepNetwork) -> Tensor:
         """Mean kernel over outputs [n, n], over all outputs where time allows."""
         count = len(network.inputs[0] if isinstance(network.inputs, tuple) else network.inputs)
-        with network.evaluated(), torch.no_grad():
-            outputs = network.first(1).outputs()[0].numel()
         if not self._sizes:
+            with network.evaluated(), torch.no_grad():
+                outputs = network.first(1).outputs()[0].numel()
+            self._order = torch.randperm(outputs, generator=torch.Generator().manual_seed(self.options.probe_seed))
             sizes = [(min(count, 2 * 2**level), min(outputs, 2**level)) for level in range(7)]
             sizes += [(count, min(outputs, k)) for k in (64, 256, outputs)]
             self._sizes = list(dict.fromkeys(sizes))
-        order = torch.randperm(outputs, generator=torch.Generator().manual_seed(self.options.probe_seed))
+        outputs = len(self._order)
 
         def run(size: tuple[int, int]) -> Tensor:
             part = network if size[0] == count else network.first(size[0])
-            part = part if size[1] == outputs else part.selected(order[: size[1]])
+            part = part if size[1] == outputs else part.selected(self._order[: size[1]])
             return self._timed(lambda: part.empirical(empirical_ntk, torch.float64))
 
-        kernel, size = largest_affordable(
-            run, self._sizes, lambda s: float(s[0] * (s[0] + _PASS) * s[1]), self._budget.portion(PORTION)
-        )
+        kernel, size = largest_affordable(run, self._sizes, lambda s: kernel_work(*s), self._budget.portion(PORTION))
         self._sizes = [size]
         drawn = "" if size[1] == outputs else f" and {size[1]} of {outputs} outputs"
         kind = str(kernel.dtype).removeprefix("torch.")

@@ -23,6 +23,7 @@ from lightning_graphon.callbacks._module.probe import (
     repeat_batch,
     samples,
     take,
+    training_batch_size,
     training_points,
 )
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
@@ -121,7 +122,7 @@ class LossSession:
         return self._next_look()
 
     def _tell_bias(self, network: TrainingStepNetwork) -> None:
-        size, probe = getattr(self._trainer.train_dataloader, "batch_size", None), samples(self._batch)
+        size, probe = training_batch_size(self._trainer), samples(self._batch)
         if size != probe and network.couples_samples():
             log.warning(
                 "LossDecayMonitor: the loss in training_step couples the samples of a batch, as contrastive losses do. "
@@ -144,7 +145,7 @@ class LossSession:
                 return 1.0  # a batch that cannot be repeated; most losses are means
         if not math.isclose(twice, 2 * once, rel_tol=1e-3, abs_tol=1e-12) or once == 0:
             return 1.0
-        batch_size = getattr(self._trainer.train_dataloader, "batch_size", None)
+        batch_size = training_batch_size(self._trainer)
         if batch_size is None:
             raise UnsupportedTrainingError(
                 "the loss in training_step is a sum over the batch, whose size is not known: use a mean"

@@ -17,8 +17,7 @@ _REACH = 2.0  # times the largest loss seen
 
 def within_reach(values: Mapping[str, float], curves: LossCurves) -> dict[str, float]:
     """Without predictions beyond twice the largest loss seen: one that explodes would flatten all curves of a chart."""
-    observed = [abs(loss) for loss in curves.by_step()["observed"].values() if math.isfinite(loss)]
-    reach = _REACH * max(observed, default=math.inf)
+    reach = _REACH * curves.largest
     pairs = (("predicted", "relative_error"), ("refreshed", "refreshed_error"))
     beyond = {key for pair in pairs if not abs(values.get(pair[0], 0.0)) <= reach for key in pair}
     return {name: value for name, value in values.items() if name not in beyond}

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._module.probe import (
-    draw_probe,
     holds_lists,
     labels_of,
     per_sample,
@@ -35,6 +34,7 @@ class TrainingStepNetwork(ProbedNetwork):
         objective: Runs its `training_step`.
         batch: The probe batch.
         masks: By the names in the LightningModule.
+        part_of: The network on all samples.
 
     Raises:
         UnsupportedTrainingError: `training_step` has not one tensor of outputs, with rows for each sample.
@@ -46,6 +46,7 @@ class TrainingStepNetwork(ProbedNetwork):
         objective: TrainingStepObjective,
         batch: Any,
         masks: Mapping[str, Tensor] | None = None,
+        part_of: ProbedNetwork | None = None,
     ) -> None:
         self._objective, self._batch = objective, batch
         # In eval mode: a synchronised batch norm in train mode would wait for the other processes.
@@ -60,7 +61,7 @@ class TrainingStepNetwork(ProbedNetwork):
         def loss(outputs: Tensor) -> Tensor:
             return objective.watched(batch, replace={places[0]: outputs.reshape(shape)}, among=among)[0]
 
-        super().__init__(module, inputs, loss, masks=masks, root=pl_module, labels=labels_of(batch))
+        super().__init__(module, inputs, loss, masks=masks, root=pl_module, labels=labels_of(batch), part_of=part_of)
 
     def first(self, count: int) -> ProbedNetwork:
         """The same on the first `count` samples, without a loss."""
@@ -69,8 +70,7 @@ class TrainingStepNetwork(ProbedNetwork):
 
     def _with_loss(self, count: int) -> ProbedNetwork:
         assert isinstance(self.root, pl.LightningModule)  # noqa: S101
-        few = TrainingStepNetwork(self.root, self._objective, take(self._batch, count), self.masks)
-        return few.as_part_of(self)
+        return TrainingStepNetwork(self.root, self._objective, take(self._batch, count), self.masks, part_of=self)
 
     def couples_samples(self) -> bool:
         """Whether the loss of a sample depends on which others are in the batch, as that of contrastive losses does.
@@ -107,19 +107,6 @@ class _UpToOutputs(nn.Module):
         objective, batch, place, among = self._of
         output: Tensor = objective.watched(with_samples(batch, tensors), among=among)[1].output(place)
         return output if len(output) == len(tensors[0]) else output.reshape(len(tensors[0]), -1, *output.shape[1:])
-
-
-def find_network(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int, masks: Mapping[str, Tensor] | None = None
-) -> TrainingStepNetwork:
-    """Draw a probe batch of `size` training samples from `seed` and read the network from it.
-
-    Raises:
-        UnsupportedTrainingError: As `TrainingStepNetwork`.
-        ValueError: There is no training data.
-    """
-    batch = draw_probe(trainer, pl_module, size, seed)
-    return TrainingStepNetwork(pl_module, TrainingStepObjective(trainer, pl_module), batch, masks)
 
 
 def _slope(loss: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:

@@ -58,6 +58,12 @@ def training_points(trainer: pl.Trainer) -> int:
     return math.ceil(count * min(1.0, batches_seen(trainer) / max(batches, 1)))
 
 
+def training_batch_size(trainer: pl.Trainer) -> int | None:
+    """Samples of a training batch of this process; None where the loader does not say."""
+    size = getattr(trainer.train_dataloader, "batch_size", None)
+    return None if size is None else int(size)
+
+
 def samples(batch: Any) -> int:
     """Number of samples of a batch, by its first tensor or list of images; 0 without one."""
     return _layout(batch)[0]

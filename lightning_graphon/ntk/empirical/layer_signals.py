@@ -51,17 +51,20 @@ class Signals:
 
     Attributes:
         x: The samples themselves.
-        samples: Number N of samples.
         outputs: Number C of outputs.
         layers: Per site, the factors of its weight's gradients.
         biases: Per site, the gradients [N, C, n_out] of its bias: δ summed over positions.
     """
 
     x: Inputs
-    samples: int
     outputs: int
     layers: list[GradientFactors | None]
     biases: list[Tensor | None]
+
+    @property
+    def samples(self) -> int:
+        """Number N of samples."""
+        return batch_size(self.x)
 
 
 def find_layer_sites(fm: FunctionalModel) -> list[LayerSite]:
@@ -109,7 +112,7 @@ def _grad(scalar: Tensor, edges: list[GradientEdge], retain: bool) -> tuple[Tens
 def _collect(
     x: Inputs, outputs: int, sites: list[LayerSite], calls: list[list[_Call]], deltas: list[Tensor | None]
 ) -> Signals:
-    samples = x.shape[0] if isinstance(x, Tensor) else len(x[0])
+    samples = batch_size(x)
     layers: list[GradientFactors | None] = []
     biases: list[Tensor | None] = []
     flat = iter(deltas)
@@ -120,7 +123,7 @@ def _collect(
         layers.append(concatenate(parts) if parts else None)
         sums = [_bias(site.module, samples, d) for _, d in live] if site.bias else []
         biases.append(torch.stack(sums).sum(0) if sums else None)
-    return Signals(x, samples, outputs, layers, biases)
+    return Signals(x, outputs, layers, biases)
 
 
 def _bias(module: nn.Module, samples: int, delta: Tensor) -> Tensor:
