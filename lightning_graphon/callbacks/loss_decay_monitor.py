@@ -52,8 +52,11 @@ class LossDecayMonitor(Monitor):
 
     Args:
         kernel: Which kernel predicts, from when on; see `KernelPrediction`.
-        probe_size: Samples in the probe batch.
-        probe_seed: Seed of the probe batch.
+        probe_size: Samples in the probe batch, whose loss is measured and predicted.
+        pool_size: Other training samples, at most, that push the probe in the prediction, as the training data do in
+            training; as many as memory and `time_budget` allow. Where fewer are left than the probe has, and with 0,
+            the probe pushes itself, and its loss is predicted to fall too fast.
+        probe_seed: Seed of the draw of both.
         every_n_steps: Measure the loss after every n-th optimizer step.
         tolerance: Largest relative error of a prediction that holds.
         loss_fn: `loss_fn(pl_module, batch)` -> scalar in place of `training_step`.
@@ -78,6 +81,7 @@ class LossDecayMonitor(Monitor):
         *,
         kernel: KernelPrediction = KernelPrediction(),  # noqa: B008 - frozen
         probe_size: int = 128,
+        pool_size: int = 2048,
         probe_seed: int = 0,
         every_n_steps: int = 50,
         tolerance: float = 0.1,
@@ -89,7 +93,7 @@ class LossDecayMonitor(Monitor):
     ) -> None:
         super().__init__(figure=figure, verbose=verbose, raise_errors=raise_errors, time_budget=time_budget)
         self.kernel = kernel
-        self.measuring = Measuring(probe_size, probe_seed, every_n_steps, tolerance)
+        self.measuring = Measuring(probe_size, pool_size, probe_seed, every_n_steps, tolerance)
         self.loss_fn = loss_fn
         self._testing = False
         self._reset()
@@ -173,7 +177,7 @@ class LossDecayMonitor(Monitor):
         if sharded is not None and session is not None and trainer.global_step >= sharded.next:
             self._look(trainer, sharded, session)
             if takes_pictures(trainer) and loss_chart.picture_is_due(self._curves):
-                self._draw(trainer, session.budget, band=0.0)
+                self._draw(trainer, session.budget)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -207,23 +211,21 @@ class LossDecayMonitor(Monitor):
             return
         if self.verbose:
             show(loss_chart.summary(self._curves, found))
-        self._draw(trainer, self._session.budget, band=0.25)
+        self._draw(trainer, self._session.budget)
 
-    def _draw(self, trainer: pl.Trainer, budget: TimeBudget, band: float) -> None:
-        """With a band that takes up to a part of the time budget."""
+    def _draw(self, trainer: pl.Trainer, budget: TimeBudget) -> None:
         initial = self._initial
         if initial is None or not self.draws(trainer):
             return
         try:
             with budget.spending(trainer):
-                seconds = budget.portion(band)
-                figure = loss_chart.figure(self._curves, initial, self.kernel.ntk, band_seconds=seconds)
+                figure = loss_chart.figure(self._curves, initial, self.kernel.ntk)
                 send_figure(trainer, "loss_decay", figure, {k: v.numpy() for k, v in self.curves.items()})
         except Exception as error:
             self._settle(trainer, error)
 
     def plot(self) -> Any:
-        """Predicted and observed loss, the band of the finite probe, and the modes that carry the fall.
+        """Predicted and observed loss, and the modes that carry the fall.
 
         Returns:
             A matplotlib figure outside pyplot.

@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping
-from itertools import groupby
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_graphon._shared.checks import checked
 from lightning_graphon.dynamics.compact_kernels import mirrored, pack_kernels, unpack_kernels
-from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
+from lightning_graphon.dynamics.followed import MeasuredOutputs, PoolLoss
 from lightning_graphon.dynamics.forecast_kernels import ForecastKernels
 from lightning_graphon.dynamics.optimizer import OptimizerStep, RateGroups, relative_rates
 from lightning_graphon.dynamics.output_part import OutputPart, PartLoss
@@ -20,72 +19,68 @@ from lightning_graphon.dynamics.probed_network import UnsupportedTrainingError
 from lightning_graphon.dynamics.recorded_loss import RecordedLoss
 from lightning_graphon.ntk import KroneckerKernel
 
-_Predictor = TypeVar("_Predictor")
 _SAME_RATIO = 1e-6  # learning rates of groups may drift apart by this before the kernels are mixed anew
-_BAND_STEPS = 1000
 _CATCH_UP = 0.5  # seconds that may always be spent on the steps since the last look, of which there may be thousands
 _SAME_LOSS = 1e-4  # of one batch at the same outputs, in single precision on another device
+_LARGEST_STATE = 2**18  # numbers of a kernel in a checkpoint: 1 MB
 
 
 class Forecast:
     """The predicted loss of the probe, one optimizer step after another.
 
-    The kernel is corrected for the finite probe and kept positive (`finite_probe_kernel`).
-
     Args:
-        made: `kernels` [G, ...], the tangent kernel of each group of parameter groups; `grams` [G, C, C], how outputs
-            move each other, the second factors of Kronecker products; None where the kernels say it themselves, or
-            where outputs are taken to be alike.
+        made: The kernels of each group of parameter groups, between the probe and, after it, the pool. Without kernels
+            nothing is predicted any more.
         groups: Which groups.
-        outputs: [N, ...], measured with the kernels.
-        loss: Of the outputs.
+        probe: Its outputs, measured with the kernels, and its loss, which is predicted.
+        pool: What pushes; None: the probe does it itself.
         descent: The optimizer's momentum; its rates at the start.
-        dataset_size: Number of training points that the probe stands for.
         step: Optimizer step at which kernels and outputs were measured.
+        adam_steps: As `adam_steps` says for the optimizer.
     """
 
     @checked
     def __init__(
-        self, made: ForecastKernels, groups: RateGroups, outputs: Tensor, loss: RecordedLoss,
-        descent: OptimizerStep, dataset_size: int, step: int,
+        self, made: ForecastKernels, groups: RateGroups, probe: MeasuredOutputs, pool: MeasuredOutputs | None,
+        descent: OptimizerStep, step: int, adam_steps: int | None = None,
     ) -> None:  # fmt: skip
         self.seconds: Callable[[], float] = lambda: math.inf  # that following the optimizer may take now
-        self.kernels, self.grams, self.part, self.groups = mirrored(made.kernels), made.grams, made.part, groups
-        self.start, self.descent = step, descent
-        self._all_outputs, self._points = outputs, dataset_size
-        if self.part is None:
-            self.outputs, self.dataset_size = outputs, dataset_size
-            self._loss: RecordedLoss | PartLoss = loss
+        self.kernels = None if made.kernels is None else mirrored(made.kernels)
+        self.grams, self.part, self.groups = made.grams, made.part, groups
+        self.velocities, self.start, self.descent = made.velocities, step, descent
+        self.probe, self.pool, self._adam_steps = probe, pool, adam_steps
+        self._measured = probe.of_part(self.part)
+        if pool is None:
+            self.outputs = self._measured.outputs
+            self._loss: RecordedLoss | PartLoss | PoolLoss = self._measured.loss
         else:
-            # Rows stand for the positions of all training points.
-            self.outputs, self.dataset_size = self.part.rows(outputs), dataset_size * len(self.part.entries)
-            self._loss = PartLoss(loss, outputs, self.part)
-        self._history: list[tuple[float, float]] = []
+            pushing = pool.of_part(self.part)
+            self.outputs = torch.cat([self._measured.outputs, pushing.outputs])
+            self._loss = PoolLoss(pushing.loss, len(self._measured.outputs))
         # Steps to follow when the loss is asked for: many in a row are faster than one between two training steps.
         self._pending: list[tuple[list[float], float]] = []
         self._seen, self._rates = descent, self._group_rates(descent)
         self._ratios = self._ratios_now = relative_rates(self._rates)
-        self._mixed = self._stopped = self._left_behind = False
-        self.predictor = self._corrected()
+        self._stopped, self._left_behind = self.kernels is None, False
+        self.predictor = None if self.kernels is None else self._predictor(self.kernels)
 
     @property
     def largest_stable_rate(self) -> float:
         """At the start."""
-        return self._corrected().max_learning_rate(1e-2)
+        return math.inf if self.kernels is None else self._predictor(self.kernels).max_learning_rate(1e-2)
 
     @property
     def followed(self) -> str:
         """What the prediction is made for, in words."""
-        if self.part is None:
-            return f"{len(self.outputs)} training samples"
-        entries, numbers = self.part.entries, self._all_outputs[0].numel()
-        of = "" if entries.numel() == numbers else f" at {len(entries)} of {numbers // entries.shape[1]} positions"
-        return f"{self.part.samples} training samples{of}"
-
-    @property
-    def gradient(self) -> Tensor:
-        """Gradient of the loss in the followed outputs [N, C] at the start."""
-        return self._loss.value_and_gradient(self.outputs.double())[1].reshape(len(self.outputs), -1)
+        outputs, pool = self.probe.outputs, self.pool
+        count = len(outputs) if self.part is None else min(self.part.samples, len(outputs))
+        words = f"{count} training samples"
+        if pool is not None:
+            words += f" pushed by {len(pool.outputs) if self.part is None else self.part.samples} others"
+        if self.part is None or self.part.entries.numel() == outputs[0].numel():
+            return words
+        positions = outputs[0].numel() // self.part.entries.shape[1]
+        return f"{words} at {len(self.part.entries)} of {positions} positions"
 
     @property
     def loss(self) -> float:
@@ -93,23 +88,17 @@ class Forecast:
         self._catch_up()
         if self._left_behind:
             raise UnsupportedTrainingError("following the prediction takes more than time_budget allows")
-        return self.predictor.loss
+        if self.predictor is None:
+            return math.nan
+        if self.pool is None:
+            return self.predictor.loss
+        now = self.predictor.outputs[: len(self._measured.outputs)]
+        return float(self._measured.loss(now.double()).detach())
 
     @property
     def ratios(self) -> dict[int, float]:
         """Parameter group -> its learning rate relative to the largest."""
         return {i: ratio for group, ratio in zip(self.groups, self._ratios_now, strict=True) for i in group}
-
-    @property
-    def buffer(self) -> Tensor | None:
-        """Momentum buffer now, of the gradients in the outputs [N, C]; None without one, or where it is not finite."""
-        self._catch_up()
-        buffer: Tensor | None = self.predictor.state_dict()["buffer"]
-        return buffer if buffer is not None and bool(buffer.isfinite().all()) else None
-
-    def inherit(self, buffer: Tensor | None) -> None:
-        """Begin with a momentum buffer, since the optimizer has one when it did not begin here."""
-        self.predictor.load_state_dict({**self.predictor.state_dict(), "buffer": buffer})
 
     def advance(self, descent: OptimizerStep) -> None:
         """Follow one optimizer step.
@@ -134,64 +123,43 @@ class Forecast:
             if perf_counter() > end:
                 self._left_behind = self._stopped = True
                 break
-            rate = max(rates)
-            self._mix(relative_rates(rates) if rate > 0 else self._ratios)
-            if math.isfinite(self.predictor.loss):
-                self.predictor.step(rate, momentum=momentum)
-            if len(self._history) < _BAND_STEPS:  # for the band alone; a checkpoint holds them
-                self._history.append((rate, momentum))
+            self._step(rates, momentum)
         self._pending.clear()
+
+    def _step(self, rates: list[float], momentum: float) -> None:
+        self._mix(relative_rates(rates) if max(rates) > 0 else self._ratios)
+        assert self.predictor is not None  # noqa: S101
+        if math.isfinite(self.predictor.loss):
+            unbiased = 1.0
+            if self._adam_steps is not None:
+                unbiased = 1 - momentum ** (self._adam_steps + self.predictor.steps + 1)
+            self.predictor.step(max(rates) / unbiased, momentum=momentum)
 
     def _mix(self, ratios: list[float]) -> None:
         """Go on with the kernel of other learning rates."""
         if any(abs(a - b) > _SAME_RATIO for a, b in zip(ratios, self._ratios, strict=True)):
-            self._mixed = self._mixed or not torch.equal(self.predictor.outputs.float(), self.outputs.float())
+            assert self.predictor is not None  # noqa: S101
+            assert self.kernels is not None  # noqa: S101
             self._ratios, state = ratios, self.predictor.state_dict()
-            self.predictor = self._corrected()
+            self.predictor = self._predictor(self.kernels)
             self.predictor.load_state_dict(state)
 
-    def band(self, seconds: float = math.inf) -> tuple[Tensor, Tensor] | None:
-        """Lower and upper predictions, [k + 1] each, of at most 1000 steps, or as many as there is time for.
-
-        None where groups changed their ratio.
-        """
-        self._catch_up()
-        if self._mixed:
-            return None
-        band = self._predicted(LossBand, self.kernel, dataset_size=self.dataset_size)
-        values, end = [(band.lower, band.upper)], perf_counter() + seconds
-        for rate, momentum in self._history:
-            band.step(rate, momentum=momentum)
-            values.append((band.lower, band.upper))
-            if perf_counter() > end:
-                break
-        lower, upper = torch.tensor(values, dtype=torch.float64).T
-        return lower, upper
-
-    def shares(self) -> Tensor:
+    def shares(self) -> Tensor | None:
         """Share of the initial fall of the loss, gᵀΘg, in each mode of the kernel, the largest first."""
-        return self._plain().fall_by_mode()
+        return None if self.kernels is None else self._predictor(self.kernels).fall_by_mode()
 
-    @property
-    def kernel(self) -> Tensor | KroneckerKernel:
-        """The kernel of one step, with the learning rates of the groups relative to the largest."""
-        weights = torch.tensor(self._ratios, dtype=self.kernels.dtype, device=self.kernels.device)
-        kernel = torch.tensordot(weights, self.kernels, 1)
-        return kernel if self.grams is None else KroneckerKernel(kernel, torch.tensordot(weights, self.grams, 1))
+    def _predictor(self, kernels: Tensor) -> LossDecayPredictor:
+        """With the learning rates of the groups relative to the largest."""
 
-    def _plain(self) -> LossDecayPredictor:
-        return self._predicted(LossDecayPredictor, self.kernel)
+        def mixed(parts: Tensor) -> Tensor:
+            return torch.tensordot(torch.tensor(self._ratios, dtype=parts.dtype, device=parts.device), parts, 1)
 
-    def _corrected(self) -> LossDecayPredictor:
-        kernel = finite_probe_kernel(self.kernel, self.outputs, self.dataset_size, positive=True)
-        return self._predicted(LossDecayPredictor, kernel)
-
-    def _predicted(
-        self, kind: Callable[..., _Predictor], kernel: Tensor | KroneckerKernel, **options: Any
-    ) -> _Predictor:
-        d = self.descent
-        options |= {"momentum": d.momentum, "nesterov": d.nesterov, "dampening": d.dampening, "check_every": 0}
-        return kind(kernel, self.outputs, None, self._loss, **options)
+        kernel = mixed(kernels) if self.grams is None else KroneckerKernel(mixed(kernels), mixed(self.grams))
+        velocity, d = None if self.velocities is None else mixed(self.velocities), self.descent
+        return LossDecayPredictor(
+            kernel, self.outputs, None, self._loss, check_every=0, velocity=velocity,
+            momentum=d.momentum, nesterov=d.nesterov, dampening=d.dampening,
+        )  # fmt: skip
 
     def _group_rates(self, descent: OptimizerStep) -> list[float]:
         if sum(map(len, self.groups)) != len(descent.rates):
@@ -206,49 +174,56 @@ class Forecast:
         return rates
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers only."""
+        """Tensors and numbers only, without kernels of a pool that are larger than a megabyte."""
         self._catch_up()
-        d = self.descent
+        d, kernels, predictor = self.descent, self.kernels, self.predictor
+        small = kernels is not None and (self.pool is None or kernels.numel() <= 2 * _LARGEST_STATE)
         return {
-            "kernels": pack_kernels(self.kernels),
+            "kernels": pack_kernels(kernels) if kernels is not None and small else None,
             "grams": self.grams,
+            "velocities": self.velocities if small else None,
             "groups": [list(group) for group in self.groups],
             "part": None if self.part is None else [self.part.samples, self.part.entries],
-            "outputs": self._all_outputs,
+            "outputs": self.probe.outputs,
+            "pool": None if self.pool is None else self.pool.outputs,
             "descent": [list(d.rates), d.momentum, d.nesterov, d.dampening, d.adaptive],
-            "dataset_size": self._points,
+            "adam_steps": self._adam_steps,
             "start": self.start,
-            "loss": float(self._loss(self.outputs.double())),
+            "loss": float(self.probe.loss(self.probe.outputs.double())),
             "ratios": self._ratios,
             "ratios_now": self._ratios_now,
-            "mixed": self._mixed,
-            "history": [[*values, len(list(steps))] for values, steps in groupby(self._history)],
             # What pushes the outputs of test points is not needed: there are none.
-            "predictor": {**self.predictor.state_dict(), "pushed": None},
+            "predictor": {**predictor.state_dict(), "pushed": None} if predictor is not None and small else None,
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], loss: RecordedLoss, device: torch.device) -> "Forecast":
-        """The forecast of `state_dict()`, to go on with.
+    def from_state(
+        cls, state: Mapping[str, Any], loss: RecordedLoss, pool_loss: RecordedLoss | None, device: torch.device
+    ) -> "Forecast":
+        """The forecast of `state_dict()`, to go on with; one without kernels predicts nothing any more.
 
         Raises:
             ValueError: It is of another probe batch.
         """
         rates, *rest = state["descent"]
-        kernels, outputs = unpack_kernels(state["kernels"], device), state["outputs"].to(device)
-        grams = state.get("grams")
-        grams = None if grams is None else grams.to(device)  # older checkpoints have none, and go on without
+        given = (state[name] for name in ("pool", "grams", "velocities"))
+        pool, grams, velocities = (None if t is None else t.to(device) for t in given)
+        outputs = state["outputs"].to(device)
         if not math.isclose(float(loss(outputs.double())), state["loss"], rel_tol=_SAME_LOSS):
             raise ValueError("the loss of the probe batch is another one: the training data or the loss have changed")
+        if (pool is None) != (pool_loss is None):
+            raise ValueError("it has a pool, and now there is none, or the other way round")
         groups, descent = tuple(map(tuple, state["groups"])), OptimizerStep(tuple(rates), *rest)
-        part = None if state.get("part") is None else OutputPart(state["part"][0], state["part"][1].cpu())
-        made = ForecastKernels(kernels, grams, part)
-        new = cls(made, groups, outputs, loss, descent, state["dataset_size"], state["start"])
-        rows = torch.as_tensor(state["history"], dtype=torch.float64).tolist()  # older checkpoints have a row per step
-        new._history = [(rate, mu) for rate, mu, *n in rows for _ in range(min(int(n[0]) if n else 1, _BAND_STEPS))]
-        new._mixed, new._ratios_now = state["mixed"], state["ratios_now"]
-        if new._ratios != state["ratios"]:
+        part = None if state["part"] is None else OutputPart(state["part"][0], state["part"][1].cpu())
+        kernels = None if state["kernels"] is None else unpack_kernels(state["kernels"], device)
+        new = cls(
+            ForecastKernels(kernels, grams, part, velocities), groups, MeasuredOutputs(outputs, loss),
+            None if pool is None or pool_loss is None else MeasuredOutputs(pool, pool_loss),
+            descent, state["start"], state["adam_steps"],
+        )  # fmt: skip
+        new._ratios_now = state["ratios_now"]
+        if new.kernels is not None and new.predictor is not None:
             new._ratios = state["ratios"]
-            new.predictor = new._corrected()
-        new.predictor.load_state_dict(state["predictor"])
+            new.predictor = new._predictor(new.kernels)
+            new.predictor.load_state_dict(state["predictor"])
         return new

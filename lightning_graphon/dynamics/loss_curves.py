@@ -80,3 +80,16 @@ class LossCurves:
 
     def _table(self) -> Tensor:
         return torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(CURVES))
+
+
+def relative_error(predicted: float, observed: float) -> float:
+    """|predicted − observed| / |observed|; 0 where both are equal, infinite where only the observed one is 0.
+
+    >>> relative_error(1.1, 1.0) < 0.11, relative_error(0.0, 0.0), relative_error(1.0, 0.0)
+    (True, 0.0, inf)
+    """
+    if predicted == observed:
+        return 0.0
+    if math.isinf(observed) and not math.isnan(predicted):
+        return math.inf
+    return abs(predicted - observed) / abs(observed) if observed else math.inf

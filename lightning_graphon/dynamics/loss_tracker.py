@@ -10,12 +10,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_graphon._shared.checks import checked
+from lightning_graphon.dynamics.followed import MeasuredOutputs
 from lightning_graphon.dynamics.forecast import Forecast
-from lightning_graphon.dynamics.forecast_kernels import AffordableKernels, ForecastKernels
+from lightning_graphon.dynamics.forecast_kernels import AffordableKernels
 from lightning_graphon.dynamics.kernel_change import KernelChange
 from lightning_graphon.dynamics.kernel_prediction import KernelPrediction
-from lightning_graphon.dynamics.loss_curves import LossCurves
-from lightning_graphon.dynamics.optimizer import OptimizerStep, OptimizerView, rate_groups, read_optimizer_step
+from lightning_graphon.dynamics.loss_curves import LossCurves, relative_error
+from lightning_graphon.dynamics.optimizer import (
+    OptimizerStep,
+    OptimizerView,
+    adam_steps,
+    rate_groups,
+    read_optimizer_step,
+)
 from lightning_graphon.dynamics.optimizer_kernels import OptimizerKernels
 from lightning_graphon.dynamics.probed_network import ProbedNetwork, UnsupportedTrainingError
 from lightning_graphon.dynamics.recorded_loss import recorded_loss
@@ -37,15 +44,18 @@ class LossTracker:
         optimizer: Trains the network.
         options: Which kernel predicts.
         curves: Is written to; with the rows of an earlier training that goes on.
-        dataset_size: Number of training points that the probe stands for.
+        pool: The network with the samples that push, other ones than the probe's; None: the probe pushes itself.
+        horizon: Steps of a prediction that there must be time to follow; the pool is cut to that.
         every_n_steps: Measure the loss after every n-th optimizer step.
         tolerance: Largest relative error of a prediction that holds.
         step: Optimizer step now.
-        gradient_scale: Gradient of a training batch over that of the probe: 1 for mean losses.
+        gradient_scale: Gradient of a training batch over that of what pushes: 1 for mean losses.
         seconds: How long a computation of kernels may take now. What that is too short for is computed for part of the
             outputs.
+        clips: Whether gradients are clipped.
 
     Attributes:
+        leaves_out: What no prediction knows of, in words: weight decay, gradient clipping; empty without.
         initial: The prediction made at the start; None until then.
         refreshed: The prediction made at the last refresh.
         stopped: Whether the prediction of the start is no longer followed.
@@ -56,25 +66,31 @@ class LossTracker:
 
     def __init__(
         self, network: ProbedNetwork, optimizer: OptimizerView, options: KernelPrediction, curves: LossCurves, *,
-        dataset_size: int, every_n_steps: int = 50, tolerance: float = 0.1, step: int = 0, gradient_scale: float = 1.0,
-        seconds: Callable[[], float] = lambda: math.inf,
+        pool: ProbedNetwork | None = None, every_n_steps: int = 50, tolerance: float = 0.1, step: int = 0,
+        gradient_scale: float = 1.0, seconds: Callable[[], float] = lambda: math.inf, horizon: float = 1000,
+        clips: bool = False,
     ) -> None:  # fmt: skip
-        self.network, self.options, self.curves = network, options, curves
+        self.network, self.pool, self.options, self.curves = network, pool, options, curves
         self.initial: Forecast | None = None
         self.refreshed: Forecast | None = None
-        self._every, self._tolerance, self._dataset_size = every_n_steps, tolerance, dataset_size
+        self._every, self._tolerance = every_n_steps, tolerance
         self._kernels, self._optimizer = OptimizerKernels(network, optimizer), optimizer.optimizer
         self._scale, self._read, self._seconds = gradient_scale, list[Any](), seconds
+        decays = any(group.get("weight_decay") for group in self._optimizer.param_groups)
+        self.leaves_out = " and ".join(["weight decay"] * decays + ["gradient clipping"] * clips)
         self._step = _optimizer_step(self._optimizer, gradient_scale)
         self._next_change = 0
         self._regrouped: str | None = None  # why the groups are no longer those of the first prediction
         self._largest, self.stopped = 0.0, False  # loss seen; the first prediction
         # Step at which the optimizer was new: that of the checkpoint's run, or now where a fit begins without one.
         self._new_at = 0 if self._optimizer.state else step
-        with network.evaluated(), torch.no_grad():
-            outputs = network.outputs().detach()
+        outputs = network.measured()
         self.loss = recorded_loss(network, outputs)
-        self._affordable = AffordableKernels(self._kernels, self.loss, outputs, options.full)
+        pushing = outputs if pool is None else pool.measured()
+        self.pool_loss = None if pool is None else recorded_loss(pool, pushing)
+        self._affordable = AffordableKernels(
+            self._kernels, pool, self.pool_loss or self.loss, pushing, full=options.full, horizon=horizon
+        )
         self._change = KernelChange(network, optimizer, outputs)
 
     @property
@@ -126,7 +142,7 @@ class LossTracker:
             self.initial = self._forecast(outputs, step)
             self._change.start(self.initial.groups, self._seconds())
             self._next_change = step + self._every
-        values.update(_compared("predicted", "relative_error", self.initial, observed))
+        values.update(_compared("predicted", "relative_error", None if self.stopped else self.initial, observed))
         values.update(_compared("refreshed", "refreshed_error", self.refreshed, observed))
         if self._regrouped and self.curves.invalid is None:
             self.curves.invalid = step, self._regrouped
@@ -148,11 +164,12 @@ class LossTracker:
 
     def _measure(self) -> tuple[Tensor, float]:
         """Outputs and loss of the probe now."""
-        with self.network.evaluated(), torch.no_grad():
-            outputs = self.network.outputs().detach()
+        outputs = self.network.measured()
+        with torch.no_grad():
             recorded = float(self.loss(outputs.double()))
-            if not self.loss.reads_values:
-                return outputs, recorded
+        if not self.loss.reads_values:
+            return outputs, recorded
+        with self.network.evaluated(), torch.no_grad():
             observed = float(self.network.loss(outputs))
         if math.isfinite(observed) and not math.isclose(recorded, observed, rel_tol=_SAME_LOSS):
             raise UnsupportedTrainingError("the loss in training_step has branched: it is not the function that it was")
@@ -162,26 +179,21 @@ class LossTracker:
         groups = rate_groups(self._optimizer)
         try:
             if self.options.ntk == "graphon":
-                made = ForecastKernels(self._kernels.graphon_kernels(groups, self.options.propagate))
+                made = self._affordable.graphon(groups, self.options.propagate)
             else:
                 made = self._affordable.compute(groups, self._seconds())
         except ValueError as error:
             raise UnsupportedTrainingError(f"there is no {self.options.ntk} kernel: {error}") from error
-        new = Forecast(made, groups, outputs, self.loss, self._step, self._dataset_size, step)
-        new.inherit(self._buffer(new, step))
+        probe, pool = MeasuredOutputs(outputs, self.loss), None
+        if self.pool is not None and self.pool_loss is not None:
+            pool = MeasuredOutputs(self.pool.measured(), self.pool_loss)
+        # The optimizer's buffer is made of gradients of training batches, as its rates are for those of the pool.
+        velocities = None if made.velocities is None else made.velocities / self._scale
+        new = Forecast(
+            replace(made, velocities=velocities), groups, probe, pool, self._step, step, adam_steps(self._optimizer)
+        )
         new.seconds = self._seconds
         return new
-
-    def _buffer(self, new: Forecast, step: int) -> Tensor | None:
-        """Momentum buffer that the optimizer has by now: of the last prediction, or of a steady gradient."""
-        last = self.refreshed or (None if self.stopped else self.initial)
-        if last is not None:
-            return last.buffer
-        mu, steps = self._step.momentum, step - self._new_at
-        if not mu or not steps:
-            return None
-        fresh = mu ** (steps - 1)
-        return new.gradient * (fresh + (1 - self._step.dampening) * (1 - fresh) / (1 - mu))
 
     def _kernel_change(self, initial: Forecast, outputs: Tensor, step: int) -> dict[str, float]:
         """`kernel_drift`; nothing where the loss has no slope. The next at most twice as far from the start."""
@@ -194,7 +206,7 @@ class LossTracker:
         """Say once that the initial prediction no longer holds, and why."""
         if self.curves.invalid is not None or self.initial is None:
             return
-        error, change = values["relative_error"], values.get("kernel_drift", 0.0)
+        error, change = values.get("relative_error", 0.0), values.get("kernel_drift", 0.0)
         limit = self.options.change_tolerance
         if not math.isfinite(values["observed"]):
             self.curves.invalid = step, f"the observed loss is {values['observed']}"
@@ -210,11 +222,10 @@ class LossTracker:
     def _stop_if_diverged(self, values: dict[str, float]) -> None:
         """An invalid prediction far above every loss seen so far would only hide the other curves of a chart."""
         self._largest = max(self._largest, abs(values["observed"]))
-        if self.initial is None:
+        if self.curves.invalid is None or "predicted" not in values:
             return
-        if self.curves.invalid is not None and not abs(values["predicted"]) <= _DIVERGED * self._largest:
+        if not abs(values["predicted"]) <= _DIVERGED * self._largest:
             self.stop_initial()
-        if self.stopped:
             del values["predicted"], values["relative_error"]
 
     def stop_initial(self) -> None:
@@ -246,19 +257,21 @@ class LossTracker:
         """
         device = next(self.network.root.parameters()).device
         initial, refreshed = (
-            None if part is None else Forecast.from_state(part, self.loss, device)
+            None if part is None else Forecast.from_state(part, self.loss, self.pool_loss, device)
             for part in (state["initial"], state["refreshed"])
         )
         following, largest, diverged, new_at = (state[key] for key in ("next_change", "largest", "diverged", "new_at"))
-        self.network.unused_norms = frozenset(state["unused_norms"])
+        for network in filter(None, (self.network, self.pool)):
+            network.unused_norms = frozenset(state["unused_norms"])
         self._affordable.load_state_dict(state["sizes"])
         self._change.load_state_dict(state["change"])  # the last that may raise: a tracker is left as it was, or new
-        self.initial, self.refreshed = initial, refreshed
+        self.initial = initial
+        self.refreshed = refreshed if refreshed is not None and refreshed.kernels is not None else None
         for forecast in filter(None, (initial, refreshed)):
             forecast.seconds = self._seconds
         self._regrouped = state.get("regrouped")  # older checkpoints have none
         self._next_change, self._largest, self._new_at = int(following), float(largest), int(new_at)
-        if diverged:
+        if diverged or (initial is not None and initial.kernels is None):
             self.stop_initial()
 
 
@@ -277,19 +290,6 @@ def _compared(name: str, error: str, forecast: Forecast | None, observed: float)
         return {}
     predicted = forecast.loss
     return {name: predicted, error: relative_error(predicted, observed)}
-
-
-def relative_error(predicted: float, observed: float) -> float:
-    """|predicted − observed| / |observed|; 0 where both are equal, infinite where only the observed one is 0.
-
-    >>> relative_error(1.1, 1.0) < 0.11, relative_error(0.0, 0.0), relative_error(1.0, 0.0)
-    (True, 0.0, inf)
-    """
-    if predicted == observed:
-        return 0.0
-    if math.isinf(observed) and not math.isnan(predicted):
-        return math.inf
-    return abs(predicted - observed) / abs(observed) if observed else math.inf
 
 
 def _optimizer_step(optimizer: Optimizer, scale: float) -> OptimizerStep:

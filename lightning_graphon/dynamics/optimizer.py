@@ -130,6 +130,29 @@ def _diagonal(optimizer: Optimizer, parameter: Tensor, group: dict[str, Any]) ->
     return torch.where(square > 0, 1 / (square.clamp_min(0).sqrt() + float(group["eps"])), 0.0)
 
 
+def optimizer_momentum(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Momentum buffers as the optimizer's state has them now, not preconditioned: qualified parameter name -> buffer.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    >>> model(torch.tensor([[2.0]])).sum().backward()
+    >>> optimizer.step()
+    >>> optimizer_momentum(optimizer, model)
+    {'weight': tensor([[2.]])}
+    """
+    states = {name: optimizer.state.get(p, {}) for name, p in model.named_parameters()}
+    found = {name: state.get("momentum_buffer", state.get("exp_avg")) for name, state in states.items()}
+    return {name: buffer for name, buffer in found.items() if buffer is not None}
+
+
+def adam_steps(optimizer: Optimizer) -> int | None:
+    """Steps that Adam has taken, by which it corrects its buffer, a mean that began at 0; None for other optimizers."""
+    if not isinstance(optimizer, (Adam, AdamW)):
+        return None
+    taken = (optimizer.state[p]["step"] for g in optimizer.param_groups for p in g["params"] if optimizer.state.get(p))
+    return int(max(map(float, taken), default=0))
+
+
 def rate_groups(optimizer: Optimizer) -> RateGroups:
     """Parameter groups by learning rate: those of one tuple share it now, and have to go on sharing it.
 
@@ -152,11 +175,11 @@ class OptimizerView:
     def __init__(self, optimizer: Optimizer, module: nn.Module, keep: bool = True) -> None:
         self.optimizer, self._module, self._keep = optimizer, module, keep
         self._named: dict[Tensor, str] | None = None
-        self._gathered: dict[str, Tensor] | ValueError | None = None
+        self._gathered: tuple[dict[str, Tensor], dict[str, Tensor]] | ValueError | None = None
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        """Inside, `names` and `diagonal` need no other process, and know the parameters as they are on entering.
+        """Inside, names and state need no other process, and know the parameters as they are on entering.
 
         Needed where parameters are cut over processes: to be entered by every process before the weights are gathered.
         """
@@ -171,12 +194,15 @@ class OptimizerView:
     def _names(self) -> dict[Tensor, str]:
         return {parameter: name for name, parameter in self._module.named_parameters()}
 
-    def _gather(self) -> dict[str, Tensor] | ValueError:
+    def _gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | ValueError:
         try:
             diagonal = optimizer_preconditioner(self.optimizer, self._module)
         except ValueError as error:  # on every process; raised where it is asked for
             return error
-        whole = ((name, full_tensor(part)) for name, part in diagonal.items())
+        return self._whole(diagonal), self._whole(optimizer_momentum(self.optimizer, self._module))
+
+    def _whole(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        whole = ((name, full_tensor(part)) for name, part in parts.items())
         return {name: tensor for name, tensor in whole if self._keep}
 
     def names(self, group: int) -> set[str]:
@@ -190,10 +216,29 @@ class OptimizerView:
         Raises:
             ValueError: As `optimizer_preconditioner`.
         """
+        whole = self._state()[0]
+        return {name: _without_rounding(name, whole) for name in whole}
+
+    def velocity(self) -> dict[str, Tensor]:
+        """The direction in which momentum moves the parameters without any gradient, by names, whole; empty without.
+
+        SGD's and RMSprop's buffer, and Adam's times its preconditioner.
+
+        Raises:
+            ValueError: As `optimizer_preconditioner`.
+        """
+        buffers = self._state()[1]
+        diagonal = {} if adam_steps(self.optimizer) is None else self.diagonal()
+        return {name: b * diagonal[name] if name in diagonal else b for name, b in buffers.items()}
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Preconditioner and momentum buffers."""
         if isinstance(self._gathered, ValueError):
             raise self._gathered
-        whole = optimizer_preconditioner(self.optimizer, self._module) if self._gathered is None else self._gathered
-        return {name: _without_rounding(name, whole) for name in whole}
+        if self._gathered is not None:
+            return self._gathered
+        of = self.optimizer, self._module
+        return optimizer_preconditioner(*of), optimizer_momentum(*of)
 
     @property
     def adaptive(self) -> bool:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.dynamics.optimizer import OptimizerView, RateGroups
 from lightning_graphon.dynamics.probed_network import ProbedNetwork
-from lightning_graphon.ntk import empirical_ntk, kronecker_ntk
+from lightning_graphon.ntk import EmpiricalNTK, empirical_ntk, kronecker_ntk
+
+_PASS = 256  # samples at a time
 
 
 class OptimizerKernels:
@@ -40,6 +42,15 @@ class OptimizerKernels:
         # So that those of the groups add up in the proportion of their kernels.
         grams = [part.outputs * part.samples.trace() for part in parts]
         return torch.stack([part.samples for part in parts]).double(), torch.stack(grams).double()
+
+    def velocities(self, groups: RateGroups) -> Tensor | None:
+        """[G, N, C]: how each group's momentum moves the outputs, per unit of learning rate; None without momentum."""
+        directions = self.optimizer.velocity()
+        if not directions:
+            return None
+        moved = [set().union(*map(self.optimizer.names, group)) for group in groups]
+        inside = [self.network.inside({n: directions[n] for n in names & directions.keys()}) for names in moved]
+        return torch.stack([self.network.empirical(_jvp, direction=d) for d in inside]).double()
 
     def graphon_kernels(self, groups: RateGroups, propagate: Propagate) -> Tensor:
         """[1, N, N]: the Graphon NTK, float64.
@@ -82,3 +93,13 @@ class OptimizerKernels:
                     square = square * factor.to(square.device)
                 total += float(square.sum(dtype=torch.float64)) * ratio_of[name]
         return total
+
+
+def _jvp(
+    module: nn.Module,
+    inputs: Tensor | tuple[Tensor, ...],
+    *,
+    masks: Mapping[str, Tensor],
+    direction: Mapping[str, Tensor],
+) -> Tensor:
+    return EmpiricalNTK(module, inputs, masks=masks, batch=_PASS).jvp(direction)

@@ -60,9 +60,22 @@ class ProbedNetwork:
         self.unused_norms: frozenset[str] = unused_batch_norms(self.root) if part_of is None else part_of.unused_norms
         self._whole: ProbedNetwork = self if part_of is None else part_of._whole
 
+    @property
+    def count(self) -> int:
+        """Number N of samples."""
+        return len(_as_tuple(self.inputs)[0])
+
     def first(self, count: int) -> "ProbedNetwork":
         """The same network on the first `count` samples, without a loss."""
-        inputs = tuple(t[:count] for t in self.inputs) if isinstance(self.inputs, tuple) else self.inputs[:count]
+        first = tuple(t[:count] for t in _as_tuple(self.inputs))
+        inputs = first if isinstance(self.inputs, tuple) else first[0]
+        return ProbedNetwork(self.module, inputs, _no_loss, masks=self.masks, root=self.root, part_of=self)
+
+    def beside(self, other: "ProbedNetwork") -> "ProbedNetwork":
+        """The same network on these samples and, after them, on those of another, without a loss."""
+        pairs = zip(_as_tuple(self.inputs), _as_tuple(other.inputs), strict=True)
+        joined = tuple(torch.cat(pair) for pair in pairs)
+        inputs = joined if isinstance(self.inputs, tuple) else joined[0]
         return ProbedNetwork(self.module, inputs, _no_loss, masks=self.masks, root=self.root, part_of=self)
 
     def selected(self, outputs: Tensor) -> "ProbedNetwork":
@@ -85,8 +98,13 @@ class ProbedNetwork:
 
     def outputs(self) -> Tensor:
         """Outputs [N, ...] of the probe batch in the modules' present mode."""
-        outputs: Tensor = self.module(*self.inputs) if isinstance(self.inputs, tuple) else self.module(self.inputs)
+        outputs: Tensor = self.module(*_as_tuple(self.inputs))
         return outputs
+
+    def measured(self) -> Tensor:
+        """Outputs [N, ...] in eval mode, without history."""
+        with self.evaluated(), torch.no_grad():
+            return self.outputs().detach()
 
     def inside(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks, or other tensors of parameters' shapes, by the names that the parameters have inside `module`."""
@@ -138,6 +156,10 @@ class _SelectedOutputs(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         out: Tensor = self.module(*inputs)
         return out.flatten(1)[:, self._outputs.to(out.device)]
+
+
+def _as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 def _no_loss(outputs: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from lightning_graphon._shared.batch_norm import batch_norms, settle_batch_norms
 from lightning_graphon.callbacks import KernelPrediction, LossDecayMonitor
 from lightning_graphon.callbacks._analysis import loss_session
 from lightning_graphon.callbacks._logging import loss_chart
-from lightning_graphon.dynamics import Forecast, LossCurves, LossDecayPredictor, finite_probe_kernel, loss_tracker
+from lightning_graphon.dynamics import Forecast, LossCurves, LossDecayPredictor, loss_tracker
 from tests.helpers.modules import Autoencoder, Classifier, Gan, Recorder, cnn, digits, loader, make_trainer, quiet
 
 
@@ -270,30 +270,6 @@ def test_a_checkpoint_of_other_settings_starts_anew(other, tmp_path, caplog):
     assert {"kernel": "ntk"}.get(next_key(other), next_key(other)) in message
     assert watch.curves["step"].tolist() == [6.0, 8.0, 10.0, 12.0]
     assert watch.curves["predicted"].isfinite().all()
-
-
-def test_a_checkpoint_without_a_gram_of_the_outputs_goes_on_as_it_was(tmp_path, caplog):
-    """Predictions of earlier versions took outputs to be alike."""
-    path = checkpoint(tmp_path, monitor(), max_epochs=1)
-    saved = torch.load(path, weights_only=True)
-    state = saved["callbacks"]["LossDecayMonitor"]["tracker"]["initial"]
-    assert state.pop("grams").shape == (1, 10, 10)
-    torch.save(saved, path)
-    watch = monitor()
-    fit(watch, model=Momentum(), max_epochs=2, ckpt_path=path)
-    assert not [m for m in warned(caplog) if "anew" in m]
-    assert watch.curves["step"].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
-    forecast = watch._session.tracker.initial
-    assert forecast.grams is None
-    steady = LossDecayPredictor(
-        finite_probe_kernel(forecast.kernels[0], forecast.outputs, 96, positive=True),
-        *(forecast.outputs, None, watch._session.tracker.loss), momentum=0.9,
-    )  # fmt: skip
-    assert float(forecast.kernels[0].trace()) > 0
-    steady.load_state_dict(state["predictor"])
-    for _ in range(6):
-        steady.step(0.02)
-    assert float(watch.curves["predicted"][-1]) == pytest.approx(steady.loss, rel=1e-12)
 
 
 def test_a_checkpoint_of_other_data_starts_anew(tmp_path, caplog):
@@ -633,8 +609,8 @@ def test_exploded_predictions_are_not_drawn(monkeypatch):
     assert finite[:2] == [True, True]
     assert not any(finite[2:])
     assert watch.invalid_from == watch.curves["step"][2]
-    lower, _ = watch._session.tracker.initial.band()
-    assert len(lower) == 1 + watch.invalid_from, "nothing is computed for them any more"
+    steps = watch._session.tracker.initial.predictor.steps
+    assert steps == watch.invalid_from, "nothing is computed for them any more"
 
 
 def two_rates(parameters):
@@ -675,7 +651,7 @@ def test_drift_and_refreshes_go_on_after_an_explosion(stop, monkeypatch, tmp_pat
     assert others == drifts
     assert exploded.curves["refreshed"][5:].isfinite().all()
     watch = exploded._session.tracker
-    again = Forecast.from_state(watch.initial.state_dict(), watch.loss, torch.device("cpu"))
+    again = Forecast.from_state(watch.initial.state_dict(), watch.loss, watch.pool_loss, torch.device("cpu"))
     assert again.ratios == watch.initial.ratios
     assert again.ratios[1] == pytest.approx(1.0), "0.1 at the start"
     watch.refreshed, outputs = None, watch.initial.outputs
@@ -711,7 +687,7 @@ def test_the_first_fall_after_snip_is_nearly_that_of_the_full_kernel():
         watch = monitor(probe_size=96, kernel=KernelPrediction(full=full))
         fit(quiet("snip"), watch, model=Classifier(he_init, sgd), max_epochs=1)
         forecast = watch._session.tracker.initial
-        speeds[full] = forecast._plain().speed
+        speeds[full] = forecast.predictor.speed
     kernel = forecast.kernels[0].diagonal(dim1=1, dim2=3).mean(2)
     mean = LossDecayPredictor(kernel, forecast.outputs, None, forecast._loss).speed
     missed, missed_by_mean = (abs(speed / speeds[True] - 1) for speed in (speeds[False], mean))

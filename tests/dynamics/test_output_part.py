@@ -97,7 +97,7 @@ def trained(seconds, steps=40, probe=48):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
     network, curves = ProbedNetwork(net, x, loss), LossCurves()
     tracker = LossTracker(
-        network, OptimizerView(optimizer, net, True), KernelPrediction(), curves, dataset_size=probe, every_n_steps=10,
+        network, OptimizerView(optimizer, net, True), KernelPrediction(), curves, every_n_steps=10,
         seconds=lambda: seconds,
     )  # fmt: skip
     tracker.observe(0)

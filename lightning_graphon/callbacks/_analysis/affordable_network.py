@@ -13,7 +13,7 @@ from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork
 from lightning_graphon.callbacks._module.probe import samples, take, training_batch_size
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
-from lightning_graphon.dynamics import UnsupportedTrainingError
+from lightning_graphon.dynamics import ProbedNetwork, UnsupportedTrainingError
 
 PORTION = 0.25  # of the time budget, for one computation of kernels
 _PASSES = 30  # passes with a loss that recording one and measuring it at first cost, at least
@@ -21,8 +21,9 @@ _LARGEST_OUTPUTS = 2**22  # numbers, of all samples of a probe: 32 MB whenever t
 
 
 def affordable_network(
-    trainer: pl.Trainer, objective: TrainingStepObjective, batch: Any, masks: Mapping[str, Tensor], budget: TimeBudget
-) -> tuple[TrainingStepNetwork, Any]:
+    trainer: pl.Trainer, objective: TrainingStepObjective, batch: Any, masks: Mapping[str, Tensor], budget: TimeBudget,
+    part_of: ProbedNetwork | None = None,
+) -> tuple[TrainingStepNetwork, Any]:  # fmt: skip
     """Read the network from few samples and take as many as their time and their outputs allow.
 
     Returns:
@@ -37,7 +38,7 @@ def affordable_network(
     size = count = min(2, samples(batch))
     while True:
         part = take(batch, count)
-        network = TrainingStepNetwork(trainer.lightning_module, objective, part, masks)
+        network = TrainingStepNetwork(trainer.lightning_module, objective, part, masks, part_of)
         with network.evaluated(), torch.no_grad():
             outputs = network.outputs()
             start = perf_counter()
@@ -58,3 +59,16 @@ def affordable_network(
         if larger <= count:
             return network, part
         count = larger
+
+
+def affordable_pool(
+    network: TrainingStepNetwork, trainer: pl.Trainer, objective: TrainingStepObjective, pool: Any, budget: TimeBudget
+) -> tuple[TrainingStepNetwork, Any] | tuple[None, None]:
+    """The network with as much of a pool as can be afforded, and that part; None where it is less than the probe."""
+    if pool is None:
+        return None, None
+    try:
+        found, part = affordable_network(trainer, objective, pool, network.masks, budget, part_of=network)
+    except UnsupportedTrainingError:
+        return None, None
+    return (found, part) if samples(part) >= network.count else (None, None)

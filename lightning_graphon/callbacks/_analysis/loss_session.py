@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_graphon._shared.checks import make_plain
-from lightning_graphon.callbacks._analysis.affordable_network import PORTION, affordable_network
+from lightning_graphon.callbacks._analysis.affordable_network import PORTION, affordable_network, affordable_pool
 from lightning_graphon.callbacks._analysis.masks_in_use import masks_in_use
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._logging.loss_chart import within_reach
@@ -19,12 +19,11 @@ from lightning_graphon.callbacks._logging.scalars import log_scalars
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork
 from lightning_graphon.callbacks._module.probe import (
     batches_seen,
-    draw_probe,
+    draw_probe_and_pool,
     repeat_batch,
     samples,
     take,
     training_batch_size,
-    training_points,
 )
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.dynamics import (
@@ -49,6 +48,7 @@ class Measuring:
     """What is measured, when, and up to which error a prediction holds; as `LossDecayMonitor` documents it."""
 
     probe_size: int
+    pool_size: int
     probe_seed: int
     every_n_steps: int
     tolerance: float
@@ -58,6 +58,8 @@ class Measuring:
         for name in ("probe_size", "every_n_steps", "tolerance"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.pool_size < 0:
+            raise ValueError(f"pool_size must be 0 or more, got {self.pool_size!r}")
 
 
 class LossSession:
@@ -87,13 +89,16 @@ class LossSession:
         self.tracker: LossTracker | None = None
         self._objective = TrainingStepObjective(trainer, pl_module, loss_fn)
         self._batch: Any = None
+        self._pool: Any | None = None
         self._took = 0.0  # seconds of a look
 
     def begin(self, restored: Mapping[str, Any] | None) -> int:
         """Draw the probe, read the network, go on from a checkpoint's state; the step of the next look."""
         m = self._measuring
-        most = batches_seen(self._trainer)
-        self._batch = draw_probe(self._trainer, self._module, m.probe_size, m.probe_seed, most)
+        self._batch, self._pool = draw_probe_and_pool(
+            self._trainer, self._module, m.probe_size, m.pool_size, m.probe_seed,
+            batches_seen(self._trainer), self.budget.portion(PORTION),
+        )  # fmt: skip
         try:
             if self._optimizer is None:
                 count = len(self._trainer.optimizers)
@@ -101,38 +106,54 @@ class LossSession:
             if self.curves.gave_up is not None:
                 raise UnsupportedTrainingError(self.curves.gave_up)
             masks = masks_in_use(self._trainer, self._module)
-            if restored is not None and "samples" in restored.get("settings", {}):  # the same probe again
-                self._batch = take(self._batch, restored["settings"]["samples"])
+            self._take_as_before({} if restored is None else restored.get("settings", {}))
             network, part = affordable_network(self._trainer, self._objective, self._batch, masks, self.budget)
             if samples(part) < samples(self._batch):
                 log.info("LossDecayMonitor: the probe has %d of %d samples", samples(part), samples(self._batch))
             self._batch = part
+            size = training_batch_size(self._trainer)
+            coupled = (self._pool is not None or size != network.count) and network.couples_samples()
+            if coupled:  # their number matters, and no pool can stand for training batches
+                self._pool = None
+            pool, self._pool = affordable_pool(network, self._trainer, self._objective, self._pool, self.budget)
             self.tracker = LossTracker(
-                network, self._optimizer, self._prediction, self.curves,
-                dataset_size=max(training_points(self._trainer), samples(self._batch)),
+                network, self._optimizer, self._prediction, self.curves, pool=pool,
                 every_n_steps=m.every_n_steps, tolerance=m.tolerance,
                 step=self._trainer.global_step, gradient_scale=self._gradient_scale(network),
-                seconds=lambda: self.budget.portion(PORTION),
+                seconds=lambda: self.budget.portion(PORTION), clips=bool(self._trainer.gradient_clip_val),
             )  # fmt: skip
             if restored:
                 self._resume(self.tracker, restored)
-            self._tell_bias(network)
+            self._tell_limits(self.tracker, coupled)
         except UnsupportedTrainingError as error:
             self._give_up(str(error))
         return self._next_look()
 
-    def _tell_bias(self, network: TrainingStepNetwork) -> None:
+    def _take_as_before(self, settings: Mapping[str, Any]) -> None:
+        """The same probe and pool again, which were cut to the time that there was."""
+        if "samples" in settings and "pool" in settings:
+            self._batch = take(self._batch, settings["samples"])
+            self._pool = take(self._pool, settings["pool"]) if self._pool is not None and settings["pool"] else None
+
+    def _tell_limits(self, tracker: LossTracker, coupled: bool) -> None:
         size, probe = training_batch_size(self._trainer), samples(self._batch)
-        if size != probe and network.couples_samples():
+        if coupled and size != probe:
             log.warning(
                 "LossDecayMonitor: the loss in training_step couples the samples of a batch, as contrastive losses do. "
                 "Training batches of %s and the probe of %d have different losses, so the predicted fall is biased: "
                 "probe_size=%s compares like with like.",
                 size or "another size", probe, size or "the batch size",
             )  # fmt: skip
+        elif self._pool is None:
+            log.info(
+                "LossDecayMonitor: there is no pool of other samples than the probe's, so the probe pushes itself: "
+                "where training has more samples, the loss is predicted to fall too fast."
+            )
+        if tracker.leaves_out:
+            log.info("LossDecayMonitor: the prediction leaves out %s.", tracker.leaves_out)
 
     def _gradient_scale(self, network: TrainingStepNetwork) -> float:
-        """Gradient of a training batch over that of the probe: 1 for mean losses, the ratio of their sizes for sums.
+        """Gradient of a training batch over that of what pushes: 1 for mean losses, the ratio of their sizes for sums.
 
         Raises:
             UnsupportedTrainingError: The loss is a sum, and the size of training batches is not known.
@@ -150,7 +171,7 @@ class LossSession:
             raise UnsupportedTrainingError(
                 "the loss in training_step is a sum over the batch, whose size is not known: use a mean"
             )
-        return float(batch_size / samples(self._batch))
+        return float(batch_size / samples(self._batch if self._pool is None else self._pool))
 
     def _resume(self, tracker: LossTracker, restored: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's state; one that does not fit is left, and told."""
@@ -159,6 +180,11 @@ class LossSession:
             if restored["settings"] != now:
                 raise ValueError(f"it was made with {restored['settings']}, and now it is {now}")
             tracker.load_state_dict(restored["tracker"])
+            if tracker.initial is not None and tracker.initial.kernels is None:
+                log.warning(
+                    "LossDecayMonitor: the prediction of step %d ends here, at step %d: its kernel is too large for a "
+                    "checkpoint.", tracker.initial.start, self._trainer.global_step,
+                )  # fmt: skip
         except FOREIGN as error:
             log.warning(
                 "LossDecayMonitor starts anew at step %d: the checkpoint's prediction does not fit, %s",
@@ -169,8 +195,9 @@ class LossSession:
     def identity(self) -> dict[str, Any]:
         """Plain values that a checkpoint and the run that resumes it must share."""
         m = self._measuring
-        values = {"probe_size": m.probe_size, "probe_seed": m.probe_seed, "samples": samples(self._batch)}
-        return {**self._prediction.identity(), **values}
+        sizes = {"probe_size": m.probe_size, "pool_size": m.pool_size, "probe_seed": m.probe_seed}
+        drawn = {"samples": samples(self._batch), "pool": 0 if self._pool is None else samples(self._pool)}
+        return {**self._prediction.identity(), **sizes, **drawn}
 
     def advance(self) -> None:
         """Follow the step that the optimizer is about to take."""

@@ -1,10 +1,7 @@
 """What a user sees of predicted and observed loss: curves, a picture, a sentence."""
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
-
-import torch
 
 from lightning_graphon.dynamics import Forecast, LossCurves
 from lightning_graphon.plots import plot_loss_decay
@@ -49,15 +46,10 @@ def _held(curves: LossCurves) -> str:
     return f"did not hold at step {failed}" if until is None else f"held at step {until}, no longer at step {failed}"
 
 
-def figure(
-    curves: LossCurves, initial: Forecast, ntk: str, *, band_seconds: float = math.inf, with_modes: bool = False
-) -> "Figure":
-    """Predicted and observed loss, the band of the finite probe, and the modes that carry the fall."""
-    band = initial.band(seconds=band_seconds) if band_seconds > 0 else None
-    steps = None if band is None else initial.start + torch.arange(len(band[0]))
+def figure(curves: LossCurves, initial: Forecast, ntk: str, *, with_modes: bool = False) -> "Figure":
+    """Predicted and observed loss, and the modes that carry the fall."""
     return plot_loss_decay(
         curves.by_step(),
-        band=None if band is None or steps is None else (steps, *band),
         invalid_from=curves.invalid_from,
         shares=initial.shares() if with_modes else None,
         title=f"{initial.followed}, predicted from the {ntk} NTK",

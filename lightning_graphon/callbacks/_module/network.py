@@ -111,7 +111,9 @@ class _UpToOutputs(nn.Module):
 
 def _slope(loss: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
     leaf = outputs.clone().requires_grad_()
-    return torch.autograd.grad(loss(leaf), leaf)[0]
+    value = loss(leaf)
+    slope = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
+    return torch.zeros_like(outputs) if slope is None else slope
 
 
 def _single_call(found: Outputs, count: int) -> tuple[nn.Module, Tensor] | None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +13,7 @@ from torch.utils.data import SequentialSampler
 from lightning_graphon._shared.objects.trees import flatten, tree_leaves, tree_map
 from lightning_graphon.callbacks._module.batches import train_batches
 
-_UNKNOWN_SIZE = 10**9
+_LARGEST_POOL = 2**28  # bytes
 
 
 def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int, most: float = math.inf) -> Any:
@@ -26,16 +27,44 @@ def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, se
     Raises:
         ValueError: There is no training data.
     """
-    batches = train_batches(
-        trainer, pl_module, int(min(size, most)), required=False, seed=seed,
-        enough=lambda seen: not samples(seen[0]) or sum(map(samples, seen)) >= size,
-    )  # fmt: skip
+    return draw_probe_and_pool(trainer, pl_module, size, 0, seed, most)[0]
+
+
+def draw_probe_and_pool(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, probe_size: int, pool_size: int, seed: int,
+    most: float = math.inf, seconds: float = math.inf,
+) -> tuple[Any, Any | None]:  # fmt: skip
+    """A probe as `draw_probe`, and the up to `pool_size` samples that come after it in one draw.
+
+    Loading for the pool ends after some seconds, or at a quarter of a gigabyte.
+
+    Returns:
+        The probe; the pool, or None where fewer samples than the probe's are left for it.
+
+    Raises:
+        ValueError: There is no training data.
+    """
+    size, end = probe_size + pool_size, perf_counter() + seconds
+
+    def enough(seen: list[Any]) -> bool:
+        count = sum(map(samples, seen))
+        if not samples(seen[0]) or count >= size:
+            return True
+        return count >= probe_size and (perf_counter() > end or len(seen) * _bytes(seen[0]) > _LARGEST_POOL)
+
+    batches = train_batches(trainer, pl_module, int(min(size, most)), required=False, seed=seed, enough=enough)
     if not batches:
         raise ValueError("there is no training data to draw a probe batch from: the train dataloader yields no batch")
     try:
-        return take(_join(batches), size)
+        drawn = _join(batches)
     except (ValueError, TypeError, RuntimeError):
-        return take(batches[0], size)
+        return take(batches[0], probe_size), None
+    pool = take(drawn, size, start=probe_size) if samples(drawn) >= 2 * probe_size else None
+    return take(drawn, probe_size), pool if pool_size else None
+
+
+def _bytes(batch: Any) -> int:
+    return sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
 
 
 def batches_seen(trainer: pl.Trainer) -> float:
@@ -46,16 +75,6 @@ def batches_seen(trainer: pl.Trainer) -> float:
     sampler = getattr(trainer.train_dataloader, "sampler", None)
     in_order = isinstance(sampler, SequentialSampler) or getattr(sampler, "shuffle", None) is False
     return trainer.num_training_batches if in_order else math.inf
-
-
-def training_points(trainer: pl.Trainer) -> int:
-    """Samples that training ever sees, over all processes; a very large number where the loader has no length."""
-    loader: Any = trainer.train_dataloader
-    try:
-        count, batches = len(loader.dataset), len(loader)
-    except (AttributeError, TypeError):
-        return _UNKNOWN_SIZE
-    return math.ceil(count * min(1.0, batches_seen(trainer) / max(batches, 1)))
 
 
 def training_batch_size(trainer: pl.Trainer) -> int | None:
@@ -69,12 +88,12 @@ def samples(batch: Any) -> int:
     return _layout(batch)[0]
 
 
-def take(batch: Any, size: int) -> Any:
-    """The first `size` samples of a batch: of every tensor and list that has one entry per sample."""
+def take(batch: Any, size: int, start: int = 0) -> Any:
+    """The samples from `start` to `size` of a batch: of every tensor and list that has one entry per sample."""
     count, is_leaf = _layout(batch)
-    if count <= size:
+    if count <= size and not start:
         return batch
-    return tree_map(lambda x: x[:size] if _per_sample(x, count) else x, batch, is_leaf)
+    return tree_map(lambda x: x[start:size] if _per_sample(x, count) else x, batch, is_leaf)
 
 
 def repeat_batch(batch: Any) -> Any:

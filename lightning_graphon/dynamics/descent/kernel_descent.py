@@ -42,6 +42,8 @@ class LossDecayPredictor(ClosedFormPredictions):
         momentum: μ of SGD.
         nesterov: as in SGD.
         dampening: as in SGD.
+        velocity: what the optimizer's momentum buffer holds at the start, pushed through the network [N, ...]: the
+            outputs move by −η times it even without a gradient. The closed form and test points know nothing of it.
         test_kernel: between M test points and the N train points: [M, N], [C, M, N], [M, C, N, C] or
             [M·C, N·C].
         test_outputs: outputs [M, ...] of the test points at initialisation.
@@ -74,6 +76,7 @@ class LossDecayPredictor(ClosedFormPredictions):
         momentum: float = 0.0,
         nesterov: bool = False,
         dampening: float = 0.0,
+        velocity: Tensor | None = None,
         test_kernel: Tensor | KernelOperator | None = None,
         test_outputs: Tensor | None = None,
         test_targets: Any = None,
@@ -83,6 +86,7 @@ class LossDecayPredictor(ClosedFormPredictions):
         self.momentum, self.nesterov, self.dampening = momentum, nesterov, dampening
         self._start = as_output_matrix(outputs)
         self._shape = outputs.shape
+        self._velocity = None if velocity is None else velocity.reshape(self._start.shape).to(self._start)
         self._kernel = output_kernel(kernel, self._start)
         self._objective = OutputLoss(loss_fn, targets, outputs, self._start.device)
         self._test = TestPoints.from_arguments(test_kernel, test_outputs, test_targets, loss_fn, self._start)
@@ -94,7 +98,9 @@ class LossDecayPredictor(ClosedFormPredictions):
         self.steps = 0
         self._field = self._start
         self._pushed = torch.zeros_like(self._start)  # s_k with f_k = f_0 − Θ s_k
-        self._buffer: Tensor | None = None
+        # The first buffer of SGD is the gradient; that of an optimizer which has one already begins at 0 beside it.
+        self._buffer: Tensor | None = None if self._velocity is None else torch.zeros_like(self._start)
+        self._carried = 1.0  # part of the first velocity that is left
         self._now: tuple[Tensor, Tensor] | None = None
 
     def _evaluate(self) -> tuple[Tensor, Tensor]:
@@ -166,6 +172,9 @@ class LossDecayPredictor(ClosedFormPredictions):
         push = lr * self._direction(self._evaluate()[1], mu)
         self._pushed = self._pushed + push
         self._field = self._field - self._kernel @ push
+        if self._velocity is not None:
+            self._carried *= mu
+            self._field = self._field - lr * self._carried * (mu if self.nesterov else 1.0) * self._velocity
         self.steps += 1
         self._now = None
 
@@ -227,7 +236,10 @@ class LossDecayPredictor(ClosedFormPredictions):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the prediction stands: tensors and numbers only, for checkpoints."""
-        return {"steps": self.steps, "field": self._field, "pushed": self._pushed, "buffer": self._buffer}
+        return {
+            "steps": self.steps, "field": self._field, "pushed": self._pushed, "buffer": self._buffer,
+            "carried": self._carried,
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()` of a predictor with the same kernel, targets and loss.
@@ -243,5 +255,6 @@ class LossDecayPredictor(ClosedFormPredictions):
         if state["pushed"] is not None:  # test points alone need it
             self._pushed = state["pushed"].to(self._start)
         self._buffer = None if state["buffer"] is None else state["buffer"].to(self._start)
+        self._carried = float(state.get("carried", 1.0))  # older checkpoints have none
         if self._check_every and self.steps % self._check_every:
             self._top = self._largest_curvature(tolerance=1e-3)

@@ -132,10 +132,26 @@ class EmpiricalNTK(KernelOperator):
             _, vjp = cast(Any, torch.func.vjp(partial(self._outputs, part), self._values))
             for name, g in vjp(field[part])[0].items():
                 tangent[name] += g
-        for name in tangent:
-            weight = self._fm.weight(name)
-            if weight is not None:
-                tangent[name] = tangent[name] * weight
+        return self._moved(tangent)
+
+    def jvp(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """J P v: the slope [N, C] of the outputs along a direction of the parameters.
+
+        Args:
+            direction: Parameter name -> v of its shape; parameters that are not named stand still.
+
+        >>> operator = EmpiricalNTK(nn.Linear(2, 1, bias=False), torch.eye(2))
+        >>> operator.jvp({"weight": torch.tensor([[3.0, 4.0]])}).tolist()
+        [[3.0], [4.0]]
+        """
+        tangent = {n: direction[n].to(v) if n in direction else torch.zeros_like(v) for n, v in self._values.items()}
+        with eval_semantics(self._fm.model, self.device):
+            return self._moved(tangent)
+
+    def _moved(self, tangent: dict[str, Tensor]) -> Tensor:
+        """J P applied to a tangent of the parameters."""
+        weights = {name: self._fm.weight(name) for name in tangent}
+        tangent = {n: t if (weight := weights[n]) is None else t * weight for n, t in tangent.items()}
         rows = [_jvp(partial(self._outputs, part), self._values, tangent) for part in self._parts()]
         return torch.cat(rows).detach()
 
