@@ -43,6 +43,24 @@ def batch_norm(
     return _affine(normal, *_by_channel(input, weight, bias))
 
 
+def instance_norm(
+    input: Tensor,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As `F.instance_norm`."""
+    if not use_input_stats or running_mean is not None:
+        whole = F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+        if not use_input_stats:
+            return whole
+    return group_norm(input, input.shape[1], weight, bias, eps)
+
+
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """As `torch._weight_norm`, whose fused form has no forward-mode derivative at all."""
     axes = [axis for axis in range(v.ndim) if dim == -1 or axis != dim % v.ndim]
@@ -60,6 +78,7 @@ HIGHER_ORDERS: _Functions = FIRST_ORDER | {
     F.layer_norm: layer_norm,
     F.group_norm: group_norm,
     F.batch_norm: batch_norm,
+    F.instance_norm: instance_norm,
     F.silu: silu,
 }
 

@@ -10,6 +10,7 @@ times as much work as a step of the network itself.
 import copy
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from math import factorial
@@ -25,13 +26,15 @@ from torch.overrides import TorchFunctionMode
 from lightning_graphon._shared.batch_norm import batch_norms
 from lightning_graphon._shared.module_state import swap_tensors
 from lightning_graphon._shared.objects.trees import flatten, tree_map
-from lightning_graphon.dynamics.probed_network import UnsupportedTrainingError
 from lightning_graphon.dynamics.predictors.elementary import FIRST_ORDER, HIGHER_ORDERS
+from lightning_graphon.dynamics.probed_network import UnsupportedTrainingError
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _LOSSES = {getattr(F, name) for name in dir(F) if name.endswith(("loss", "cross_entropy", "logits", "kl_div"))}
 # What torch says of an operation that has no forward-mode derivative, or of code of the user's own.
-_MISSING = re.compile(r"forward AD with (\S+) that does not support it|custom (?:autograd\.)?Function|jvp|forward mode AD")
+_MISSING = re.compile(
+    r"forward AD with (\S+) that does not support it|custom (?:autograd\.)?Function|jvp|forward mode AD"
+)
 
 
 def linearize(model: _Module) -> _Module:
@@ -125,13 +128,16 @@ class _Expansion:
         self.module, self.order, self.own = module, order, own
         self._origin = [(p, p.detach().clone()) for p in module.parameters() if p.is_floating_point()]
         self._moved = [p.requires_grad for p, _ in self._origin]
+        _load_derivatives()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         forward = self.own or type(self.module).forward.__get__(self.module)
         run: Callable[[], Any] = lambda: forward(*args, **kwargs)  # noqa: E731
         # A parameter that was trained counts when it is frozen later; one that never was is a constant.
         self._moved = [was or p.requires_grad for was, (p, _) in zip(self._moved, self._origin, strict=True)]
-        points = {p: at.to(p) for moved, (p, at) in zip(self._moved, self._origin, strict=True) if moved}
+        points: dict[Tensor, Tensor] = {
+            p: at.to(p) for moved, (p, at) in zip(self._moved, self._origin, strict=True) if moved
+        }
         with _differentiable(self.module), _named_errors():
             if self.order == 1:
                 return self._linear(run, points)
@@ -161,8 +167,8 @@ class _Expansion:
             return tuple(leaves[i] for i in floats)
 
         derivatives = _derivatives(outputs, tuple(points.values()), tuple(steps), self.order)
-        sums = [sum(d[i] / factorial(k) for k, d in enumerate(derivatives)) for i in range(len(derivatives[0]))]
-        return rebuild[0](sums)
+        terms = [[d / factorial(k) for d in of_order] for k, of_order in enumerate(derivatives)]
+        return rebuild[0]([torch.stack(of_leaf).sum(0) for of_leaf in zip(*terms, strict=True)])
 
 
 def _derivatives(
@@ -172,7 +178,7 @@ def _derivatives(
     if order == 0:
         return [fn(*at)]
     lower: Callable[..., Any] = lambda *a: tuple(_derivatives(fn, a, direction, order - 1))  # noqa: E731
-    values, slopes = torch.func.jvp(lower, at, direction)
+    values, slopes = torch.func.jvp(lower, at, direction)[:2]
     return [*values, slopes[-1]]
 
 
@@ -205,6 +211,14 @@ class _Operations(TorchFunctionMode):
         return self._others.get(func, func)(*args, **(kwargs or {}))
 
 
+def _load_derivatives() -> None:
+    """Torch loads some on the first use of forward mode, and warns of a deprecated function of its own."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+
+
 @contextmanager
 def _holding(module: nn.Module, substitutes: Mapping[Tensor, Tensor]) -> Iterator[None]:
     """Other tensors in place of parameters, also where recurrent layers list them a second time."""
@@ -212,7 +226,7 @@ def _holding(module: nn.Module, substitutes: Mapping[Tensor, Tensor]) -> Iterato
         for inner in module.modules():
             if isinstance(inner, nn.RNNBase):
                 stack.callback(setattr, inner, "_flat_weights", inner._flat_weights)
-                inner._flat_weights = [substitutes.get(w, w) for w in inner._flat_weights]
+                inner._flat_weights = [w if w is None else substitutes.get(w, w) for w in inner._flat_weights]
         yield
 
 
