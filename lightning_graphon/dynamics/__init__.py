@@ -15,6 +15,12 @@ from lightning_graphon.dynamics.optimizer import (
     optimizer_preconditioner,
     read_optimizer_step,
 )
+from lightning_graphon.dynamics.predictors.pool_batches import PoolBatches
+from lightning_graphon.dynamics.predictors.power_law import power_law
+from lightning_graphon.dynamics.predictors.predicted_loss import PredictedLoss, first_outside, lazy_until
+from lightning_graphon.dynamics.predictors.taylor import linearize, taylor_expand, taylor_expand_
+from lightning_graphon.dynamics.predictors.trained_copies import rehearse, replay, train_copies
+from lightning_graphon.dynamics.predictors.training import Training
 from lightning_graphon.dynamics.probed_network import ProbedNetwork, UnsupportedTrainingError
 
 __all__ = [
@@ -28,11 +34,23 @@ __all__ = [
     "LossTracker",
     "OptimizerStep",
     "OptimizerView",
+    "PoolBatches",
+    "PredictedLoss",
     "ProbedNetwork",
+    "Training",
     "UnsupportedTrainingError",
     "finite_probe_kernel",
+    "first_outside",
+    "lazy_until",
+    "linearize",
     "next_multiple",
     "optimizer_preconditioner",
+    "power_law",
     "read_optimizer_step",
+    "rehearse",
+    "replay",
     "stability_limit",
+    "taylor_expand",
+    "taylor_expand_",
+    "train_copies",
 ]
