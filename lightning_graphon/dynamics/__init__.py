@@ -15,6 +15,8 @@ from lightning_graphon.dynamics.optimizer import (
     optimizer_preconditioner,
     read_optimizer_step,
 )
+from lightning_graphon.dynamics.predictors.sibling import Sibling, redraw_from_graphons, sibling_optimizer
+from lightning_graphon.dynamics.predictors.width_scaling import extrapolate_widths
 from lightning_graphon.dynamics.probed_network import ProbedNetwork, UnsupportedTrainingError
 
 __all__ = [
@@ -29,10 +31,14 @@ __all__ = [
     "OptimizerStep",
     "OptimizerView",
     "ProbedNetwork",
+    "Sibling",
     "UnsupportedTrainingError",
+    "extrapolate_widths",
     "finite_probe_kernel",
     "next_multiple",
     "optimizer_preconditioner",
     "read_optimizer_step",
+    "redraw_from_graphons",
+    "sibling_optimizer",
     "stability_limit",
 ]

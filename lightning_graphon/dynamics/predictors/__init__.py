@@ -1,0 +1,1 @@
+"""Predictors of the loss of training, ahead of it, one interface each."""
