@@ -18,9 +18,11 @@ from lightning_graphon.dynamics.optimizer import (
 from lightning_graphon.dynamics.predictors.pool_batches import PoolBatches
 from lightning_graphon.dynamics.predictors.power_law import power_law
 from lightning_graphon.dynamics.predictors.predicted_loss import PredictedLoss, first_outside, lazy_until
+from lightning_graphon.dynamics.predictors.sibling import Sibling, redraw_from_graphons, sibling_optimizer
 from lightning_graphon.dynamics.predictors.taylor import linearize, taylor_expand, taylor_expand_
 from lightning_graphon.dynamics.predictors.trained_copies import rehearse, replay, train_copies
 from lightning_graphon.dynamics.predictors.training import Training
+from lightning_graphon.dynamics.predictors.width_scaling import extrapolate_widths
 from lightning_graphon.dynamics.probed_network import ProbedNetwork, UnsupportedTrainingError
 
 __all__ = [
@@ -37,8 +39,10 @@ __all__ = [
     "PoolBatches",
     "PredictedLoss",
     "ProbedNetwork",
+    "Sibling",
     "Training",
     "UnsupportedTrainingError",
+    "extrapolate_widths",
     "finite_probe_kernel",
     "first_outside",
     "lazy_until",
@@ -47,8 +51,10 @@ __all__ = [
     "optimizer_preconditioner",
     "power_law",
     "read_optimizer_step",
+    "redraw_from_graphons",
     "rehearse",
     "replay",
+    "sibling_optimizer",
     "stability_limit",
     "taylor_expand",
     "taylor_expand_",

@@ -108,6 +108,27 @@ def _graphon(layer: _Layer, rows: Tensor | None, cols: Tensor | None) -> StepGra
     return from_memberships(layer.graph, rows, cols, energy=energy, drift=drift)
 
 
+def joint_labels(
+    masks: Mapping[str, Tensor], *, model: nn.Module | None = None, bins: int = 64, positions: Positions = "degree"
+) -> list[Tensor]:
+    """Bin of each neuron of every hidden layer, as `layer_graphons(..., order="joint")` has them.
+
+    Args:
+        masks: As in `layer_graphons`.
+        model: As in `layer_graphons`.
+        bins: As in `layer_graphons`.
+        positions: As in `layer_graphons`.
+
+    Returns:
+        One label [neurons] for each mask but the last; label k is the k-th row of the mask's graphon.
+
+    >>> joint_labels({"0.weight": torch.ones(3, 2).tril().bool(), "2.weight": torch.ones(1, 3).bool()}, bins=4)
+    [tensor([1, 0, 0])]
+    """
+    layers = _chain(masks, model, drift=False)
+    return [_labels(a, b, _column_neuron(a, b), bins, positions) for a, b in pairwise(layers)]
+
+
 # ---- reading masks and weights
 
 
@@ -171,15 +192,19 @@ def _joint(layers: list[_Layer], bins: int, positions: Positions) -> dict[str, S
     rows: list[Tensor | None] = []
     cols: list[Tensor | None] = [None]
     for before, after in pairwise(layers):
-        # A flattened channel has several neighbouring columns.
-        (neurons, _), (_, columns) = before.graph.shape, after.graph.shape
-        column_neuron = torch.arange(columns, device=after.graph.device) // (columns // neurons)
+        column_neuron = _column_neuron(before, after)
         label = _labels(before, after, column_neuron, bins, positions)
         membership = one_hot(label)
         rows.append(membership)
         cols.append(membership[column_neuron.to(label.device)])
     rows.append(None)
     return {layer.name: _graphon(layer, row, col) for layer, row, col in zip(layers, rows, cols, strict=True)}
+
+
+def _column_neuron(before: _Layer, after: _Layer) -> Tensor:
+    """Neuron of each column of the later layer; a flattened channel has several neighbouring columns."""
+    (neurons, _), (_, columns) = before.graph.shape, after.graph.shape
+    return torch.arange(columns, device=after.graph.device) // (columns // neurons)
 
 
 def _labels(before: _Layer, after: _Layer, column_neuron: Tensor, bins: int, positions: Positions) -> Tensor:
