@@ -66,7 +66,7 @@ def copy_module(trainer: pl.Trainer, pl_module: pl.LightningModule, nested: pl.T
         if hasattr(module, "distributed_available_fn"):
             module.distributed_available_fn = _not_distributed  # torchmetrics: other processes would wait for ever
         if isinstance(module, nn.SyncBatchNorm):
-            module.__class__ = _LocalBatchNorm
+            module.__class__ = _LocalBatchNorm  # type: ignore[assignment]
     for old, new in zip(pl_module.parameters(), twin.parameters(), strict=True):
         _copy_hooks(old, new)
     twin.__dict__.update(dict.fromkeys(_SILENT, _nothing))

@@ -10,10 +10,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.progress import _BaseProgress
-from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
 from typing_extensions import override
@@ -39,8 +39,8 @@ class NestedTrainer(pl.Trainer):
         callback: Watches the nested fit.
     """
 
-    def __init__(self, real: pl.Trainer, callback: Callback) -> None:
-        self._real: Any = real
+    def __init__(self, real: Any, callback: Callback) -> None:
+        self._real = real
         precision = copy.deepcopy(real.precision_plugin)
         _shadow(precision, convert_module=_unchanged)  # it has been converted, and is copied as it is
         strategy = SingleDeviceStrategy(real.strategy.root_device, real.accelerator, precision_plugin=precision)
@@ -55,7 +55,7 @@ class NestedTrainer(pl.Trainer):
             enable_model_summary=False, default_root_dir=real.default_root_dir,
         )  # fmt: skip
         self.callbacks: list[Callback] = [callback]  # and none that packages register
-        self.fast_dev_run = real.fast_dev_run
+        self.fast_dev_run: int | bool = real.fast_dev_run
         self.state.fn, self.state.status, self.state.stage = (
             TrainerFn.FITTING,
             TrainerStatus.RUNNING,
@@ -71,8 +71,8 @@ class NestedTrainer(pl.Trainer):
         selector.datamodule = self.datamodule
         self.strategy.connect(twin)
 
-    def setup_optimizers(self, resume: bool) -> None:
-        """Configure optimizers and schedulers, and with `resume` give them the states of the real ones.
+    def setup(self, resume: bool) -> None:
+        """Configure optimizers and schedulers, with `resume` in the states of the real ones, and stand where it stands.
 
         Raises:
             ValueError, RuntimeError, KeyError: The states do not fit.
@@ -80,8 +80,11 @@ class NestedTrainer(pl.Trainer):
         self.strategy.setup(self)
         for config in self.lr_scheduler_configs:
             config.strict = False  # what is monitored may be a metric of validation
-        if not resume:
-            return
+        if resume:
+            self._load_states()
+        _copy_progress(self._real.fit_loop, self.fit_loop)
+
+    def _load_states(self) -> None:
         for new, old in zip(self.optimizers, self._real.optimizers, strict=True):
             new.load_state_dict(copy.deepcopy(old.state_dict()))  # which would share its tensors
         for ours, theirs in zip(self.lr_scheduler_configs, self._real.lr_scheduler_configs, strict=True):
@@ -89,8 +92,7 @@ class NestedTrainer(pl.Trainer):
 
     def run(self) -> None:
         """Train from where the real fit stands until something stops it."""
-        loop, real = self.fit_loop, self._real.fit_loop
-        _copy_progress(real, loop)
+        loop = self.fit_loop
         _shadow(loop, on_run_end=_nothing)
         _shadow(loop.epoch_loop, _broadcast_sigterm_tensor=_nothing)  # all processes would have to take part
         if begun(self._real):

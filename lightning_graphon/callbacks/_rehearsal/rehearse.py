@@ -50,8 +50,8 @@ def rehearse_fit(
     The copy trains as the module will: its own `training_step`, optimizers, schedulers, closures and manual
     optimisation, with the trainer's precision, clipping and accumulation, on one device, with the batch of all
     processes together. Its hooks run, `on_train_start` included; `on_fit_start` has run on the module, and the copy has
-    what it did. Callbacks do not run, nor does validation: what they change during training (an average of weights, another
-    accumulation, a layer that thaws, a learning rate on a plateau) is not rehearsed.
+    what it did. Callbacks do not run, nor does validation: what they change during training (an average of weights,
+    another accumulation, a layer that thaws, a learning rate on a plateau) is not rehearsed.
 
     Afterwards all is as before: weights, buffers, gradients, random generators, loggers, metrics, data and trainer.
 
@@ -96,10 +96,10 @@ def rehearse_fit(
                     copy_gradients(gradients, twin)
                     masks = (transform(twin) if transform is not None else None) or masks
                     nested.attach(twin, loader)
-                    nested.setup_optimizers(resume)
-                    watch.measure = lambda: TrainingStepObjective(nested, twin, loss_fn).observed(probe)
+                    nested.setup(resume)
                     if masks is not None:
                         Enforcer(twin, masks, *nested.optimizers)
+                    watch.begin(lambda: TrainingStepObjective(nested, twin, loss_fn).observed(probe))
                     nested.run()
                 finally:
                     release(twin, nested, (*pl_module.parameters(), *pl_module.buffers()))
@@ -126,7 +126,6 @@ class _Watch(Callback):
 
     Attributes:
         losses: Of the steps that were reached.
-        measure: Gives the loss of the copy now.
     """
 
     def __init__(
@@ -134,12 +133,16 @@ class _Watch(Callback):
         original: pl.LightningModule,
     ) -> None:  # fmt: skip
         self.losses: list[float] = []
-        self.measure: Callable[[], float] = lambda: math.nan
         self._first, self._steps, self._until, self._progress = first, list(steps), until, progress
         self._original, self._done = original, 0
 
-    @override
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def begin(self, measure: Callable[[], float]) -> None:
+        """Measure before the first step.
+
+        Args:
+            measure: Gives the loss of the copy now.
+        """
+        self._measure = measure
         self._look(0)
 
     @override
@@ -160,6 +163,6 @@ class _Watch(Callback):
         """Measure if a step is due that has not been; end if none is left or no time is."""
         due = sum(step <= done for step in self._steps) - len(self.losses)
         if due > 0:
-            self.losses.extend([self.measure()] * due)
+            self.losses.extend([self._measure()] * due)
         if len(self.losses) == len(self._steps) or perf_counter() >= self._until:
             raise _RehearsalOver
