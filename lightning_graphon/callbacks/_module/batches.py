@@ -30,6 +30,7 @@ def train_batches(
     required: bool = True,
     seed: int | None = None,
     enough: Callable[[list[Any]], bool] = lambda batches: False,
+    raw: bool = False,
 ) -> list[Any]:
     """The first training batches, on the module's device, as `training_step` would get them.
 
@@ -42,6 +43,7 @@ def train_batches(
         required: Whether an empty dataloader is an error.
         seed: Seed of a shuffling sampler; None shuffles as the training will.
         enough: Stops before `count` when it says so of the batches so far.
+        raw: Leave them as the dataloader yields them, without transfer hooks.
 
     Raises:
         ValueError: There is no batch and one is required.
@@ -52,7 +54,7 @@ def train_batches(
     loaders = trainer.train_dataloader
     if getattr(trainer, "overfit_batches", 0) and math.isfinite(trainer.num_training_batches):
         count = min(count, int(trainer.num_training_batches))
-    with _undisturbed(trainer, pl_module, loaders, seed):
+    with undisturbed_data(trainer, pl_module, loaders, seed):
         copies = tree_map(_fresh, [] if loaders is None else loaders, is_leaf=_is_loader)
         stream = iter(copies) if _is_loader(copies) else (b for b, _, _ in CombinedLoader(copies, _mode(trainer)))
         drawn: list[Any] = []
@@ -60,7 +62,7 @@ def train_batches(
             drawn.append(batch)
             if enough(drawn):
                 break
-        batches = [to_device(trainer, pl_module, batch) for batch in drawn]
+        batches = drawn if raw else [to_device(trainer, pl_module, batch) for batch in drawn]
     _warn_of_iterators(loaders)
     if required and not batches:
         raise ValueError(
@@ -75,7 +77,7 @@ def scoring_batches(
 ) -> list[Any]:
     """Batches to score on, on the device: those given or the first so many; none where the method looks at none."""
     if not isinstance(batches, int):
-        with _undisturbed(trainer, pl_module):
+        with undisturbed_data(trainer, pl_module):
             return [to_device(trainer, pl_module, batch) for batch in batches]
     if needs == "nothing":
         return []
@@ -155,7 +157,7 @@ def _constructor_arguments(loader: Any, kind: type) -> tuple[dict[str, Any], lis
 
 
 @contextmanager
-def _undisturbed(
+def undisturbed_data(
     trainer: pl.Trainer, pl_module: pl.LightningModule, loaders: Any = None, seed: int | None = None
 ) -> Iterator[None]:
     """Restore whatever says which batches come next, and what transfer hooks make of them."""

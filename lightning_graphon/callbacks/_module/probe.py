@@ -55,6 +55,11 @@ def draw_probe_and_pool(
     batches = train_batches(trainer, pl_module, int(min(size, most)), required=False, seed=seed, enough=enough)
     if not batches:
         raise ValueError("there is no training data to draw a probe batch from: the train dataloader yields no batch")
+    return join_and_cut(batches, size)
+
+
+def join_and_cut(batches: list[Any], size: int) -> Any:
+    """The first `size` samples of batches as one batch; of batches that cannot be joined, those of the first."""
     try:
         drawn = _join(batches)
     except (ValueError, TypeError, RuntimeError):
@@ -94,6 +99,34 @@ def take(batch: Any, size: int, start: int = 0) -> Any:
     if count <= size and not start:
         return batch
     return tree_map(lambda x: x[start:size] if _per_sample(x, count) else x, batch, is_leaf)
+
+
+def select(batch: Any, index: Tensor) -> Any:
+    """The samples of a batch at `index` [K], integers, in that order."""
+    count, is_leaf = _layout(batch)
+
+    def selected(x: Any) -> Any:
+        if not _per_sample(x, count):
+            return x
+        return x[index.to(x.device)] if isinstance(x, Tensor) else [x[i] for i in index.tolist()]
+
+    return tree_map(selected, batch, is_leaf)
+
+
+def join_samples(batches: list[Any]) -> Any | None:
+    """All samples as one batch; None where batches hold more than samples, as graphs and padded sequences do."""
+    counts = [samples(batch) for batch in batches]
+    try:
+        rows = zip(*(tree_leaves(batch, _layout(batch)[1]) for batch in batches), strict=True)
+        rest = [row for row in rows if not all(map(_per_sample, row, counts))]
+        alike = all(_same(x, row[0]) for row in rest for x in row)
+        return _join(batches) if alike and all(counts) else None
+    except (ValueError, TypeError, RuntimeError):
+        return None
+
+
+def _same(x: Any, y: Any) -> bool:
+    return torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else bool(x == y)
 
 
 def repeat_batch(batch: Any) -> Any:

@@ -1,0 +1,137 @@
+"""The data of a rehearsal: a pool that pushes, apart from the probe that is measured, and its minibatches."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_graphon._shared.objects.trees import tree_map
+from lightning_graphon.callbacks._module.batches import scoring_batches, train_batches
+from lightning_graphon.callbacks._module.probe import (
+    batches_seen,
+    join_and_cut,
+    join_samples,
+    samples,
+    select,
+    take,
+    training_batch_size,
+)
+
+_UNSIZED = 64  # samples that a batch is taken for where it does not say
+
+
+class DataExhaustedError(Exception):
+    """A rehearsal has seen all batches that it was given."""
+
+
+def draw_pool(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, probe_size: int, pool_size: int = 2048, seed: int = 0
+) -> tuple[Any, list[Any]]:
+    """Disjoint training samples in the order of `seed`: first those of the probe, then those of the pool.
+
+    The order in which training will see the data is unchanged, as by `train_batches`. Where there are no samples beyond
+    the probe's, these are the pool, too: training has no others either.
+
+    Args:
+        trainer: Its train dataloader is read; of several processes, the part of this one.
+        pl_module: Its transfer hooks are applied to the probe.
+        probe_size: Samples of the probe, at most; it is the one that `draw_probe` gives.
+        pool_size: Samples of the pool, at most.
+        seed: Seed of a shuffling sampler.
+
+    Returns:
+        The probe as one batch on the module's device, and the pool's batches as the dataloader yields them.
+
+    Raises:
+        ValueError: There is no training data.
+    """
+    size = probe_size + pool_size
+    most = min(size, batches_seen(trainer), 2 + size // (training_batch_size(trainer) or 1))
+    raw = train_batches(
+        trainer, pl_module, int(most), required=False, seed=seed, raw=True,
+        enough=lambda seen: sum(samples(batch) or _UNSIZED for batch in seen) >= size,
+    )  # fmt: skip
+    if not raw:
+        raise ValueError("there is no training data to rehearse with: the train dataloader yields no batch")
+    count, seen = 0, 0
+    while count < len(raw) and seen < probe_size:
+        seen += samples(raw[count]) or probe_size
+        count += 1
+    probe = join_and_cut(scoring_batches(trainer, pl_module, raw[:count], "loss"), probe_size)
+    rest = _first([*_last(raw[count - 1], seen - probe_size), *raw[count:]], pool_size)
+    return probe, rest or raw
+
+
+def _last(batch: Any, size: int) -> list[Any]:
+    """The last `size` samples of a batch, where there are any."""
+    count = samples(batch)
+    return [select(batch, torch.arange(count - size, count))] if count and size > 0 else []
+
+
+def _first(batches: list[Any], size: int) -> list[Any]:
+    """The first `size` samples of batches, each a batch still."""
+    kept = []
+    for batch in batches:
+        if size <= 0:
+            break
+        kept.append(take(batch, size))
+        size -= samples(batch) or _UNSIZED
+    return kept
+
+
+class PoolLoader:
+    """Minibatches of a pool for ever, in a random order that is new in each epoch of the pool.
+
+    Samples are mixed anew where batches can be joined; otherwise the batches come as they were drawn.
+
+    Args:
+        pool: Batches as a dataloader yields them.
+        batch_size: Samples of a minibatch; None: as many as the pool's first batch has.
+        length: Batches of an epoch, as a trainer counts them; infinity where it knows none.
+        seed: Seed of the order.
+        batches: To be given in this order, in place of minibatches of the pool.
+
+    >>> pool = [[torch.arange(4)], [torch.arange(4, 6)]]
+    >>> loader = PoolLoader(pool, 3, math.inf, seed=0)
+    >>> sorted(torch.cat([next(loader)[0], next(loader)[0]]).tolist())
+    [0, 1, 2, 3, 4, 5]
+    """
+
+    def __init__(
+        self, pool: list[Any], batch_size: int | None, length: float, seed: int, batches: Iterable[Any] | None = None
+    ) -> None:
+        self._length = length
+        self._stream = self._mixed(pool, batch_size, seed) if batches is None else iter(batches)
+
+    def __len__(self) -> int:
+        if math.isinf(self._length):
+            raise TypeError("the loader has no length")
+        return int(self._length)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self  # where the pool's epoch ends does not depend on where the trainer's does
+
+    def __next__(self) -> Any:
+        try:
+            batch = next(self._stream)
+        except StopIteration as error:
+            raise DataExhaustedError from error
+        # A step may write into its batch.
+        return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, batch)
+
+    @staticmethod
+    def _mixed(pool: list[Any], batch_size: int | None, seed: int) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(seed)
+        whole = join_samples(pool)
+        if whole is None:
+            while True:
+                yield from (pool[i] for i in torch.randperm(len(pool), generator=generator).tolist())
+        size, order = batch_size or samples(pool[0]), torch.empty(0, dtype=torch.long)
+        while True:
+            while len(order) < size:
+                order = torch.cat([order, torch.randperm(samples(whole), generator=generator)])
+            yield select(whole, order[:size])
+            order = order[size:]
