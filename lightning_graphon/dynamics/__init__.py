@@ -18,7 +18,7 @@ from lightning_graphon.dynamics.optimizer import (
 from lightning_graphon.dynamics.predictors.pool_batches import PoolBatches
 from lightning_graphon.dynamics.predictors.power_law import power_law
 from lightning_graphon.dynamics.predictors.predicted_loss import PredictedLoss, first_outside, lazy_until
-from lightning_graphon.dynamics.predictors.sibling import Sibling, redraw_from_graphons, sibling_optimizer
+from lightning_graphon.dynamics.predictors.sibling import Sibling, redraw_from_graphons, scale_updates, sibling_optimizer
 from lightning_graphon.dynamics.predictors.taylor import linearize, taylor_expand, taylor_expand_
 from lightning_graphon.dynamics.predictors.trained_copies import rehearse, replay, train_copies
 from lightning_graphon.dynamics.predictors.training import Training
@@ -54,6 +54,7 @@ __all__ = [
     "redraw_from_graphons",
     "rehearse",
     "replay",
+    "scale_updates",
     "sibling_optimizer",
     "stability_limit",
     "taylor_expand",

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from lightning_graphon.callbacks import LossDecayMonitor
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork
-from lightning_graphon.callbacks._module.probe import draw_probe, labels_of, per_sample, samples, take, with_samples
+from lightning_graphon.callbacks._module.pool import draw_probe
+from lightning_graphon.callbacks._module.probe import labels_of, per_sample, samples, take, with_samples
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.dynamics import UnsupportedTrainingError
 from lightning_graphon.dynamics.recorded_loss import recorded_loss

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor
-from lightning_graphon.callbacks._module.probe import draw_probe, repeat_batch, samples, take
+from lightning_graphon.callbacks._module.pool import draw_probe
+from lightning_graphon.callbacks._module.probe import repeat_batch, samples, take
 from tests.callbacks.test_network import at_start, network_of
 from tests.helpers.modules import Classifier, digits, loader, make_trainer, quiet
 

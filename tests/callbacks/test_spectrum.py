@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_graphon._shared.batch_norm import batch_norms, settle_batch_norms
 from lightning_graphon.callbacks import GraphonMonitor, SpectrumOptions
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork
-from lightning_graphon.callbacks._module.probe import draw_probe
+from lightning_graphon.callbacks._module.pool import draw_probe
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model, spectral_summary
 from tests.callbacks.test_graphon_monitor import fit, pruner, read_csv

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_graphon.callbacks._module.batches import train_batches
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
-from lightning_graphon.callbacks._rehearsal.pool import draw_pool
+from lightning_graphon.callbacks._module.pool import draw_data
 from lightning_graphon.callbacks._rehearsal.rehearse import rehearse_fit
 from tests.helpers.kinds import Dicts, FromDict, Gpt, Talks, Transfer, adamw, small_sgd, tokens
 from tests.helpers.modules import Classifier, Gan, cnn, loader, make_trainer, mlp, quiet

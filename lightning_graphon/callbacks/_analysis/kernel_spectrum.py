@@ -15,7 +15,7 @@ from lightning_graphon._shared.choices import Propagate
 from lightning_graphon.callbacks._analysis.affordable_network import PORTION, affordable_network
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork
-from lightning_graphon.callbacks._module.probe import draw_probe
+from lightning_graphon.callbacks._module.pool import draw_probe
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.dynamics import UnsupportedTrainingError
 from lightning_graphon.ntk import SpectralSummary, empirical_ntk, spectral_summary

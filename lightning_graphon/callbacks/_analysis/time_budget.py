@@ -57,6 +57,11 @@ class TimeBudget:
             self._planned = planned - self._first_step
         self._step = trainer.global_step
 
+    @property
+    def planned(self) -> float:
+        """Optimizer steps of this fit from now on; infinity where nothing ends it."""
+        return max(0.0, self._planned - (self._step - self._first_step))
+
     def estimate_step(self, forward: float) -> None:
         """Guess a step's time from the seconds of a forward pass of its samples, until it is measured."""
         self._estimate = _PASSES * forward

@@ -1,6 +1,6 @@
 """Watches which modules a `training_step` calls: where the network's inputs and outputs are."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -22,6 +22,7 @@ class ModuleCallRecorder:
         cooled: Places of outputs.
         ones: If set, inputs that are data (no result of weights) are replaced by ones times this.
         replace: Place of an output -> what is returned instead.
+        convert: Place of an output -> what makes of it what is returned instead.
         among: The modules to watch, of which the outermost are recorded; None: `trainable_modules`.
 
     Attributes:
@@ -37,11 +38,12 @@ class ModuleCallRecorder:
         ones: float | None = None,
         replace: Mapping[Place, Tensor] | None = None,
         among: Sequence[nn.Module] | None = None,
+        convert: Mapping[Place, Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         self.outputs: list[Any] = []
         self.calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
         self._root, self._temperature, self._cooled, self._ones = root, temperature, cooled, ones
-        self._replace, self._among = replace or {}, among
+        self._replace, self._among, self._convert = replace or {}, among, convert or {}
         self._depth = 0
 
     def __enter__(self) -> "ModuleCallRecorder":
@@ -102,10 +104,11 @@ class ModuleCallRecorder:
         if self._depth > 0:
             return None
         number = len(self.outputs)
-        if any(place[0] == number for place in (*self._replace, *self._cooled)):
+        if any(place[0] == number for place in (*self._replace, *self._cooled, *self._convert)):
             leaves, rebuild = flatten(output)
             cooled = (x / self._temperature if (number, i) in self._cooled else x for i, x in enumerate(leaves))
-            output = rebuild(self._replace.get((number, i), x) for i, x in enumerate(cooled))
+            converted = (self._convert[number, i](x) if (number, i) in self._convert else x for i, x in enumerate(cooled))
+            output = rebuild(self._replace.get((number, i), x) for i, x in enumerate(converted))
         self.outputs.append(output)
         return output
 

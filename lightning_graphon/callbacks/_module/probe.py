@@ -1,8 +1,7 @@
-"""A fixed batch of training data, joined from the loader's batches and cut to size."""
+"""Samples of batches of any kind: counted, joined, cut and picked."""
 
 import math
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,64 +10,21 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 
 from lightning_graphon._shared.objects.trees import flatten, tree_leaves, tree_map
-from lightning_graphon.callbacks._module.batches import train_batches
 
-_LARGEST_POOL = 2**28  # bytes
-
-
-def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int, most: float = math.inf) -> Any:
-    """The first `size` training samples in the order of `seed`, as one batch on the module's device.
-
-    They come from the first `most` batches at most.
+def join_and_cut(batches: list[Any], size: int) -> Any:
+    """The first `size` samples of batches as one batch.
 
     Batches that cannot be joined (ragged shapes, graphs, objects without samples) give the first of them, cut to size
     where that can be done.
-
-    Raises:
-        ValueError: There is no training data.
     """
-    return draw_probe_and_pool(trainer, pl_module, size, 0, seed, most)[0]
-
-
-def draw_probe_and_pool(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, probe_size: int, pool_size: int, seed: int,
-    most: float = math.inf, seconds: float = math.inf,
-) -> tuple[Any, Any | None]:  # fmt: skip
-    """A probe as `draw_probe`, and the up to `pool_size` samples that come after it in one draw.
-
-    Loading for the pool ends after some seconds, or at a quarter of a gigabyte.
-
-    Returns:
-        The probe; the pool, or None where fewer samples than the probe's are left for it.
-
-    Raises:
-        ValueError: There is no training data.
-    """
-    size, end = probe_size + pool_size, perf_counter() + seconds
-
-    def enough(seen: list[Any]) -> bool:
-        count = sum(map(samples, seen))
-        if not samples(seen[0]) or count >= size:
-            return True
-        return count >= probe_size and (perf_counter() > end or len(seen) * _bytes(seen[0]) > _LARGEST_POOL)
-
-    batches = train_batches(trainer, pl_module, int(min(size, most)), required=False, seed=seed, enough=enough)
-    if not batches:
-        raise ValueError("there is no training data to draw a probe batch from: the train dataloader yields no batch")
-    return join_and_cut(batches, size)
-
-
-def join_and_cut(batches: list[Any], size: int) -> Any:
-    """The first `size` samples of batches as one batch; of batches that cannot be joined, those of the first."""
     try:
-        drawn = _join(batches)
+        return take(_join(batches), size)
     except (ValueError, TypeError, RuntimeError):
-        return take(batches[0], probe_size), None
-    pool = take(drawn, size, start=probe_size) if samples(drawn) >= 2 * probe_size else None
-    return take(drawn, probe_size), pool if pool_size else None
+        return take(batches[0], size)
 
 
-def _bytes(batch: Any) -> int:
+def size_in_bytes(batch: Any) -> int:
+    """Of all tensors of a batch."""
     return sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
 
 
@@ -93,12 +49,12 @@ def samples(batch: Any) -> int:
     return _layout(batch)[0]
 
 
-def take(batch: Any, size: int, start: int = 0) -> Any:
-    """The samples from `start` to `size` of a batch: of every tensor and list that has one entry per sample."""
+def take(batch: Any, size: int) -> Any:
+    """The first `size` samples of a batch: of every tensor and list that has one entry per sample."""
     count, is_leaf = _layout(batch)
-    if count <= size and not start:
+    if count <= size:
         return batch
-    return tree_map(lambda x: x[start:size] if _per_sample(x, count) else x, batch, is_leaf)
+    return tree_map(lambda x: x[:size] if _per_sample(x, count) else x, batch, is_leaf)
 
 
 def select(batch: Any, index: Tensor) -> Any:

@@ -22,7 +22,7 @@ from lightning_graphon.callbacks._rehearsal.module_copy import (
     release,
 )
 from lightning_graphon.callbacks._rehearsal.nested_trainer import NestedTrainer, silenced
-from lightning_graphon.callbacks._rehearsal.pool import DataExhaustedError, PoolLoader
+from lightning_graphon.callbacks._module.pool import DataExhaustedError, PoolLoader
 from lightning_graphon.dynamics import UnsupportedTrainingError
 from lightning_graphon.pruning import Enforcer, Masks
 
@@ -58,7 +58,7 @@ def rehearse_fit(
     Args:
         trainer: Fits the module; to be called in a callback's `on_train_start` or later, by one process.
         pl_module: The module.
-        pool: Batches as the dataloader yields them, to train on; see `draw_pool`.
+        pool: Batches as the dataloader yields them, to train on; see `draw_data`.
         probe: A batch on the module's device; its loss is measured in eval mode.
         steps: Optimizer steps from now, ascending; 0 is before the first of them.
         seed: Seed of the order of minibatches and of all generators; None goes on with the generators as they are.

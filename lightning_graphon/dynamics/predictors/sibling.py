@@ -1,7 +1,7 @@
 """A network drawn anew from the graphons of another one: of the same width a test, narrower a cheap stand-in."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -180,6 +180,60 @@ def sibling_optimizer(optimizer: Optimizer, model: nn.Module, sibling: Sibling) 
         )
     ]
     return rebuilt(optimizer, groups)
+
+
+def scale_updates(optimizer: Optimizer, model: nn.Module, sibling: Sibling) -> None:
+    """Let an optimizer that others have built train a sibling at the learning rates and decays for its width.
+
+    Steps are scaled as they are taken, so groups and schedulers stay as they are, as `sibling_optimizer` cannot do.
+
+    Args:
+        optimizer: Of the model, before its first step.
+        model: Holds the sibling's parameters.
+        sibling: Of `redraw_from_graphons`.
+
+    Raises:
+        ValueError: An optimizer whose learning rates cannot be scaled.
+
+    >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> narrow = redraw_from_graphons(net, {"0.weight": torch.ones(8, 3).bool()}, width=0.5)
+    >>> optimizer = torch.optim.SGD(narrow.model.parameters(), lr=0.1)
+    >>> scale_updates(optimizer, narrow.model, narrow)
+    >>> before = narrow.model[2].weight.clone()
+    >>> narrow.model(torch.ones(1, 3)).sum().backward()
+    >>> optimizer.step()
+    >>> torch.allclose(before - narrow.model[2].weight, 0.2 * narrow.model[2].weight.grad)
+    True
+    """
+    rates, names = sibling.rates(optimizer_kind(optimizer)), {p: name for name, p in model.named_parameters()}
+    before: dict[Tensor, Tensor] = {}
+
+    def scaled() -> Iterator[tuple[nn.Parameter, float, float, float, bool]]:
+        for group in optimizer.param_groups:
+            decays, decay = _decays(optimizer, group, sibling), float(group.get("weight_decay") or 0.0)
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter in names:
+                    name, decoupled = names[parameter], is_decoupled(optimizer, group)
+                    yield parameter, rates[name], decay, decays[name], decoupled
+
+    @torch.no_grad()
+    def remember(*_: object) -> None:
+        for parameter, _rate, decay, factor, decoupled in scaled():
+            before[parameter] = parameter.clone()
+            if decay and not decoupled:  # the optimizer adds decay · parameter itself
+                parameter.grad.add_(parameter, alpha=decay * (factor - 1))  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def rescale(*_: object) -> None:
+        lr = {p: float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+        for parameter, rate, decay, factor, decoupled in scaled():
+            start = before.pop(parameter)
+            shrink = lr[parameter] * decay if decoupled else 0.0
+            moved = parameter - start + shrink * start
+            parameter.copy_(start + rate * moved - rate * factor * shrink * start)
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(rescale)
 
 
 def _decays(optimizer: Optimizer, group: Mapping[str, object], sibling: Sibling) -> dict[str, float]:

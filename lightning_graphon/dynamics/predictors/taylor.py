@@ -105,17 +105,17 @@ def taylor_expand_(module: _Module, order: int = 1) -> _Module:
     """
     if isinstance(order, bool) or not isinstance(order, int) or order < 1:
         raise ValueError(f"order must be 1 or more, got {order!r}")
-    inside = [name for name, inner in module.named_modules() if name and isinstance(inner.forward, _Expansion)]
+    inside = [name for name, inner in module.named_modules() if name and isinstance(inner.forward, Expansion)]
     if inside:
         raise ValueError(f"{inside[0]} is expanded already, and a polynomial of a polynomial is not its own")
     before = vars(module).get("forward")
-    if isinstance(before, _Expansion):
+    if isinstance(before, Expansion):
         before = before.own
-    object.__setattr__(module, "forward", _Expansion(module, order, before))
+    object.__setattr__(module, "forward", Expansion(module, order, before))
     return module
 
 
-class _Expansion:
+class Expansion:
     """The `forward` of an expanded module; an object, so that copies of the module get one of their own.
 
     Args:
@@ -132,7 +132,10 @@ class _Expansion:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         forward = self.own or type(self.module).forward.__get__(self.module)
-        run: Callable[[], Any] = lambda: forward(*args, **kwargs)  # noqa: E731
+        return self.evaluate(lambda: forward(*args, **kwargs))
+
+    def evaluate(self, run: Callable[[], Any]) -> Any:
+        """What a function that calls the module, or modules inside it, returns, expanded."""
         # A parameter that was trained counts when it is frozen later; one that never was is a constant.
         self._moved = [was or p.requires_grad for was, (p, _) in zip(self._moved, self._origin, strict=True)]
         points: dict[Tensor, Tensor] = {
@@ -143,6 +146,11 @@ class _Expansion:
                 return self._linear(run, points)
             with _counted_batches(self.module):
                 return self._polynomial(run, points)
+
+    @staticmethod
+    def value(x: Any) -> Any:
+        """Of order 1, a tensor inside `evaluate` with its part that is linear in θ − θ0 added; anything else as it is."""
+        return _value_of_dual(x)
 
     def _linear(self, run: Callable[[], Any], points: Mapping[Tensor, Tensor]) -> Any:
         with forward_ad.dual_level():

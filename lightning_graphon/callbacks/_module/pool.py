@@ -1,7 +1,9 @@
-"""The data of a rehearsal: a pool that pushes, apart from the probe that is measured, and its minibatches."""
+"""Training data that push, the pool, apart from those that are measured, the probe; and minibatches of them."""
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,10 +18,12 @@ from lightning_graphon.callbacks._module.probe import (
     join_samples,
     samples,
     select,
+    size_in_bytes,
     take,
     training_batch_size,
 )
 
+_LARGEST = 2**28  # bytes
 _UNSIZED = 64  # samples that a batch is taken for where it does not say
 
 
@@ -27,42 +31,73 @@ class DataExhaustedError(Exception):
     """A rehearsal has seen all batches that it was given."""
 
 
-def draw_pool(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, probe_size: int, pool_size: int = 2048, seed: int = 0
-) -> tuple[Any, list[Any]]:
+@dataclass(frozen=True)
+class TrainingData:
+    """Samples of the training data, drawn once: those that are measured and those that push.
+
+    Attributes:
+        probe: One batch on the module's device.
+        drawn: Batches as the dataloader yields them, to train on; those of the probe where there are no others.
+        apart: Whether they are others than the probe's.
+    """
+
+    probe: Any
+    drawn: list[Any]
+    apart: bool
+
+    def joined(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any | None:
+        """What pushes as one batch on the device; None where it is the probe, holds less, or cannot be joined."""
+        if not self.apart:
+            return None
+        whole = join_samples(scoring_batches(trainer, pl_module, self.drawn, "loss"))
+        return whole if whole is not None and samples(whole) >= samples(self.probe) else None
+
+
+def draw_data(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, probe_size: int, pool_size: int = 2048, seed: int = 0,
+    seconds: float = math.inf,
+) -> TrainingData:  # fmt: skip
     """Disjoint training samples in the order of `seed`: first those of the probe, then those of the pool.
 
-    The order in which training will see the data is unchanged, as by `train_batches`. Where there are no samples beyond
-    the probe's, these are the pool, too: training has no others either.
+    The order in which training will see the data is unchanged, as by `train_batches`.
 
     Args:
         trainer: Its train dataloader is read; of several processes, the part of this one.
         pl_module: Its transfer hooks are applied to the probe.
-        probe_size: Samples of the probe, at most; it is the one that `draw_probe` gives.
-        pool_size: Samples of the pool, at most.
+        probe_size: Samples of the probe, at most.
+        pool_size: Samples of the pool, at most; fewer where they take longer or fill a quarter of a gigabyte.
         seed: Seed of a shuffling sampler.
-
-    Returns:
-        The probe as one batch on the module's device, and the pool's batches as the dataloader yields them.
+        seconds: After which loading for the pool ends.
 
     Raises:
         ValueError: There is no training data.
     """
-    size = probe_size + pool_size
+    size, end = probe_size + pool_size, perf_counter() + seconds
     most = min(size, batches_seen(trainer), 2 + size // (training_batch_size(trainer) or 1))
-    raw = train_batches(
-        trainer, pl_module, int(most), required=False, seed=seed, raw=True,
-        enough=lambda seen: sum(samples(batch) or _UNSIZED for batch in seen) >= size,
-    )  # fmt: skip
+
+    def enough(seen: list[Any]) -> bool:
+        count = sum(samples(batch) or _UNSIZED for batch in seen)
+        if not samples(seen[0]) and pool_size == 0:
+            return True
+        return count >= size or (
+            count >= probe_size and (perf_counter() > end or len(seen) * size_in_bytes(seen[0]) > _LARGEST)
+        )
+
+    raw = train_batches(trainer, pl_module, int(most), required=False, seed=seed, raw=True, enough=enough)
     if not raw:
-        raise ValueError("there is no training data to rehearse with: the train dataloader yields no batch")
+        raise ValueError("there is no training data to draw a probe batch from: the train dataloader yields no batch")
     count, seen = 0, 0
     while count < len(raw) and seen < probe_size:
         seen += samples(raw[count]) or probe_size
         count += 1
     probe = join_and_cut(scoring_batches(trainer, pl_module, raw[:count], "loss"), probe_size)
     rest = _first([*_last(raw[count - 1], seen - probe_size), *raw[count:]], pool_size)
-    return probe, rest or raw
+    return TrainingData(probe, rest or raw[:count], bool(rest))
+
+
+def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int) -> Any:
+    """The first `size` training samples in the order of `seed`, as one batch on the module's device; see `draw_data`."""
+    return draw_data(trainer, pl_module, size, 0, seed).probe
 
 
 def _last(batch: Any, size: int) -> list[Any]:
