@@ -116,6 +116,11 @@ class NestedTrainer(pl.Trainer):
 
     @property
     @override
+    def num_training_batches(self) -> int | float:
+        return self._real.num_training_batches
+
+    @property
+    @override
     def world_size(self) -> int:
         return self._real.world_size
 
