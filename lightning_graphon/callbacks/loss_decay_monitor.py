@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,10 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_graphon.callbacks._analysis.loss_session import FOREIGN, LossSession, Measuring, agreement
+from lightning_graphon.callbacks._analysis.loss_session import FOREIGN, LossSession, agreement
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned
 from lightning_graphon.callbacks._analysis.monitor import Monitor
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
+from lightning_graphon.callbacks._analysis.wanted import Measuring, Predicting, Wanted
 from lightning_graphon.callbacks._distributed.agreement import flattens_parameters
 from lightning_graphon.callbacks._distributed.sharded_analysis import ShardedAnalysis
 from lightning_graphon.callbacks._logging import loss_chart
@@ -79,6 +81,10 @@ class LossDecayMonitor(Monitor):
     def __init__(
         self,
         *,
+        predict: str | Sequence[str] | None = None,
+        horizon: int | None = None,
+        batch_orders: int = 2,
+        taylor_order: int = 1,
         kernel: KernelPrediction = KernelPrediction(),  # noqa: B008 - frozen
         probe_size: int = 128,
         pool_size: int = 2048,
@@ -89,12 +95,12 @@ class LossDecayMonitor(Monitor):
         figure: bool = True,
         verbose: bool = True,
         raise_errors: bool = False,
-        time_budget: float = 0.05,
+        time_budget: float | None = 0.05,
     ) -> None:
         super().__init__(figure=figure, verbose=verbose, raise_errors=raise_errors, time_budget=time_budget)
-        self.kernel = kernel
-        self.measuring = Measuring(probe_size, pool_size, probe_seed, every_n_steps, tolerance)
-        self.loss_fn = loss_fn
+        predicting = Predicting(predict, horizon, batch_orders, taylor_order)
+        measuring = Measuring(probe_size, pool_size, probe_seed, every_n_steps, tolerance)
+        self.wanted = Wanted(kernel, predicting, measuring, loss_fn, verbose)
         self._testing = False
         self._reset()
 
@@ -112,7 +118,7 @@ class LossDecayMonitor(Monitor):
     @property
     def metric(self) -> LossDecay:
         """Agreement of prediction and observation so far, of this process."""
-        return agreement(self._curves, self.measuring.tolerance)
+        return agreement(self._curves, self.wanted.measuring.tolerance)
 
     @property
     def valid_until(self) -> int | None:
@@ -126,6 +132,7 @@ class LossDecayMonitor(Monitor):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self._testing = stage != "fit"
 
     @override
@@ -148,7 +155,7 @@ class LossDecayMonitor(Monitor):
         budget = TimeBudget.of(trainer)
         budget.start(trainer)
         session = LossSession(
-            trainer, pl_module, sharded.optimizer, self.kernel, self.measuring, self.loss_fn, self._curves, budget
+            trainer, pl_module, sharded.optimizer, self.wanted, self._curves, budget, sharded.together
         )
         self._session = session
         if sharded.next < math.inf:
@@ -214,18 +221,16 @@ class LossDecayMonitor(Monitor):
         self._draw(trainer, self._session.budget)
 
     def _draw(self, trainer: pl.Trainer, budget: TimeBudget) -> None:
-        initial = self._initial
-        if initial is None or not self.draws(trainer):
+        if not self._predicted or not self.draws(trainer):
             return
         try:
             with budget.spending(trainer):
-                figure = loss_chart.figure(self._curves, initial, self.kernel.ntk)
-                send_figure(trainer, "loss_decay", figure, {k: v.numpy() for k, v in self.curves.items()})
+                send_figure(trainer, "loss_decay", self._figure(), {k: v.numpy() for k, v in self.curves.items()})
         except Exception as error:
             self._settle(trainer, error)
 
     def plot(self) -> Any:
-        """Predicted and observed loss, and the modes that carry the fall.
+        """Predicted and observed loss, and the modes of the kernel that carry the fall where one predicts.
 
         Returns:
             A matplotlib figure outside pyplot.
@@ -233,9 +238,21 @@ class LossDecayMonitor(Monitor):
         Raises:
             RuntimeError: No prediction has been made.
         """
-        if self._initial is None:
+        if not self._predicted:
             raise RuntimeError("LossDecayMonitor has made no prediction in this process; fit with it first")
-        return loss_chart.figure(self._curves, self._initial, self.kernel.ntk, with_modes=True)
+        return self._figure(with_modes=True)
+
+    def _figure(self, with_modes: bool = False) -> Any:
+        session = self._session
+        assert session is not None  # noqa: S101
+        return loss_chart.figure(
+            self._curves, session.ahead, self._initial, ntk=self.wanted.kernel.ntk,
+            tolerance=self.wanted.measuring.tolerance, power_law=session.power_law_curve(), with_modes=with_modes,
+        )  # fmt: skip
+
+    @property
+    def _predicted(self) -> bool:
+        return self._session is not None and (self._initial is not None or bool(self._session.ahead.predictions))
 
     @property
     def _initial(self) -> Forecast | None:
@@ -250,6 +267,7 @@ class LossDecayMonitor(Monitor):
         return {
             "curves": self._curves.state_dict(),
             "tracker": None if tracker is None else tracker.state_dict(),
+            "ahead": self._session.ahead.state_dict(),
             "settings": self._session.identity(),
         }
 

@@ -7,7 +7,7 @@ from lightning_graphon.dynamics.descent.stability import stability_limit
 from lightning_graphon.dynamics.forecast import Forecast
 from lightning_graphon.dynamics.kernel_change import KernelChange
 from lightning_graphon.dynamics.kernel_prediction import KernelPrediction
-from lightning_graphon.dynamics.loss_curves import LossCurves
+from lightning_graphon.dynamics.loss_curves import LossCurves, relative_error
 from lightning_graphon.dynamics.loss_tracker import LossTracker, next_multiple
 from lightning_graphon.dynamics.optimizer import (
     OptimizerStep,
@@ -15,10 +15,16 @@ from lightning_graphon.dynamics.optimizer import (
     optimizer_preconditioner,
     read_optimizer_step,
 )
+from lightning_graphon.dynamics.predictions_ahead import PredictionsAhead
 from lightning_graphon.dynamics.predictors.pool_batches import PoolBatches
 from lightning_graphon.dynamics.predictors.power_law import power_law
 from lightning_graphon.dynamics.predictors.predicted_loss import PredictedLoss, first_outside, lazy_until
-from lightning_graphon.dynamics.predictors.sibling import Sibling, redraw_from_graphons, scale_updates, sibling_optimizer
+from lightning_graphon.dynamics.predictors.sibling import (
+    Sibling,
+    redraw_from_graphons,
+    scale_updates,
+    sibling_optimizer,
+)
 from lightning_graphon.dynamics.predictors.taylor import linearize, taylor_expand, taylor_expand_
 from lightning_graphon.dynamics.predictors.trained_copies import rehearse, replay, train_copies
 from lightning_graphon.dynamics.predictors.training import Training
@@ -38,6 +44,7 @@ __all__ = [
     "OptimizerView",
     "PoolBatches",
     "PredictedLoss",
+    "PredictionsAhead",
     "ProbedNetwork",
     "Sibling",
     "Training",
@@ -53,6 +60,7 @@ __all__ = [
     "read_optimizer_step",
     "redraw_from_graphons",
     "rehearse",
+    "relative_error",
     "replay",
     "scale_updates",
     "sibling_optimizer",

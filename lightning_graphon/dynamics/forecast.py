@@ -1,7 +1,9 @@
 """One prediction of the loss: which kernel, the outputs measured with it, and every optimizer step since."""
 
+import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -111,6 +113,27 @@ class Forecast:
             self._ratios_now = relative_rates(self._rates) if max(self._rates) > 0 else self._ratios_now
         if not self._stopped:
             self._pending.append((self._rates, descent.momentum))
+
+    def rolled_out(self, rates: Sequence[Sequence[float]], at: Sequence[int]) -> list[float]:
+        """Losses after some of the steps that are to come; the forecast stays where it is.
+
+        Args:
+            rates: Learning rates of the parameter groups in each of these steps.
+            at: Numbers of steps from now, ascending, at most as many as there are rates.
+        """
+        ahead = copy.copy(self)
+        ahead._pending, ahead.seconds = [], self.seconds
+        if self.predictor is not None and self.kernels is not None:
+            self._catch_up()
+            ahead.predictor = self._predictor(self.kernels)
+            ahead.predictor.load_state_dict(self.predictor.state_dict())
+        losses, done = list[float](), 0
+        for count in at:
+            for step in rates[done:count]:
+                ahead.advance(replace(self._seen, rates=tuple(step)))
+            done = count
+            losses.append(ahead.loss)
+        return losses
 
     def stop(self) -> None:
         """Follow the learning rates alone from here on: nobody will ask for the loss again."""

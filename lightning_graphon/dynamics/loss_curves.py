@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CURVES = ("step", "observed", "predicted", "refreshed")
+CURVES = ("step", "observed", "predicted", "refreshed", "replayed", "rehearsed", "sibling", "power_law")
 
 
 @dataclass
@@ -54,8 +54,36 @@ class LossCurves:
         return max((step for step in self.by_step()["predicted"] if step < end), default=None)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """One more measurement."""
-        self.rows.append([float(step), *(values.get(name, torch.nan) for name in CURVES[1:])])
+        """One more measurement, or more of the last one."""
+        if self.last_step != step:
+            self.rows.append([float(step), *[math.nan] * (len(CURVES) - 1)])
+        for name in CURVES[1:]:
+            self.rows[-1][CURVES.index(name)] = values.get(name, self.rows[-1][CURVES.index(name)])
+
+    def judge(
+        self, step: int, values: Mapping[str, float], tolerance: float, band: tuple[float, float] | None = None
+    ) -> None:
+        """Note the first step at which the prediction of the start does not hold.
+
+        Args:
+            step: Of the values.
+            values: `observed` and `relative_error`.
+            tolerance: Largest relative error of a prediction that holds.
+            band: Where the loss was expected; then the error does not matter.
+        """
+        observed, error = values["observed"], values["relative_error"]
+        if self.invalid is not None:
+            return
+        if not math.isfinite(observed):
+            self.invalid = step, f"the observed loss is {observed}"
+        elif band is not None and not band[0] <= observed <= band[1]:
+            low, high = band
+            self.invalid = (
+                step,
+                f"the loss {observed:.3g} is outside the band of the rehearsals, {low:.3g} to {high:.3g}",
+            )
+        elif band is None and not error <= tolerance:
+            self.invalid = step, f"it is {error:.0%} off (relative_error, at most {tolerance:.0%})"
 
     def tensors(self) -> dict[str, Tensor]:
         """`CURVES` by name, [K] each, float64."""
@@ -74,7 +102,9 @@ class LossCurves:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "LossCurves":
         """The curves of `state_dict()`, to go on with."""
-        rows = state["rows"].reshape(-1, len(CURVES)).tolist()
+        rows = [
+            [*row, *[math.nan] * (len(CURVES) - len(row))] for row in state["rows"].tolist()
+        ]  # older ones have less
         invalid = state["invalid"]
         return cls(rows, invalid and (int(invalid[0]), str(invalid[1])), state["gave_up"])
 

@@ -53,6 +53,7 @@ class LossTracker:
         seconds: How long a computation of kernels may take now. What that is too short for is computed for part of the
             outputs.
         clips: Whether gradients are clipped.
+        band: Step -> where rehearsals expect the loss, None where there are none; predictions are judged by that.
 
     Attributes:
         leaves_out: What no prediction knows of, in words: weight decay, gradient clipping; empty without.
@@ -68,17 +69,17 @@ class LossTracker:
         self, network: ProbedNetwork, optimizer: OptimizerView, options: KernelPrediction, curves: LossCurves, *,
         pool: ProbedNetwork | None = None, every_n_steps: int = 50, tolerance: float = 0.1, step: int = 0,
         gradient_scale: float = 1.0, seconds: Callable[[], float] = lambda: math.inf, horizon: float = 1000,
-        clips: bool = False,
+        clips: bool = False, band: Callable[[int], tuple[float, float] | None] = lambda step: None,
     ) -> None:  # fmt: skip
         self.network, self.pool, self.options, self.curves = network, pool, options, curves
         self.initial: Forecast | None = None
         self.refreshed: Forecast | None = None
         self._every, self._tolerance = every_n_steps, tolerance
         self._kernels, self._optimizer = OptimizerKernels(network, optimizer), optimizer.optimizer
-        self._scale, self._read, self._seconds = gradient_scale, list[Any](), seconds
+        self.gradient_scale, self._read, self._seconds = gradient_scale, list[Any](), seconds
         decays = any(group.get("weight_decay") for group in self._optimizer.param_groups)
         self.leaves_out = " and ".join(["weight decay"] * decays + ["gradient clipping"] * clips)
-        self._step = _optimizer_step(self._optimizer, gradient_scale)
+        self._step, self._band = _optimizer_step(self._optimizer, gradient_scale), band
         self._next_change = 0
         self._regrouped: str | None = None  # why the groups are no longer those of the first prediction
         self._largest, self.stopped = 0.0, False  # loss seen; the first prediction
@@ -107,7 +108,7 @@ class LossTracker:
         """
         now = [(float(g["lr"]), g.get("momentum"), g.get("betas")) for g in self._optimizer.param_groups]
         if now != self._read:  # every training step comes by here: read again only what has changed
-            self._read, self._step = now, _optimizer_step(self._optimizer, self._scale)
+            self._read, self._step = now, _optimizer_step(self._optimizer, self.gradient_scale)
         try:
             for forecast in (None if self._regrouped else self.initial, self.refreshed):
                 if forecast is not None:
@@ -188,7 +189,7 @@ class LossTracker:
         if self.pool is not None and self.pool_loss is not None:
             pool = MeasuredOutputs(self.pool.measured(), self.pool_loss)
         # The optimizer's buffer is made of gradients of training batches, as its rates are for those of the pool.
-        velocities = None if made.velocities is None else made.velocities / self._scale
+        velocities = None if made.velocities is None else made.velocities / self.gradient_scale
         new = Forecast(
             replace(made, velocities=velocities), groups, probe, pool, self._step, step, adam_steps(self._optimizer)
         )
@@ -204,20 +205,17 @@ class LossTracker:
 
     def _judge(self, values: Mapping[str, float], step: int) -> None:
         """Say once that the initial prediction no longer holds, and why."""
-        if self.curves.invalid is not None or self.initial is None:
+        if self.curves.invalid is not None or self.initial is None or "relative_error" not in values:
             return
-        error, change = values.get("relative_error", 0.0), values.get("kernel_drift", 0.0)
-        limit = self.options.change_tolerance
-        if not math.isfinite(values["observed"]):
-            self.curves.invalid = step, f"the observed loss is {values['observed']}"
-        elif not change <= limit:
+        band, change, limit = self._band(step), values.get("kernel_drift", 0.0), self.options.change_tolerance
+        if math.isfinite(values["observed"]) and band is None and not change <= limit:
             self.curves.invalid = step, f"the kernel has moved by {change:.0%} (kernel_drift, at most {limit:.0%})"
-        elif not error <= self._tolerance:
-            why = f"it is {error:.0%} off (relative_error, at most {self._tolerance:.0%})"
-            rate, stable = max(self._step.rates), self.initial.largest_stable_rate
-            if rate > stable:
-                why += f"; the learning rate {rate:.3g} is beyond {stable:.3g}, the largest stable one"
-            self.curves.invalid = step, why
+            return
+        self.curves.judge(step, values, self._tolerance, band)
+        rate, stable = max(self._step.rates), self.initial.largest_stable_rate
+        if self.curves.invalid is not None and rate > stable:
+            why = f"the learning rate {rate:.3g} is beyond {stable:.3g}, the largest stable one"
+            self.curves.invalid = step, f"{self.curves.invalid[1]}; {why}"
 
     def _stop_if_diverged(self, values: dict[str, float]) -> None:
         """An invalid prediction far above every loss seen so far would only hide the other curves of a chart."""

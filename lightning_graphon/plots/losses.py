@@ -13,6 +13,17 @@ from lightning_graphon.plots.figure import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_SHORT = 5  # times as many steps as were predicted
+_BAND = "#0f766e"
+# Colour, line and words of each curve, in the order in which they are drawn.
+_STYLES = {
+    "rehearsed": (_BAND, "-", "rehearsal (the network itself, on other data)"),
+    "predicted": ("#c2410c", "--", "theory (the network linearised at the start)"),
+    "refreshed": ("#0369a1", ":", "theory, since the last refresh"),
+    "sibling": ("#7c3aed", "-.", "sibling (drawn from the graphons)"),
+    "power_law": ("#a3a3a3", ":", "power law of the first 20 losses"),
+    "observed": ("#1b1b1b", "-", "observed"),
+}
 Curves: TypeAlias = Mapping[str, Mapping[int, float]]
 
 
@@ -22,6 +33,7 @@ def plot_loss_decay(
     *,
     band: tuple[Tensor, Tensor, Tensor] | None = None,
     invalid_from: int | None = None,
+    lazy_until: int | None = None,
     shares: Tensor | None = None,
     title: str = "",
 ) -> "Figure":
@@ -30,9 +42,11 @@ def plot_loss_decay(
     The axis has room for the observed loss; the legend says where another curve is cut off, and how far it goes.
 
     Args:
-        curves: "observed", and where there are any "predicted" and "refreshed": step -> loss.
-        band: Steps, lower and upper losses of the two predictions that differ in the probe's self-terms.
+        curves: "observed", and where there are any "predicted", "refreshed", "rehearsed", "sibling" and "power_law":
+            step -> loss.
+        band: Steps, lower and upper losses of the rehearsals.
         invalid_from: Step from which the prediction no longer holds.
+        lazy_until: Step at which theory, the predicted curve, leaves that band.
         shares: Share of the initial fall of the loss in each mode of the kernel, the largest eigenvalue first.
         title: Title of the whole figure.
     """
@@ -41,7 +55,7 @@ def plot_loss_decay(
     columns = 1 if shares is None else 2
     figure, axes = new_figure(1, columns, cell=(3.8, 2.5), layout=None)  # fits TensorBoard's cards
     figure.subplots_adjust(left=0.15 / columns, right=0.98, bottom=0.18, top=0.94 - 0.06 * columns, wspace=0.28)
-    _draw_losses(axes[0, 0], curves, band, invalid_from)
+    _draw_losses(axes[0, 0], curves, band, invalid_from, lazy_until)
     axes[0, 0].legend(fontsize=7, handlelength=1.4, borderpad=0.2)
     if shares is not None:
         _draw_shares(axes[0, 1], shares)
@@ -81,27 +95,31 @@ def plot_loss_decays(
 
 
 def _draw_losses(
-    axis: Any, curves: Curves, band: tuple[Tensor, Tensor, Tensor] | None, invalid_from: int | None
-) -> None:
-    styles = {
-        "observed": ("#1b1b1b", "-", "observed"),
-        "predicted": ("#c2410c", "--", "predicted at the start"),
-        "refreshed": ("#0369a1", ":", "predicted at the last refresh"),
-    }
+    axis: Any, curves: Curves, band: tuple[Tensor, Tensor, Tensor] | None, invalid_from: int | None,
+    lazy_until: int | None = None,
+) -> None:  # fmt: skip
     # Predictions may be infinite or far off, so the observed curve gives the limits.
     low, high = _range([value for value in curves["observed"].values() if math.isfinite(value)])
-    for name, (color, line, label) in styles.items():
+    for name, (color, line, label) in _STYLES.items():
         if curves.get(name):
             label += _cut(curves[name], low, high)
-            axis.plot(list(curves[name]), list(curves[name].values()), color=color, ls=line, lw=1.6, label=label)
+            axis.plot(list(curves[name]), list(curves[name].values()), color=color, ls=line, lw=1.4, label=label)
+    last = max(curves["observed"], default=0)
     if band is not None:
         at, lower, upper = (t.double().cpu().numpy() for t in band)
         ends = [_cut(dict(zip(at.astype(int), end, strict=True)), low, high) for end in (upper, lower)]
-        label = f"band of the finite probe{ends[0] or ends[1]}"
-        axis.fill_between(at, lower, upper, color="#c2410c", alpha=0.15, lw=0, label=label)
+        axis.fill_between(at, lower, upper, color=_BAND, alpha=0.25, lw=0, label=f"its band{ends[0] or ends[1]}")
+        last = max(last, int(at[-1]))
+    theory = curves.get("predicted")
+    if lazy_until is not None and theory:
+        value = theory.get(lazy_until, min(theory.items(), key=lambda point: abs(point[0] - lazy_until))[1])
+        axis.plot([lazy_until], [value], "x", color="#c2410c", ms=6, label=f"where theory ends (step {lazy_until})")
     if invalid_from is not None:
-        last = max(curves["observed"])
-        axis.axvspan(invalid_from, last, color="0.5", alpha=0.13, lw=0, label="first prediction no longer holds")
+        axis.axvspan(invalid_from, last, color="0.5", alpha=0.13, lw=0, label="the prediction no longer holds")
+    short = [max(c) for n, c in curves.items() if c and n in ("predicted", "rehearsed")]
+    if short and last > _SHORT * max(short):  # a prediction of a hundredth of the run would be a stroke at the left
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set_xlim(left=0)
     if low > 0:
         axis.set_yscale("log")
         few_ticks(axis, high / low)

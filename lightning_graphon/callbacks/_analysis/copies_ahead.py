@@ -1,10 +1,9 @@
 """The losses of copies of a training, ahead of it: how many steps of which there is time for."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -14,7 +13,8 @@ from lightning_graphon.callbacks._module.pool import TrainingData
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.callbacks._rehearsal.changed_copies import NetworkPlace, expanded, redrawn
 from lightning_graphon.callbacks._rehearsal.rehearse import Change, rehearse_fit
-from lightning_graphon.dynamics import PredictedLoss, UnsupportedTrainingError, extrapolate_widths
+from lightning_graphon.dynamics import PredictedLoss, PredictionsAhead, UnsupportedTrainingError, extrapolate_widths
+from lightning_graphon.dynamics.predictors.taylor import load_derivatives
 from lightning_graphon.pruning import Masks
 
 PORTION = 0.5  # of the time budget, for all copies
@@ -39,44 +39,6 @@ class Run:
     order: int
     cost: float
     width: float = 1.0
-
-
-@dataclass
-class CopiesAhead:
-    """What copies of a training say of its loss.
-
-    Attributes:
-        predictions: "rehearsal", "replay" and "sibling", as far as they were made.
-        refused: Name -> why there is no such prediction.
-        rates: Learning rates [groups] of each step that was rehearsed.
-        seconds: That all of it took.
-    """
-
-    predictions: dict[str, PredictedLoss] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    rates: list[list[float]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def until(self) -> int:
-        """Last step that is predicted; -1 without any."""
-        return max((p.until for p in self.predictions.values() if p.until is not None), default=-1)
-
-    def at(self, step: int) -> dict[str, float]:
-        """Name -> loss predicted for a step, where it is."""
-        found = {name: (p.steps == step).nonzero().flatten().tolist() for name, p in self.predictions.items()}
-        return {name: float(self.predictions[name].mean[i[0]]) for name, i in found.items() if i}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and strings only."""
-        curves = {name: [p.steps, p.losses, p.cost] for name, p in self.predictions.items()}
-        return {"curves": curves, "refused": dict(self.refused), "rates": self.rates, "seconds": self.seconds}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "CopiesAhead":
-        """What `state_dict()` is of."""
-        made = {name: PredictedLoss(name, *values) for name, values in state["curves"].items()}
-        return cls(made, dict(state["refused"]), list(state["rates"]), float(state["seconds"]))
 
 
 def steps_to_look_at(first: int, last: int, every: int) -> list[int]:
@@ -115,7 +77,7 @@ class CopyTrainer:
 
     def predict(
         self, names: Sequence[str], *, horizon: int | None, every: int, orders: int, taylor_order: int
-    ) -> CopiesAhead:
+    ) -> PredictionsAhead:
         """Train copies as far as there is time for all of them.
 
         Args:
@@ -125,32 +87,33 @@ class CopyTrainer:
             orders: Of batches, of the rehearsal.
             taylor_order: Of the replay.
         """
-        made, start = CopiesAhead(), perf_counter()
-        runs = _runs(names, orders, taylor_order)
-        first = self._trainer.global_step
+        made, runs, first = PredictionsAhead(), _runs(names, orders, taylor_order), self._trainer.global_step
         asked = steps_to_look_at(first, first + self._horizon(horizon), every)
+        if "replay" in names:
+            load_derivatives()  # half a second, once in a process
         rows: dict[tuple[str, float], list[list[float]]] = {}
+        start, total = perf_counter(), sum(run.cost for run in runs)
         end = start + self._seconds()
         for number, run in enumerate(runs):
-            if run.name in made.refused or not asked:
+            if run.name in made.refused:
                 continue
-            now, rest = perf_counter(), sum(other.cost for other in runs[number:])
-            seconds = (end - now) * run.cost / rest
+            rest = sum(other.cost for other in runs[number:])
             try:
-                losses = self._losses(run, asked, seconds, taylor_order, made)
+                losses = self._losses(run, asked, (end - perf_counter()) * run.cost / rest, taylor_order, made)
+                if len(losses) < 2:
+                    raise UnsupportedTrainingError("time_budget leaves no time for a step")
             except UnsupportedTrainingError as error:
                 made.refused[run.name] = str(error)
                 continue
             rows.setdefault((run.name, run.width), []).append(losses)
-            asked = asked[: len(losses)]
+            asked = asked[: len(losses)] if len(rows) == 1 else asked  # no other need go farther than the first
             if self._progress is not None:
-                self._progress(1 - (rest - run.cost) / sum(other.cost for other in runs))
-        steps = torch.tensor(asked, dtype=torch.int64)
-        found = {key: torch.tensor([r[: len(asked)] for r in rs]).double() for key, rs in rows.items()}
-        for name in dict.fromkeys(name for name, _ in found):
-            if name not in made.refused and len(asked) > 1:
-                losses = self._combined(name, found)
-                made.predictions[name] = PredictedLoss(name, steps, losses, _cost(name, taylor_order))
+                self._progress(1 - (rest - run.cost) / total)
+        for name in dict.fromkeys(name for name, _ in rows):
+            if name not in made.refused:
+                curves = _curves(name, rows)
+                steps = torch.tensor(asked[: curves.shape[1]], dtype=torch.int64)
+                made.predictions[name] = PredictedLoss(name, steps, curves, _cost(name, taylor_order))
         made.seconds = perf_counter() - start
         return made
 
@@ -164,7 +127,7 @@ class CopyTrainer:
         return seconds if self._trainer.world_size == 1 else min(seconds, _WAIT)
 
     def _losses(
-        self, run: Run, asked: list[int], seconds: float, taylor_order: int, made: CopiesAhead
+        self, run: Run, asked: list[int], seconds: float, taylor_order: int, made: PredictionsAhead
     ) -> list[float]:
         first = self._trainer.global_step
         found = rehearse_fit(
@@ -184,13 +147,17 @@ class CopyTrainer:
         place = NetworkPlace.of(self._module, objective, self._data.probe)
         if run.name == "replay":
             return expanded(place, taylor_order)
+        if self._trainer.gradient_clip_val:
+            raise UnsupportedTrainingError("gradients are clipped, at a norm that is another one at another width")
         return redrawn(place, self._masks or {}, width=run.width, seed=self._seed)
 
-    @staticmethod
-    def _combined(name: str, found: dict[tuple[str, float], torch.Tensor]) -> torch.Tensor:
-        if name != "sibling":
-            return found[name, 1.0]
-        return extrapolate_widths(*(found[name, width] for width in _WIDTHS), _WIDTHS)
+
+def _curves(name: str, rows: Mapping[tuple[str, float], list[list[float]]]) -> torch.Tensor:
+    """[orders, steps], as far as all copies of a prediction went."""
+    own = {width: losses for (other, width), losses in rows.items() if other == name}
+    count = min(len(losses) for curves in own.values() for losses in curves)
+    curves = {width: torch.tensor([c[:count] for c in own[width]], dtype=torch.float64) for width in own}
+    return extrapolate_widths(*(curves[width] for width in _WIDTHS), _WIDTHS) if name == "sibling" else curves[1.0]
 
 
 def _runs(names: Sequence[str], orders: int, taylor_order: int) -> list[Run]:

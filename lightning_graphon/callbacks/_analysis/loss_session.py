@@ -2,37 +2,34 @@
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
-from lightning_graphon._shared.checks import make_plain
-from lightning_graphon.callbacks._analysis.affordable_network import PORTION, affordable_network, affordable_pool
-from lightning_graphon.callbacks._analysis.masks_in_use import masks_in_use
+from lightning_graphon.callbacks._analysis.affordable_network import PORTION
+from lightning_graphon.callbacks._analysis.copies_ahead import CopyTrainer
+from lightning_graphon.callbacks._analysis.kernel_theory import kernel_theory
+from lightning_graphon.callbacks._analysis.masks_in_use import enforced_masks, masks_in_use
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
-from lightning_graphon.callbacks._logging.loss_chart import within_reach
-from lightning_graphon.callbacks._logging.scalars import log_scalars
-from lightning_graphon.callbacks._module.network import TrainingStepNetwork
-from lightning_graphon.callbacks._module.probe import (
-    batches_seen,
-    draw_probe_and_pool,
-    repeat_batch,
-    samples,
-    take,
-    training_batch_size,
-)
-from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
+from lightning_graphon.callbacks._analysis.wanted import COPIES, CURVE_OF, PREDICTORS, Wanted
+from lightning_graphon.callbacks._logging.loss_chart import announcement, within_reach
+from lightning_graphon.callbacks._logging.scalars import log_scalars, show
+from lightning_graphon.callbacks._module.pool import TrainingData, draw_data
+from lightning_graphon.callbacks._module.probe import samples
+from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.dynamics import (
-    KernelPrediction,
     LossCurves,
     LossTracker,
     OptimizerView,
+    PredictionsAhead,
     UnsupportedTrainingError,
     next_multiple,
+    power_law,
+    relative_error,
 )
 from lightning_graphon.metrics import LossDecay
 
@@ -41,25 +38,8 @@ log = logging.getLogger(__name__)
 FOREIGN = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 _AT_THE_END = ("rate_ratio", "log_correlation")
 _NEVER = 2**62
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """What is measured, when, and up to which error a prediction holds; as `LossDecayMonitor` documents it."""
-
-    probe_size: int
-    pool_size: int
-    probe_seed: int
-    every_n_steps: int
-    tolerance: float
-
-    def __post_init__(self) -> None:
-        make_plain(self)
-        for name in ("probe_size", "every_n_steps", "tolerance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if self.pool_size < 0:
-            raise ValueError(f"pool_size must be 0 or more, got {self.pool_size!r}")
+_OF_POWER_LAW = 20  # observed losses that a power law is fitted to
+_ERRORS = ("relative_error", "refreshed_error")
 
 
 class LossSession:
@@ -69,135 +49,122 @@ class LossSession:
         trainer: Fits the module.
         pl_module: The module.
         optimizer: Trains it; None where there are several.
-        prediction: Which kernel predicts.
-        measuring: What is measured, and when.
-        loss_fn: In place of `training_step`.
+        wanted: By the user.
         curves: Goes on with them.
-        budget: Says how long kernels may take, and how often the loss may be measured.
+        budget: Says how long predictions may take, and how often the loss may be measured.
+        sharded: Whether weights are cut over processes.
 
     Attributes:
-        tracker: Predicts; None where nothing is predicted.
+        tracker: Predicts by a kernel; None where none does.
+        ahead: What copies of the training say of it.
     """
 
     def __init__(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: OptimizerView | None,
-        prediction: KernelPrediction, measuring: Measuring, loss_fn: ModuleLoss | None, curves: LossCurves,
-        budget: TimeBudget,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: OptimizerView | None, wanted: Wanted,
+        curves: LossCurves, budget: TimeBudget, sharded: bool = False,
     ) -> None:  # fmt: skip
-        self._trainer, self._module, self._optimizer = trainer, pl_module, optimizer
-        self._prediction, self._measuring, self.curves, self.budget = prediction, measuring, curves, budget
+        self._trainer, self._module, self._optimizer, self._sharded = trainer, pl_module, optimizer, sharded
+        self.wanted, self._measuring, self.curves, self.budget = wanted, wanted.measuring, curves, budget
         self.tracker: LossTracker | None = None
-        self._objective = TrainingStepObjective(trainer, pl_module, loss_fn)
-        self._batch: Any = None
-        self._pool: Any | None = None
-        self._took = 0.0  # seconds of a look
+        self.ahead = PredictionsAhead()
+        self._objective = TrainingStepObjective(trainer, pl_module, wanted.loss_fn)
+        self._data: TrainingData | None = None
+        self._pool = 0  # samples that push in the kernel's prediction
+        self._theory: str | None = None  # whose prediction is called the predicted one
+        self._took, self._told = 0.0, False  # seconds of a look; what is predicted
 
     def begin(self, restored: Mapping[str, Any] | None) -> int:
-        """Draw the probe, read the network, go on from a checkpoint's state; the step of the next look."""
-        m = self._measuring
-        self._batch, self._pool = draw_probe_and_pool(
-            self._trainer, self._module, m.probe_size, m.pool_size, m.probe_seed,
-            batches_seen(self._trainer), self.budget.portion(PORTION),
-        )  # fmt: skip
-        try:
-            if self._optimizer is None:
-                count = len(self._trainer.optimizers)
-                raise UnsupportedTrainingError(f"there are {count} optimizers, and one is needed")
-            if self.curves.gave_up is not None:
-                raise UnsupportedTrainingError(self.curves.gave_up)
-            masks = masks_in_use(self._trainer, self._module)
-            self._take_as_before({} if restored is None else restored.get("settings", {}))
-            network, part = affordable_network(self._trainer, self._objective, self._batch, masks, self.budget)
-            if samples(part) < samples(self._batch):
-                log.info("LossDecayMonitor: the probe has %d of %d samples", samples(part), samples(self._batch))
-            self._batch = part
-            size = training_batch_size(self._trainer)
-            coupled = (self._pool is not None or size != network.count) and network.couples_samples()
-            if coupled:  # their number matters, and no pool can stand for training batches
-                self._pool = None
-            pool, self._pool = affordable_pool(network, self._trainer, self._objective, self._pool, self.budget)
-            self.tracker = LossTracker(
-                network, self._optimizer, self._prediction, self.curves, pool=pool,
-                every_n_steps=m.every_n_steps, tolerance=m.tolerance,
-                step=self._trainer.global_step, gradient_scale=self._gradient_scale(network),
-                seconds=lambda: self.budget.portion(PORTION), clips=bool(self._trainer.gradient_clip_val),
-            )  # fmt: skip
-            if restored:
-                self._resume(self.tracker, restored)
-            self._tell_limits(self.tracker, coupled)
-        except UnsupportedTrainingError as error:
-            self._give_up(str(error))
+        """Draw the data, make predictions or go on with those of a checkpoint; the step of the next look."""
+        m, trainer = self._measuring, self._trainer
+        self._data = draw_data(
+            trainer, self._module, m.probe_size, m.pool_size, m.probe_seed, self.budget.portion(PORTION)
+        )
+        if self.curves.gave_up is not None:
+            self._give_up(self.curves.gave_up)
+            return self._next_look()
+        names = self.wanted.predicting.names(self._optimizer, self.wanted.kernel, bool(trainer.gradient_clip_val))
+        if "kernel" in names:
+            self._begin_kernel({} if restored is None else restored.get("settings", {}))
+        if restored is None or not self._resume(restored):
+            self._begin_copies([name for name in COPIES if name in names])
+        made = [*(["kernel"] if self.tracker is not None else []), *self.ahead.predictions]
+        self._theory = next((name for name in PREDICTORS if name in made), None)
+        if self._theory is None:
+            self._give_up("; ".join(dict.fromkeys(self.ahead.refused.values())))
         return self._next_look()
 
-    def _take_as_before(self, settings: Mapping[str, Any]) -> None:
-        """The same probe and pool again, which were cut to the time that there was."""
-        if "samples" in settings and "pool" in settings:
-            self._batch = take(self._batch, settings["samples"])
-            self._pool = take(self._pool, settings["pool"]) if self._pool is not None and settings["pool"] else None
+    @property
+    def _probe(self) -> Any:
+        assert self._data is not None  # noqa: S101
+        return self._data.probe
 
-    def _tell_limits(self, tracker: LossTracker, coupled: bool) -> None:
-        size, probe = training_batch_size(self._trainer), samples(self._batch)
-        if coupled and size != probe:
-            log.warning(
-                "LossDecayMonitor: the loss in training_step couples the samples of a batch, as contrastive losses do. "
-                "Training batches of %s and the probe of %d have different losses, so the predicted fall is biased: "
-                "probe_size=%s compares like with like.",
-                size or "another size", probe, size or "the batch size",
+    def _begin_kernel(self, drawn: Mapping[str, int]) -> None:
+        assert self._data is not None  # noqa: S101
+        m, masks = self._measuring, masks_in_use(self._trainer, self._module)
+        try:
+            theory = kernel_theory(
+                self._trainer, self._objective, self._optimizer, self._data, masks, self.wanted.kernel, self.curves,
+                self.budget, every_n_steps=m.every_n_steps, tolerance=m.tolerance, band=self._band,
+                drawn={key: drawn[key] for key in ("samples", "pool") if key in drawn},
             )  # fmt: skip
-        elif self._pool is None:
-            log.info(
-                "LossDecayMonitor: there is no pool of other samples than the probe's, so the probe pushes itself: "
-                "where training has more samples, the loss is predicted to fall too fast."
-            )
-        if tracker.leaves_out:
-            log.info("LossDecayMonitor: the prediction leaves out %s.", tracker.leaves_out)
+        except UnsupportedTrainingError as error:
+            self.ahead.refused["kernel"] = str(error)
+            return
+        self.tracker, self._pool = theory.tracker, theory.pool
+        self._data = replace(self._data, probe=theory.probe)
 
-    def _gradient_scale(self, network: TrainingStepNetwork) -> float:
-        """Gradient of a training batch over that of what pushes: 1 for mean losses, the ratio of their sizes for sums.
+    def _begin_copies(self, names: Sequence[str]) -> None:
+        assert self._data is not None  # noqa: S101
+        if not names:
+            return
+        if self._sharded:
+            why = "the weights are cut over processes, and a copy would need them whole on each"
+            self.ahead.refused.update(dict.fromkeys(names, why))
+            return
+        copies = CopyTrainer(
+            self._trainer, self._module, self._data, enforced_masks(self._trainer), self.budget,
+            loss_fn=self.wanted.loss_fn, seed=self._measuring.probe_seed,
+        )  # fmt: skip
+        p = self.wanted.predicting
+        made = copies.predict(
+            names, horizon=p.horizon, every=self._measuring.every_n_steps, orders=p.batch_orders,
+            taylor_order=p.taylor_order,
+        )  # fmt: skip
+        made.refused = {**self.ahead.refused, **made.refused}
+        self.ahead = made
 
-        Raises:
-            UnsupportedTrainingError: The loss is a sum, and the size of training batches is not known.
-        """
-        with network.evaluated(), torch.no_grad():
-            once = float(self._objective.loss(self._batch))
-            try:
-                twice = float(self._objective.loss(repeat_batch(self._batch)))
-            except (ValueError, TypeError, RuntimeError, IndexError):
-                return 1.0  # a batch that cannot be repeated; most losses are means
-        if not math.isclose(twice, 2 * once, rel_tol=1e-3, abs_tol=1e-12) or once == 0:
-            return 1.0
-        batch_size = training_batch_size(self._trainer)
-        if batch_size is None:
-            raise UnsupportedTrainingError(
-                "the loss in training_step is a sum over the batch, whose size is not known: use a mean"
-            )
-        return float(batch_size / samples(self._batch if self._pool is None else self._pool))
-
-    def _resume(self, tracker: LossTracker, restored: Mapping[str, Any]) -> None:
+    def _resume(self, restored: Mapping[str, Any]) -> bool:
         """Go on from a checkpoint's state; one that does not fit is left, and told."""
         now = self.identity()
         try:
             if restored["settings"] != now:
                 raise ValueError(f"it was made with {restored['settings']}, and now it is {now}")
-            tracker.load_state_dict(restored["tracker"])
-            if tracker.initial is not None and tracker.initial.kernels is None:
-                log.warning(
-                    "LossDecayMonitor: the prediction of step %d ends here, at step %d: its kernel is too large for a "
-                    "checkpoint.", tracker.initial.start, self._trainer.global_step,
-                )  # fmt: skip
+            copies = PredictionsAhead.from_state(restored["ahead"])
+            if restored["tracker"] is None:
+                self.tracker = None
+            elif self.tracker is not None:
+                self.tracker.load_state_dict(restored["tracker"])
+                if self.tracker.initial is not None and self.tracker.initial.kernels is None:
+                    log.warning(
+                        "LossDecayMonitor: the prediction of step %d ends here, at step %d: its kernel is too large "
+                        "for a checkpoint.", self.tracker.initial.start, self._trainer.global_step,
+                    )  # fmt: skip
+            self.ahead, self._told = copies, True
         except FOREIGN as error:
             log.warning(
                 "LossDecayMonitor starts anew at step %d: the checkpoint's prediction does not fit, %s",
                 self._trainer.global_step, error,
             )  # fmt: skip
             self.curves.rows, self.curves.invalid = [], None
+            return False
+        return True
 
     def identity(self) -> dict[str, Any]:
         """Plain values that a checkpoint and the run that resumes it must share."""
         m = self._measuring
         sizes = {"probe_size": m.probe_size, "pool_size": m.pool_size, "probe_seed": m.probe_seed}
-        drawn = {"samples": samples(self._batch), "pool": 0 if self._pool is None else samples(self._pool)}
-        return {**self._prediction.identity(), **sizes, **drawn}
+        drawn = {"samples": samples(self._probe), "pool": self._pool}
+        return {**self.wanted.kernel.identity(), **self.wanted.predicting.identity(), **sizes, **drawn}
 
     def advance(self) -> None:
         """Follow the step that the optimizer is about to take."""
@@ -205,11 +172,14 @@ class LossSession:
             try:
                 self.tracker.advance()
             except UnsupportedTrainingError as error:
-                self._give_up(str(error))
+                self._end_kernel(str(error))
 
     def _next_look(self) -> int:
         every, last = self._measuring.every_n_steps, self.curves.last_step
         regular = next_multiple(every, last) if self.tracker is None else self.tracker.next_look()
+        compared = [step for step in self.ahead.steps if step > last]
+        if compared and self._took * len(compared) <= self.budget.left / 2:
+            regular = min(regular, compared[0])
         spacing = self.budget.spacing(self._took)
         if spacing <= every or (self.tracker is not None and self.tracker.initial is None):
             return regular
@@ -221,28 +191,83 @@ class LossSession:
         step, told, start = self._trainer.global_step, self.curves.invalid, perf_counter()
         self._stop_what_costs_too_much()
         made = self.tracker and (self.tracker.initial, self.tracker.refreshed)
-        values: dict[str, float] = {}
-        if self.tracker is not None:
-            try:
-                values = self.tracker.observe(step)
-            except UnsupportedTrainingError as error:
-                self._give_up(str(error))
-        if not values:
-            values = {"observed": self._objective.observed(self._batch)}
-            self.curves.add(step, values)
-        shown = within_reach(values, self.curves)
-        log_scalars(self._trainer, {f"loss_decay/{name}": value for name, value in shown.items()})
-        # An error that is no longer measured must not stay behind for a ModelCheckpoint to find it the best.
-        for key in ("loss_decay/relative_error", "loss_decay/refreshed_error"):
-            if key in self._trainer.callback_metrics and key.rpartition("/")[2] not in shown:
-                self._trainer.callback_metrics[key] = torch.tensor(math.inf)
+        values = self._observe(step)
+        values.update(self._of_copies(step, values["observed"]))
+        if rival := self.power_law_curve([step]):
+            values["power_law"] = rival[step]
+        self.curves.add(step, values)
+        self._log(within_reach(values, self.curves))
         if self.curves.invalid is not None and told is None:
             first, why = self.curves.invalid
             log.warning("LossDecayMonitor: from step %d on the prediction of the start no longer holds: %s", first, why)
         if made == (self.tracker and (self.tracker.initial, self.tracker.refreshed)):  # kernels are an expense of once
             self._took = perf_counter() - start
+        self._tell()
         self._stop_what_costs_too_much()
         return self._next_look()
+
+    def _observe(self, step: int) -> dict[str, float]:
+        """The loss now, and what the kernel predicts."""
+        if self.tracker is not None:
+            try:
+                return self.tracker.observe(step)
+            except UnsupportedTrainingError as error:
+                self._end_kernel(str(error))
+        observed = self._objective.observed(self._probe)
+        self.curves.add(step, {"observed": observed})
+        return {"observed": observed}
+
+    def _of_copies(self, step: int, observed: float) -> dict[str, float]:
+        """What copies predict, judged where they make the prediction."""
+        found = self.ahead.at(step)
+        values = {CURVE_OF[name]: loss for name, loss in found.items() if name in CURVE_OF}
+        if self._theory in found and self._theory != "kernel":
+            predicted = found[self._theory]
+            values |= {"predicted": predicted, "relative_error": relative_error(predicted, observed)}
+            if self._theory == "replay":
+                del values["replayed"]
+            self.curves.judge(step, {"observed": observed, **values}, self._measuring.tolerance, self._band(step))
+        return values
+
+    def _band(self, step: int) -> tuple[float, float] | None:
+        """Where the loss is at a step, by the rehearsals; None where there are none."""
+        rehearsal = self.ahead.predictions.get("rehearsal")
+        place = None if rehearsal is None else (rehearsal.steps == step).nonzero().flatten().tolist()
+        if rehearsal is None or not place:
+            return None
+        low, high = (float(end[place[0]]) for end in rehearsal.band(self._measuring.tolerance))
+        return low, high
+
+    def power_law_curve(self, steps: Sequence[int] | None = None) -> dict[int, float]:
+        """Step -> loss that the first observed ones let one expect, after them; for all that were measured."""
+        rows = self.curves.rows
+        later = [int(row[0]) for row in rows[_OF_POWER_LAW:]] if steps is None else steps
+        if len(rows) <= _OF_POWER_LAW or not any(math.isfinite(row[1]) for row in rows[:_OF_POWER_LAW]):
+            return {}
+        first = rows[:_OF_POWER_LAW]
+        losses = power_law([int(row[0]) for row in first], [row[1] for row in first], later)
+        return dict(zip(later, losses.tolist(), strict=True))
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        log_scalars(self._trainer, {f"loss_decay/{name}": value for name, value in values.items()})
+        # An error that is no longer measured must not stay behind for a ModelCheckpoint to find it the best.
+        for name in _ERRORS:
+            if f"loss_decay/{name}" in self._trainer.callback_metrics and name not in values:
+                self._trainer.callback_metrics[f"loss_decay/{name}"] = torch.tensor(math.inf)
+
+    def _tell(self) -> None:
+        """Say once what is predicted, and until when theory is trusted."""
+        if self._told or (self.tracker is not None and self.tracker.initial is None):
+            return
+        self._told = True
+        if self.tracker is not None and self.tracker.initial is not None:
+            self.ahead.compare_with_kernel(self.tracker, self._measuring.tolerance)
+        else:
+            self.ahead.find_lazy_until(self._measuring.tolerance)
+        if self.wanted.verbose and self._theory is not None:
+            size = samples(self._probe)
+            kernel = None if self.tracker is None else self.tracker.initial
+            show(announcement(self.ahead, kernel, size, self.budget.planned))
 
     def _stop_what_costs_too_much(self) -> None:
         """Predictions are followed step by step: one that has failed for half of the time, one that holds for all."""
@@ -250,7 +275,7 @@ class LossSession:
             return
         predicts = self.tracker.initial is not None
         if self.budget.left == 0 and not predicts:
-            self._give_up("computing a kernel takes more than time_budget allows")
+            self._end_kernel("computing a kernel takes more than time_budget allows")
         elif self.budget.left == 0 and not self.tracker.stopped:
             self.tracker.stop_initial()
             log.warning(
@@ -259,6 +284,14 @@ class LossSession:
             )  # fmt: skip
         elif predicts and self.curves.invalid is not None and self.budget.left < 0.5 * self.budget.allowed:
             self.tracker.stop_initial()
+
+    def _end_kernel(self, reason: str) -> None:
+        """No kernel predicts from here on; copies have done so before."""
+        self.tracker, self.ahead.refused["kernel"] = None, reason
+        if self.ahead.until <= self._trainer.global_step:
+            self._give_up(reason)
+        else:
+            log.warning("LossDecayMonitor: no kernel predicts from step %d on: %s", self._trainer.global_step, reason)
 
     def _give_up(self, reason: str) -> None:
         """No prediction from here on; the observed loss goes on."""
@@ -276,14 +309,16 @@ class LossSession:
 
     def agreement(self) -> dict[str, float] | None:
         """How well the prediction did, logged; None where there was none."""
-        if self.tracker is None or self.tracker.initial is None:
-            return None
         if len(self.curves.by_step()["predicted"]) < 2 and self.curves.invalid is None:
             return None
         values = {k: float(v) for k, v in agreement(self.curves, self._measuring.tolerance).compute().items()}
         kept = {k: values[k] for k in _AT_THE_END if values[k] == values[k]}
         # The metric sees errors only; the kernel may have moved before.
-        steps = {"valid_until": self.curves.valid_until, "invalid_from": self.curves.invalid_from}
+        steps = {
+            "valid_until": self.curves.valid_until,
+            "invalid_from": self.curves.invalid_from,
+            "lazy_until": self.ahead.lazy_until,
+        }
         kept.update({k: float(step) for k, step in steps.items() if step is not None})
         log_scalars(self._trainer, {f"loss_decay/{k}": v for k, v in kept.items()})
         return values

@@ -21,6 +21,13 @@ def ensure_pruned(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             callback.install(trainer, pl_module)
 
 
+def enforced_masks(trainer: pl.Trainer) -> Masks | None:
+    """The masks that callbacks keep in force, together; None without any."""
+    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+    masks = [c.masks for c in callbacks if isinstance(c, PruneAtInit) and c.masks is not None]
+    return Masks({name: mask for own in masks for name, mask in own.items()}) if masks else None
+
+
 def masks_in_use(
     trainer: pl.Trainer,
     pl_module: pl.LightningModule,

@@ -1,6 +1,7 @@
 """What the monitors have in common: training is not lost because of an analysis."""
 
 import logging
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,7 +21,7 @@ class Monitor(Callback):
         figure: Draw pictures.
         verbose: Print what was found.
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
-        time_budget: Share of the training time that all monitors together may take.
+        time_budget: Share of the training time that all monitors together may take; None for no limit.
 
     Raises:
         ValueError: `time_budget` is not positive.
@@ -28,8 +29,10 @@ class Monitor(Callback):
 
     transient: tuple[str, ...] = ()  # attributes that are not taken along by pickling and copying
 
-    def __init__(self, *, figure: bool, verbose: bool, raise_errors: bool, time_budget: float) -> None:
+    def __init__(self, *, figure: bool, verbose: bool, raise_errors: bool, time_budget: float | None) -> None:
         self.figure, self.verbose, self.raise_errors = figure, verbose, raise_errors
+        if time_budget is None:
+            time_budget = math.inf
         if not time_budget > 0:
             raise ValueError(
                 f"time_budget must be positive, a share of the training time such as 0.05, got {time_budget!r}"

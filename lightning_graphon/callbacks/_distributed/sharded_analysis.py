@@ -34,6 +34,7 @@ class ShardedAnalysis:
         pl_module: The network.
 
     Attributes:
+        together: Whether weights are cut over processes.
         optimizer: What trains the network; None where there are several.
         next: Step of the next meeting; infinity for never.
         failure: The error of the last meeting.
@@ -41,9 +42,9 @@ class ShardedAnalysis:
 
     def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._strategy, self._module, self._first = trainer.strategy, pl_module, trainer.is_global_zero
-        self._together = any(map(is_sharded, (*pl_module.parameters(), *pl_module.buffers())))
+        self.together = any(map(is_sharded, (*pl_module.parameters(), *pl_module.buffers())))
         self.failure: Exception | None = None
-        self.next: float = 0 if self._first or self._together else math.inf
+        self.next: float = 0 if self._first or self.together else math.inf
         optimizers = trainer.optimizers
         self.optimizer = OptimizerView(optimizers[0], pl_module, self._first) if len(optimizers) == 1 else None
 
@@ -79,7 +80,7 @@ class ShardedAnalysis:
 
     def agree(self, value: T) -> T:
         """What the first process says, and every process must call it; the value itself where nothing is cut."""
-        return self._strategy.broadcast(value) if self._together else value
+        return self._strategy.broadcast(value) if self.together else value
 
 
 def check_memory_on_all_ranks(

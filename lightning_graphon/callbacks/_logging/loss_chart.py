@@ -1,9 +1,11 @@
 """What a user sees of predicted and observed loss: curves, a picture, a sentence."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lightning_graphon.dynamics import Forecast, LossCurves
+from lightning_graphon.dynamics import Forecast, LossCurves, PredictionsAhead
+from lightning_graphon.dynamics.loss_curves import CURVES
 from lightning_graphon.plots import plot_loss_decay
 
 if TYPE_CHECKING:
@@ -15,8 +17,9 @@ _REACH = 2.0  # times the largest loss seen
 def within_reach(values: Mapping[str, float], curves: LossCurves) -> dict[str, float]:
     """Without predictions beyond twice the largest loss seen: one that explodes would flatten all curves of a chart."""
     reach = _REACH * curves.largest
-    pairs = (("predicted", "relative_error"), ("refreshed", "refreshed_error"))
-    beyond = {key for pair in pairs if not abs(values.get(pair[0], 0.0)) <= reach for key in pair}
+    errors = {"predicted": "relative_error", "refreshed": "refreshed_error"}
+    far = {n for n in CURVES[2:] if not abs(values.get(n, 0.0)) <= reach}
+    beyond = far | {error for name, error in errors.items() if name in far}
     return {name: value for name, value in values.items() if name not in beyond}
 
 
@@ -46,11 +49,63 @@ def _held(curves: LossCurves) -> str:
     return f"did not hold at step {failed}" if until is None else f"held at step {until}, no longer at step {failed}"
 
 
-def figure(curves: LossCurves, initial: Forecast, ntk: str, *, with_modes: bool = False) -> "Figure":
-    """Predicted and observed loss, and the modes that carry the fall."""
+def announcement(copies: PredictionsAhead, kernel: Forecast | None, probe: int, planned: float) -> str:
+    """What is predicted before training, by what, at which cost, and until when theory is trusted."""
+    of = "" if math.isinf(planned) else f" of {int(planned):,}"
+    lines = [f"LossDecayMonitor predicts the loss of {probe} training samples before it falls:"]
+    if kernel is not None:
+        lines.append(f"  kernel: {kernel.followed}, for as long as it holds")
+    for name, made in copies.predictions.items():
+        if name != "kernel" and made.until is not None:
+            orders = f", {len(made.losses)} orders of batches" if len(made.losses) > 1 else ""
+            lines.append(f"  {name}: to step {made.until:,}{of}{orders}; {made.cost:g} training steps per step")
+    if copies.predictions:
+        lines.append(f"  {copies.seconds:.1f} s for all copies, of the time that time_budget allows")
+    lines += [f"  no {name}: {why}" for name, why in copies.refused.items()]
+    rehearsal, theory = copies.predictions.get("rehearsal"), copies.theory
+    if rehearsal is not None and theory is not None:
+        until = copies.lazy_until
+        found = f"not before step {rehearsal.until}" if until is None else f"at step {until}"
+        lines.append(f"  Theory ({theory.name}) leaves what the network itself does {found}: so long training is lazy.")
+    return "\n".join(lines)
+
+
+def figure(
+    curves: LossCurves, copies: PredictionsAhead, kernel: Forecast | None, *, ntk: str, tolerance: float,
+    power_law: Mapping[int, float] | None = None, with_modes: bool = False,
+) -> "Figure":  # fmt: skip
+    """Observed loss beside all that was predicted, and the modes that carry the fall.
+
+    Args:
+        curves: What was measured.
+        copies: What copies predicted.
+        kernel: The prediction of a kernel.
+        ntk: Which one that is.
+        tolerance: Of the band of the rehearsals.
+        power_law: Step -> loss that the first observed ones let one expect.
+        with_modes: Whether to draw the modes of the kernel.
+    """
+    shown = curves.by_step()
+    shown.pop("replayed", None)
+    for name, curve in (("rehearsal", "rehearsed"), ("sibling", "sibling"), ("replay", "predicted")):
+        made = copies.predictions.get(name)
+        if made is not None and not (name == "replay" and kernel is not None):
+            shown[curve] = dict(zip(made.steps.tolist(), made.mean.tolist(), strict=True))
+    rehearsal = copies.predictions.get("rehearsal")
+    if rehearsal is not None and "replay" not in copies.predictions and kernel is None:
+        shown.pop("predicted", None)  # the rehearsal itself
+    shown["power_law"] = dict(power_law or {})
     return plot_loss_decay(
-        curves.by_step(),
+        shown,
+        band=None if rehearsal is None else (rehearsal.steps, *rehearsal.band(tolerance)),
         invalid_from=curves.invalid_from,
-        shares=initial.shares() if with_modes else None,
-        title=f"{initial.followed}, predicted from the {ntk} NTK",
+        lazy_until=copies.lazy_until,
+        shares=kernel.shares() if with_modes and kernel is not None else None,
+        title=_title(kernel, ntk, copies),
     )
+
+
+def _title(kernel: Forecast | None, ntk: str, copies: PredictionsAhead) -> str:
+    if kernel is not None:
+        return f"{kernel.followed}, predicted from the {ntk} NTK"
+    return f"predicted by {' and '.join(copies.predictions)}"

@@ -107,7 +107,9 @@ class ModuleCallRecorder:
         if any(place[0] == number for place in (*self._replace, *self._cooled, *self._convert)):
             leaves, rebuild = flatten(output)
             cooled = (x / self._temperature if (number, i) in self._cooled else x for i, x in enumerate(leaves))
-            converted = (self._convert[number, i](x) if (number, i) in self._convert else x for i, x in enumerate(cooled))
+            converted = (
+                self._convert[number, i](x) if (number, i) in self._convert else x for i, x in enumerate(cooled)
+            )
             output = rebuild(self._replace.get((number, i), x) for i, x in enumerate(converted))
         self.outputs.append(output)
         return output

@@ -96,7 +96,7 @@ def draw_data(
 
 
 def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int) -> Any:
-    """The first `size` training samples in the order of `seed`, as one batch on the module's device; see `draw_data`."""
+    """The first `size` training samples in the order of `seed`, one batch on the module's device; see `draw_data`."""
     return draw_data(trainer, pl_module, size, 0, seed).probe
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import SequentialSampler
 
 from lightning_graphon._shared.objects.trees import flatten, tree_leaves, tree_map
 
+
 def join_and_cut(batches: list[Any], size: int) -> Any:
     """The first `size` samples of batches as one batch.
 

@@ -1,4 +1,4 @@
-"""What a copy of a module trains in place of its network: the network's Taylor expansion, or one drawn from its graphons."""
+"""What a copy trains in place of the network: its Taylor expansion, or one that is drawn from its graphons."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,17 +91,19 @@ def redrawn(place: NetworkPlace, masks: Mapping[str, Tensor], *, width: float, s
 
     def change(twin: pl.LightningModule) -> Changed:
         if place.single is None:
-            raise UnsupportedTrainingError("training_step calls several modules, and one chain of Linear layers is drawn")
-        if twin.trainer.gradient_clip_val:
-            raise UnsupportedTrainingError("gradients are clipped, at a norm that is another one at another width")
+            raise UnsupportedTrainingError(
+                "training_step calls several modules, and one chain of Linear layers is drawn"
+            )
         network = twin.get_submodule(place.single)
         prefix = place.single + "." if place.single else ""
         inside = {name.removeprefix(prefix): mask for name, mask in masks.items() if name.startswith(prefix)}
+        nested, twin._trainer = twin._trainer, None  # which is no part of the network to draw
         try:
-            with twin._prevent_trainer_and_dataloaders_deepcopy():
-                drawn = redraw_from_graphons(network, inside, width=width, seed=seed)
+            drawn = redraw_from_graphons(network, inside, width=width, seed=seed)
         except ValueError as error:
             raise UnsupportedTrainingError(f"no network can be drawn from its graphons: {error}") from error
+        finally:
+            twin._trainer = nested
         _take_over(network, drawn.model)
         own = Masks({prefix + name: mask for name, mask in drawn.masks.items()})
 

@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._module.batches import undisturbed_data
 from lightning_graphon.callbacks._module.muted_loggers import muted_loggers
+from lightning_graphon.callbacks._module.pool import DataExhaustedError, PoolLoader
 from lightning_graphon.callbacks._module.probe import training_batch_size
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.callbacks._rehearsal.module_copy import (
@@ -22,11 +25,37 @@ from lightning_graphon.callbacks._rehearsal.module_copy import (
     release,
 )
 from lightning_graphon.callbacks._rehearsal.nested_trainer import NestedTrainer, silenced
-from lightning_graphon.callbacks._module.pool import DataExhaustedError, PoolLoader
 from lightning_graphon.dynamics import UnsupportedTrainingError
 from lightning_graphon.pruning import Enforcer, Masks
 
-Transform = Callable[[pl.LightningModule], Masks | None]
+
+@dataclass(frozen=True)
+class Changed:
+    """What the change of a copy brings with it.
+
+    Attributes:
+        masks: In place of those of the module; None: the same.
+        prepare: Called with the optimizers before the first step.
+    """
+
+    masks: Masks | None = None
+    prepare: Callable[[Sequence[Optimizer]], object] = lambda optimizers: None
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a nested fit has shown.
+
+    Attributes:
+        losses: For each step that was reached.
+        rates: Learning rates of the parameter groups in every step; of several optimizers, in the order of their steps.
+    """
+
+    losses: list[float]
+    rates: list[list[float]]
+
+
+Change = Callable[[pl.LightningModule], Changed]
 
 
 def rehearse_fit(
@@ -38,13 +67,13 @@ def rehearse_fit(
     steps: Sequence[int],
     seed: int | None,
     masks: Masks | None,
-    transform: Transform | None = None,
+    change: Change | None = None,
     seconds: float = math.inf,
     progress: Callable[[int], object] | None = None,
     loss_fn: ModuleLoss | None = None,
     resume: bool = True,
     batches: Iterable[Any] | None = None,
-) -> list[float]:
+) -> Rehearsed:
     """The loss of a probe during the next optimizer steps, by a nested fit of a deep copy of the module.
 
     The copy trains as the module will: its own `training_step`, optimizers, schedulers, closures and manual
@@ -63,15 +92,12 @@ def rehearse_fit(
         steps: Optimizer steps from now, ascending; 0 is before the first of them.
         seed: Seed of the order of minibatches and of all generators; None goes on with the generators as they are.
         masks: Kept in force; None for a dense network.
-        transform: Changes the copy before it trains; may return masks in place of `masks`.
+        change: Changes the copy before it trains.
         seconds: Stop after this time, checked at every step.
         progress: Called with the number of steps done, after each.
         loss_fn: `loss_fn(pl_module, batch)` -> scalar in place of `training_step` for the probe.
         resume: Optimizers and schedulers go on from the states of the real ones; otherwise they begin anew.
         batches: Train on these, as the dataloader yields them and in this order, in place of the pool.
-
-    Returns:
-        A loss for each step that was reached.
 
     Raises:
         UnsupportedTrainingError: The module cannot be copied, or its copy cannot train; one sentence says why.
@@ -94,11 +120,13 @@ def rehearse_fit(
                 twin = copy_module(trainer, pl_module, nested)
                 try:
                     copy_gradients(gradients, twin)
-                    masks = (transform(twin) if transform is not None else None) or masks
+                    changed = Changed() if change is None else change(twin)
+                    masks = changed.masks or masks
                     nested.attach(twin, loader)
                     nested.setup(resume)
                     if masks is not None:
                         Enforcer(twin, masks, *nested.optimizers)
+                    changed.prepare(nested.optimizers)
                     watch.begin(lambda: TrainingStepObjective(nested, twin, loss_fn).observed(probe))
                     nested.run()
                 finally:
@@ -109,7 +137,7 @@ def rehearse_fit(
             raise
         except Exception as error:
             raise UnsupportedTrainingError(f"the rehearsal failed ({type(error).__name__}: {error})") from error
-    return watch.losses
+    return Rehearsed(watch.losses, watch.rates)
 
 
 def _global_batch_size(trainer: pl.Trainer) -> int | None:
@@ -126,6 +154,7 @@ class _Watch(Callback):
 
     Attributes:
         losses: Of the steps that were reached.
+        rates: Of the steps that were taken.
     """
 
     def __init__(
@@ -133,6 +162,7 @@ class _Watch(Callback):
         original: pl.LightningModule,
     ) -> None:  # fmt: skip
         self.losses: list[float] = []
+        self.rates: list[list[float]] = []
         self._first, self._steps, self._until, self._progress = first, list(steps), until, progress
         self._original, self._done = original, 0
 
@@ -144,6 +174,12 @@ class _Watch(Callback):
         """
         self._measure = measure
         self._look(0)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        self.rates.append([float(group["lr"]) for group in optimizer.param_groups])
 
     @override
     def on_train_batch_end(

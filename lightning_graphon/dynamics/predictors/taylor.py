@@ -124,13 +124,14 @@ class Expansion:
         own: A `forward` that the module had in place of its class's.
     """
 
-    def __init__(self, module: nn.Module, order: int, own: Callable[..., Any] | None) -> None:
+    def __init__(self, module: nn.Module, order: int, own: Callable[..., Any] | None = None) -> None:
         self.module, self.order, self.own = module, order, own
         self._origin = [(p, p.detach().clone()) for p in module.parameters() if p.is_floating_point()]
         self._moved = [p.requires_grad for p, _ in self._origin]
-        _load_derivatives()
+        load_derivatives()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's outputs, expanded."""
         forward = self.own or type(self.module).forward.__get__(self.module)
         return self.evaluate(lambda: forward(*args, **kwargs))
 
@@ -149,7 +150,7 @@ class Expansion:
 
     @staticmethod
     def value(x: Any) -> Any:
-        """Of order 1, a tensor inside `evaluate` with its part that is linear in θ − θ0 added; anything else as it is."""
+        """A tensor inside `evaluate`, of order 1, with its part linear in θ − θ0 added; other values as they are."""
         return _value_of_dual(x)
 
     def _linear(self, run: Callable[[], Any], points: Mapping[Tensor, Tensor]) -> Any:
@@ -219,7 +220,7 @@ class _Operations(TorchFunctionMode):
         return self._others.get(func, func)(*args, **(kwargs or {}))
 
 
-def _load_derivatives() -> None:
+def load_derivatives() -> None:
     """Torch loads some on the first use of forward mode, and warns of a deprecated function of its own."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", FutureWarning)
