@@ -138,8 +138,9 @@ class Arms:
 
 
 def split(data: str, root: Path, seed: int) -> Data:
-    """Pool and probe, disjoint draws."""
+    """Pool and probe, disjoint draws, of pixels with mean 0 and variance 1."""
     inputs, labels = images(data, root)
+    inputs = (inputs - inputs.mean()) / inputs.std()
     probe = 512
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[: 2048 + probe]
     seen, held = order[probe:], order[:probe]
@@ -214,7 +215,7 @@ def write(path: Path, run: Run, seconds: float, losses: list[float]) -> None:
 
 def finish(args: argparse.Namespace, console: Console) -> dict[Run, list[float]]:
     """Do the runs that are not there yet; returns all curves."""
-    path = args.out / f"runs_{args.data}_{args.steps}steps.csv"
+    path = args.out / f"runs_{args.data}_{args.steps}steps_every{args.every}.csv"
     args.out.mkdir(parents=True, exist_ok=True)
     done, plan = read(path), runs(args)
     total, left = sum(map(len, plan.values())), sum(run not in done for group in plan.values() for run in group)
