@@ -57,11 +57,12 @@ class Network(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One training; `arm` says of what."""
+    """One training; `arm` says of what, `draw` counts narrow networks, which are drawn several times."""
 
     network: Network
     optimizer: str
     arm: str
+    draw: int = 0
 
 
 # ---- arms
@@ -111,23 +112,22 @@ class Arms:
         self.network, self.pool = network, pool
         self.net, self.masks = pruned(network, pool)
 
-    def build(self, arm: str, optimizer: str) -> tuple[nn.Module, Masks, torch.optim.Optimizer]:
+    def build(self, arm: str, optimizer: str, draw: int = 0) -> tuple[nn.Module, Masks, torch.optim.Optimizer]:
         """Network, masks and optimizer of an arm."""
         net, masks = copy.deepcopy(self.net), self.masks
         if arm == "other seed":
             net, masks = pruned(self.network._replace(seed=self.network.seed + 1000), self.pool)
         if arm in redraws() or arm.startswith("pruned anew"):
-            return self._sibling(arm, optimizer)
+            return self._sibling(arm, optimizer, self.network.seed + 100 * draw)
         return net, masks, OPTIMIZERS[optimizer](net.parameters())
 
-    def _sibling(self, arm: str, optimizer: str) -> tuple[nn.Module, Masks, torch.optim.Optimizer]:
+    def _sibling(self, arm: str, optimizer: str, seed: int) -> tuple[nn.Module, Masks, torch.optim.Optimizer]:
         ratio = float(arm.rpartition("x ")[2]) if " x " in arm else 1.0
         options = redraws().get(arm, {"width": ratio})
-        drawn = redraw_from_graphons(self.net, self.masks, seed=self.network.seed, **options)
+        drawn = redraw_from_graphons(self.net, self.masks, seed=seed, **options)
         if arm.startswith("pruned anew"):
-            narrow = self.network._replace(
-                width=max(1, round(ratio * self.network.width)), seed=self.network.seed + 2000
-            )
+            side = max(1, round(ratio * self.network.width))
+            narrow = self.network._replace(width=side, seed=seed + 10_000)
             net, masks = pruned(narrow, self.pool)
             drawn = replace(drawn, model=net, masks=masks)  # with the learning rates of that width
         given = OPTIMIZERS[optimizer](self.net.parameters())
@@ -180,7 +180,8 @@ def runs(args: argparse.Namespace) -> dict[Network, list[Run]]:
     """All runs by network; a whole seed first, so that a stopped experiment has every arm."""
     networks = [Network(m, s, w, seed) for seed, w, s, m in product(
         range(args.seeds), args.widths, args.sparsities, args.methods)]  # fmt: skip
-    return {n: [Run(n, o, arm) for o, arm in product(args.optimizers, ARMS)] for n in networks}
+    arms = [(arm, draw) for arm in ARMS for draw in range(args.draws if " x " in arm else 1)]
+    return {n: [Run(n, o, *arm) for o, arm in product(args.optimizers, arms)] for n in networks}
 
 
 def read(path: Path) -> dict[Run, list[float]]:
@@ -194,12 +195,13 @@ def read(path: Path) -> dict[Run, list[float]]:
             Network(row["method"], float(row["sparsity"]), int(row["width"]), int(row["seed"])),
             row["optimizer"],
             row["arm"],
+            int(row["draw"]),
         ): [float(loss) for loss in row["losses"].split()]
         for row in rows
     }
 
 
-FIELDS = ("method", "sparsity", "width", "seed", "optimizer", "arm", "seconds", "losses")
+FIELDS = ("method", "sparsity", "width", "seed", "optimizer", "arm", "draw", "seconds", "losses")
 
 
 def write(path: Path, run: Run, seconds: float, losses: list[float]) -> None:
@@ -210,7 +212,7 @@ def write(path: Path, run: Run, seconds: float, losses: list[float]) -> None:
         if new:
             table.writerow(FIELDS)
         curve = " ".join(f"{loss:.6g}" for loss in losses)
-        table.writerow([*run.network, run.optimizer, run.arm, f"{seconds:.2f}", curve])
+        table.writerow([*run.network, run.optimizer, run.arm, run.draw, f"{seconds:.2f}", curve])
 
 
 def finish(args: argparse.Namespace, console: Console) -> dict[Run, list[float]]:
@@ -239,8 +241,8 @@ def _group(network: Network, todo: list[Run], args: argparse.Namespace) -> Itera
     arms = Arms(network, data[0])
     for run in todo:
         start = time.perf_counter()
-        net, masks, optimizer = arms.build(run.arm, run.optimizer)
-        order = 2 * network.seed + (run.arm != REFERENCE)
+        net, masks, optimizer = arms.build(run.arm, run.optimizer, run.draw)
+        order = 1000 * network.seed + (1 + run.draw if run.arm != REFERENCE else 0)
         losses = train(net, masks, optimizer, data, args.steps, args.every, order)
         yield run, time.perf_counter() - start, losses
 
@@ -265,20 +267,30 @@ def distances(curves: Mapping[Run, list[float]], args: argparse.Namespace) -> Ta
     for key in product(args.methods, args.sparsities, args.widths, args.optimizers):
         method, sparsity, width, optimizer = key
         seeds = [
-            {arm: torch.tensor(curves[Run(Network(method, sparsity, width, seed), optimizer, arm)]) for arm in ARMS}
+            {
+                (run.arm, run.draw): torch.tensor(curve)
+                for run, curve in curves.items()
+                if (run.network, run.optimizer) == (Network(method, sparsity, width, seed), optimizer)
+            }
             for seed in range(args.seeds)
         ]
-        errors = [{arm: log_error(curve, s[REFERENCE]) for arm, curve in with_limits(s).items()} for s in seeds]
+        errors = [
+            {arm: log_error(curve, s[REFERENCE, 0]) for arm, curve in with_limits(s, args.draws).items()} for s in seeds
+        ]
         found[key] = {arm: interval([e[arm] for e in errors]) for arm in errors[0] if arm != REFERENCE}
     return found
 
 
-def with_limits(curves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those curves, and the ones extrapolated from two widths."""
-    found = dict(curves)
+def with_limits(curves: Mapping[tuple[str, int], Tensor], draws: int) -> dict[str, Tensor]:
+    """One curve of each arm, and those extrapolated from two widths: of the means over draws, as chance grows too."""
+    found = {arm: curves[arm, 0] for arm in ARMS}
     for kind in EXTRAPOLATED:
-        wider, narrower = (curves[f"{kind}, width x {ratio:g}"] for ratio in PAIR)
-        found[f"{kind}, extrapolated from x {PAIR[0]:g} and x {PAIR[1]:g}"] = extrapolate_widths(wider, narrower, PAIR)
+        wider, narrower = (
+            torch.stack([curves[f"{kind}, width x {ratio:g}", draw] for draw in range(draws)]).log().mean(0).exp()
+            for ratio in PAIR
+        )
+        limit = extrapolate_widths(wider.nan_to_num(torch.inf), narrower.nan_to_num(torch.inf), PAIR)
+        found[f"{kind}, extrapolated from x {PAIR[0]:g} and x {PAIR[1]:g}"] = limit
     return found
 
 
@@ -343,6 +355,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), help="SGD 0.01, Adam 0.001")
     parser.add_argument("--seeds", type=int, help="networks for each setting")
     parser.add_argument("--steps", type=int, help="of training, 64 samples each")
+    parser.add_argument("--draws", type=int, default=3, help="networks of each narrower width, averaged to extrapolate")
     parser.add_argument("--every", type=int, default=5, help="steps from one measured loss to the next")
     add_data_arguments(parser, "graphon_explains_training")
     parser.set_defaults(**(QUICK if parser.parse_args(argv).quick else FULL))
