@@ -151,6 +151,8 @@ def test_degrees_are_kept_and_their_joint_order_is_not(wide):
         assert torch.equal(new.sum(1).sort().values, mask.sum(1).sort().values)
         assert torch.equal(new.sum(0), mask.sum(0))
         assert not torch.equal(new, mask)
+        # Outputs keep their identity, and hidden neurons are in another order than the next mask's columns.
+        assert torch.equal(new.sum(1), mask.sum(1)) == (name == "4.weight")
         kept = net.get_parameter(name).detach()[mask]
         assert torch.equal(drawn.model.get_parameter(name).detach()[new].sort().values, kept.sort().values)
 
