@@ -76,6 +76,19 @@ def test_all_fields_keep_the_cells_of_the_original(wide):
     torch.testing.assert_close(graphon.values * (mean**2 + variance), graphon.energy)
 
 
+def test_without_the_fields_weights_have_the_mean_and_variance_of_the_layer(wide):
+    net, masks = wide
+    name = "2.weight"
+    graphon = layer_graphons(masks, model=net, bins=4, order="joint")[name]
+    kept = net.get_parameter(name).detach()[masks[name]].double()
+    mean, variance = cell_moments(graphon, "W")
+    torch.testing.assert_close(mean, kept.mean().expand_as(mean))
+    torch.testing.assert_close(variance, kept.var(correction=0).expand_as(mean))
+    mean, variance = cell_moments(graphon, "WE")
+    assert not mean.any()
+    torch.testing.assert_close(graphon.values * variance, graphon.energy)
+
+
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 2.0])
 def test_the_variance_of_a_sum_is_that_of_the_wide_network(ratio):
     density, mean, variance = torch.tensor(0.3), torch.tensor(0.5), torch.tensor(2.0)
@@ -138,6 +151,8 @@ def test_degrees_are_kept_and_their_joint_order_is_not(wide):
         assert torch.equal(new.sum(1).sort().values, mask.sum(1).sort().values)
         assert torch.equal(new.sum(0), mask.sum(0))
         assert not torch.equal(new, mask)
+        # Outputs keep their identity, and hidden neurons are in another order than the next mask's columns.
+        assert torch.equal(new.sum(1), mask.sum(1)) == (name == "4.weight")
         kept = net.get_parameter(name).detach()[mask]
         assert torch.equal(drawn.model.get_parameter(name).detach()[new].sort().values, kept.sort().values)
 
