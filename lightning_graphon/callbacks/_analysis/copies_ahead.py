@@ -19,6 +19,7 @@ from lightning_graphon.pruning import Masks
 
 PORTION = 0.5  # of the time budget, for all copies
 _WIDTHS = (1 / 4, 1 / 8)  # of siblings, from which the width itself is extrapolated
+_DRAWS = {1 / 4: 2, 1 / 8: 4}  # of each width: one draw of a narrow network is far from the mean of them
 _COSTS = {"rehearsal": 1.0, "replay": 1.7}  # training steps per step; second derivatives three times as much
 _LARGEST_HORIZON = 1000  # steps, where training has no end
 _WAIT = 600.0  # seconds that other processes may wait for the one that rehearses
@@ -149,7 +150,7 @@ class CopyTrainer:
             return expanded(place, taylor_order)
         if self._trainer.gradient_clip_val:
             raise UnsupportedTrainingError("gradients are clipped, at a norm that is another one at another width")
-        return redrawn(place, self._masks or {}, width=run.width, seed=self._seed)
+        return redrawn(place, self._masks or {}, width=run.width, seed=self._seed + run.order)
 
 
 def _curves(name: str, rows: Mapping[tuple[str, float], list[list[float]]]) -> torch.Tensor:
@@ -157,7 +158,10 @@ def _curves(name: str, rows: Mapping[tuple[str, float], list[list[float]]]) -> t
     own = {width: losses for (other, width), losses in rows.items() if other == name}
     count = min(len(losses) for curves in own.values() for losses in curves)
     curves = {width: torch.tensor([c[:count] for c in own[width]], dtype=torch.float64) for width in own}
-    return extrapolate_widths(*(curves[width] for width in _WIDTHS), _WIDTHS) if name == "sibling" else curves[1.0]
+    if name != "sibling":
+        return curves[1.0]
+    wide, narrow = (curves[width].clamp_min(0).log().mean(0, keepdim=True).exp() for width in _WIDTHS)
+    return extrapolate_widths(wide, narrow, _WIDTHS)
 
 
 def _runs(names: Sequence[str], orders: int, taylor_order: int) -> list[Run]:
@@ -168,11 +172,11 @@ def _runs(names: Sequence[str], orders: int, taylor_order: int) -> list[Run]:
         runs.append(Run("replay", 0, _cost("replay", taylor_order)))
     runs += rehearsals[1:] if "rehearsal" in names else []
     if "sibling" in names:
-        runs += [Run("sibling", 0, 2 * width, width) for width in _WIDTHS]
+        runs += [Run("sibling", draw, 2 * width, width) for width in _WIDTHS for draw in range(_DRAWS[width])]
     return runs
 
 
 def _cost(name: str, taylor_order: int) -> float:
     if name == "sibling":
-        return 2 * sum(_WIDTHS)
+        return sum(2 * width * _DRAWS[width] for width in _WIDTHS)
     return _COSTS[name] * (3 ** (taylor_order - 1) if name == "replay" else 1)

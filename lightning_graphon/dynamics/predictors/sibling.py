@@ -1,7 +1,7 @@
 """A network drawn anew from the graphons of another one: of the same width a test, narrower a cheap stand-in."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -193,7 +193,7 @@ def scale_updates(optimizer: Optimizer, model: nn.Module, sibling: Sibling) -> N
         sibling: Of `redraw_from_graphons`.
 
     Raises:
-        ValueError: An optimizer whose learning rates cannot be scaled.
+        ValueError: An optimizer whose learning rates cannot be scaled, or that adds its decay to the gradient.
 
     >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
     >>> narrow = redraw_from_graphons(net, {"0.weight": torch.ones(8, 3).bool()}, width=0.5)
@@ -206,31 +206,26 @@ def scale_updates(optimizer: Optimizer, model: nn.Module, sibling: Sibling) -> N
     True
     """
     rates, names = sibling.rates(optimizer_kind(optimizer)), {p: name for name, p in model.named_parameters()}
+    for group in optimizer.param_groups:
+        if group.get("weight_decay") and not is_decoupled(optimizer, group):
+            raise ValueError(
+                f"{type(optimizer).__name__} adds its decay to the gradient, and steps cannot be scaled without it: use "
+                "sibling_optimizer, or an optimizer such as AdamW"
+            )
     before: dict[Tensor, Tensor] = {}
 
-    def scaled() -> Iterator[tuple[nn.Parameter, float, float, float, bool]]:
-        for group in optimizer.param_groups:
-            decays, decay = _decays(optimizer, group, sibling), float(group.get("weight_decay") or 0.0)
-            for parameter in group["params"]:
-                if parameter.grad is not None and parameter in names:
-                    name, decoupled = names[parameter], is_decoupled(optimizer, group)
-                    yield parameter, rates[name], decay, decays[name], decoupled
-
     @torch.no_grad()
-    def remember(*_: object) -> None:
-        for parameter, _rate, decay, factor, decoupled in scaled():
-            before[parameter] = parameter.clone()
-            if decay and not decoupled:  # the optimizer adds decay · parameter itself
-                parameter.grad.add_(parameter, alpha=decay * (factor - 1))  # type: ignore[union-attr]
+    def remember(*_: object) -> None:  # of all: gradients may come later, in the closure of the step
+        before.update((p, p.clone()) for group in optimizer.param_groups for p in group["params"] if p in names)
 
     @torch.no_grad()
     def rescale(*_: object) -> None:
-        lr = {p: float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
-        for parameter, rate, decay, factor, decoupled in scaled():
-            start = before.pop(parameter)
-            shrink = lr[parameter] * decay if decoupled else 0.0
-            moved = parameter - start + shrink * start
-            parameter.copy_(start + rate * moved - rate * factor * shrink * start)
+        for group in optimizer.param_groups:
+            shrink = float(group["lr"]) * float(group.get("weight_decay") or 0.0)
+            for parameter in before.keys() & set(group["params"]):
+                start, rate = before.pop(parameter), rates[names[parameter]]
+                if parameter.grad is not None:  # decay stays as it is
+                    parameter.copy_(start + rate * (parameter - start + shrink * start) - shrink * start)
 
     optimizer.register_step_pre_hook(remember)
     optimizer.register_step_post_hook(rescale)
