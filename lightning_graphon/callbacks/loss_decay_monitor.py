@@ -198,7 +198,7 @@ class LossDecayMonitor(Monitor):
         if failure is not None:
             self._session, self._curves.gave_up = None, f"the analysis failed at step {trainer.global_step}"
             if self.raise_errors or trainer.is_global_zero:
-                self.report_failure(trainer, failure)
+                self.report_failure(trainer, failure, "loss")
 
     def _report(self, trainer: pl.Trainer) -> None:
         """By the first process, when no other waits for it."""

@@ -85,7 +85,7 @@ class LossSession:
         self._trainer, self._module, self._optimizer = trainer, pl_module, optimizer
         self._prediction, self._measuring, self.curves, self.budget = prediction, measuring, curves, budget
         self.tracker: LossTracker | None = None
-        self._objective = TrainingStepObjective(trainer, pl_module, loss_fn)
+        self._objective = TrainingStepObjective(trainer, pl_module, loss_fn, alone=True)
         self._batch: Any = None
         self._took = 0.0  # seconds of a look
 

@@ -8,9 +8,12 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
+from lightning_graphon.callbacks._distributed.first_process import OtherProcessesNeededError
 from lightning_graphon.callbacks._distributed.sharded_analysis import InsufficientMemoryError
 from lightning_graphon.callbacks._module.pickling import state_without_module
 from lightning_graphon.dynamics import UnsupportedTrainingError
+
+_REFUSED = (UnsupportedTrainingError, InsufficientMemoryError, OtherProcessesNeededError)
 
 
 class Monitor(Callback):
@@ -60,7 +63,7 @@ class Monitor(Callback):
         if known:
             return
         log = logging.getLogger(type(self).__module__)
-        if shown and isinstance(error, (UnsupportedTrainingError, InsufficientMemoryError)):
+        if shown and isinstance(error, _REFUSED):
             if trainer.is_global_zero:
                 log.warning("%s shows no %s at step %d: %s", name, shown, step, error)
         else:

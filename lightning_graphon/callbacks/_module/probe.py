@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 
 from lightning_graphon._shared.objects.trees import flatten, tree_leaves, tree_map
+from lightning_graphon.callbacks._distributed.first_process import first_process_alone
 from lightning_graphon.callbacks._module.batches import train_batches
 
 _UNKNOWN_SIZE = 10**9
@@ -26,10 +27,11 @@ def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, se
     Raises:
         ValueError: There is no training data.
     """
-    batches = train_batches(
-        trainer, pl_module, int(min(size, most)), required=False, seed=seed,
-        enough=lambda seen: not samples(seen[0]) or sum(map(samples, seen)) >= size,
-    )  # fmt: skip
+    with first_process_alone(trainer, "the train dataloader"):
+        batches = train_batches(
+            trainer, pl_module, int(min(size, most)), required=False, seed=seed,
+            enough=lambda seen: not samples(seen[0]) or sum(map(samples, seen)) >= size,
+        )  # fmt: skip
     if not batches:
         raise ValueError("there is no training data to draw a probe batch from: the train dataloader yields no batch")
     try:
