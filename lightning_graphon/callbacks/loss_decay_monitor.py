@@ -148,7 +148,7 @@ class LossDecayMonitor(Monitor):
         )
         self._session = session
         if sharded.next < math.inf:
-            with budget.spending(trainer), sharded.meeting() as works:
+            with self.analysing(trainer, "loss"), sharded.meeting() as works:
                 if works:
                     sharded.next = session.begin(restored)
                     if trainer.global_step >= sharded.next:
@@ -188,7 +188,7 @@ class LossDecayMonitor(Monitor):
             self._settle(trainer, error)
 
     def _look(self, trainer: pl.Trainer, sharded: ShardedAnalysis, session: LossSession) -> None:
-        with session.budget.spending(trainer), sharded.meeting() as works:
+        with self.analysing(trainer, "loss"), sharded.meeting() as works:
             if works:
                 sharded.next = session.look()
         self._settle(trainer, sharded.failure)
@@ -215,7 +215,7 @@ class LossDecayMonitor(Monitor):
         if initial is None or not self.draws(trainer):
             return
         try:
-            with budget.spending(trainer):
+            with self.analysing(trainer, "chart"):
                 seconds = budget.portion(band)
                 figure = loss_chart.figure(self._curves, initial, self.kernel.ntk, band_seconds=seconds)
                 send_figure(trainer, "loss_decay", figure, {k: v.numpy() for k, v in self.curves.items()})

@@ -1,6 +1,8 @@
 """What the monitors have in common: training is not lost because of an analysis."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +12,7 @@ from typing_extensions import override
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._distributed.first_process import OtherProcessesNeededError
 from lightning_graphon.callbacks._distributed.sharded_analysis import InsufficientMemoryError
+from lightning_graphon.callbacks._logging.progress import progress_shown
 from lightning_graphon.callbacks._module.pickling import state_without_module
 from lightning_graphon.dynamics import UnsupportedTrainingError
 
@@ -44,6 +47,13 @@ class Monitor(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             TimeBudget.join(trainer, self.time_budget)
+
+    @contextmanager
+    def analysing(self, trainer: pl.Trainer, what: str) -> Iterator[None]:
+        """Count the time of the body, and show that it is at work where that is long."""
+        title = f"{type(self).__name__}: {what}"
+        with TimeBudget.of(trainer).spending(trainer), progress_shown(trainer, title, verbose=self.verbose):
+            yield
 
     def report_failure(self, trainer: pl.Trainer, error: Exception, shown: str = "") -> None:
         """Tell an error of the analysis, once in a fit and not at every look; raise it where that is wanted.
