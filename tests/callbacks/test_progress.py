@@ -94,7 +94,10 @@ def test_an_interrupt_ends_the_fit_and_the_bar_and_restores_the_module(terminal)
     assert "GraphonMonitor: spectrum" in terminal.getvalue()
     assert terminal.getvalue().endswith("\x1b[2K")  # erased, and the cursor where it was
     assert progress._consoles == []
-    assert not {"Timer", "_RefreshThread"} & {type(thread).__name__ for thread in threading.enumerate()}
+    for thread in threading.enumerate():
+        if type(thread).__name__ in ("Timer", "_RefreshThread"):
+            thread.join(timeout=10)  # a last refresh may be under way
+            assert not thread.is_alive()
     after = snapshot(model)
     assert after["training"] == before["training"]
     assert "log" not in vars(model)  # which is muted while training_step is run

@@ -6,8 +6,10 @@ from threading import Timer
 
 import lightning.pytorch as pl
 from rich.console import Console
+from rich.control import Control
 from rich.markup import escape
 from rich.progress import Progress
+from rich.segment import ControlType
 
 DELAY = 2.0  # seconds after which an analysis is long
 _consoles: list[Console] = []  # of the bars there are
@@ -36,7 +38,7 @@ def progress_shown(
         return
     bar = Progress(console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
     task = bar.add_task(escape(what), total=total)
-    timer = Timer(DELAY, bar.start)
+    timer = Timer(DELAY, _start, [bar])
     timer.daemon = True  # a process that is killed does not wait for it
     timer.start()
     _consoles.append(console)
@@ -47,6 +49,12 @@ def progress_shown(
         timer.cancel()
         timer.join()
         bar.stop()
+
+
+def _start(bar: Progress) -> None:
+    """In the place of the last line, where a bar of Lightning may stand: beside it ours would take two lines."""
+    bar.console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+    bar.start()
 
 
 def current_console() -> Console:
