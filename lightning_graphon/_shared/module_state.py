@@ -80,6 +80,27 @@ def swap_tensors(model: nn.Module, substitutes: Mapping[Tensor, Tensor]) -> Iter
 
 
 @contextmanager
+def shadow_attributes(owner: Any, **shadows: Any) -> Iterator[None]:
+    """Put other values, or methods, before those of one object inside the context; its class stays as it is.
+
+    >>> net = nn.Linear(2, 1)
+    >>> with shadow_attributes(net, forward=lambda x: "nothing"):
+    ...     net(None)
+    'nothing'
+    >>> net(torch.ones(1, 2)).shape
+    torch.Size([1, 1])
+    """
+    before = {name: owner.__dict__[name] for name in shadows if name in owner.__dict__}
+    owner.__dict__.update(shadows)
+    try:
+        yield
+    finally:
+        for name in shadows:
+            owner.__dict__.pop(name, None)
+        owner.__dict__.update(before)
+
+
+@contextmanager
 def preserve_random_state(seed: int | None = None) -> Iterator[None]:
     """Restore the generators of torch, numpy and python on leaving; inside they start from `seed` if given."""
     numpy = sys.modules.get("numpy")

@@ -170,7 +170,7 @@ class GraphonMonitor(Monitor):
             return
         budget, before, first = TimeBudget.of(trainer), TimeBudget.of(trainer).spent, not self._seen
         try:
-            with budget.spending(trainer):
+            with self.analysing(trainer, "graphons"):
                 self._estimate(trainer, pl_module)
         except Exception as error:
             self.report_failure(trainer, error, "graphons")
@@ -179,7 +179,7 @@ class GraphonMonitor(Monitor):
 
     def _look_at_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         try:
-            with TimeBudget.of(trainer).spending(trainer):
+            with self.analysing(trainer, "spectrum"):
                 self._evaluate_spectrum(trainer, pl_module)
         except Exception as error:
             self.report_failure(trainer, error, "spectrum")

@@ -159,7 +159,7 @@ class LossDecayMonitor(Monitor):
         )
         self._session = session
         if sharded.next < math.inf:
-            with budget.spending(trainer), sharded.meeting() as works:
+            with self.analysing(trainer, "loss"), sharded.meeting() as works:
                 if works:
                     sharded.next = session.begin(restored)
                     if trainer.global_step >= sharded.next:
@@ -184,7 +184,7 @@ class LossDecayMonitor(Monitor):
         if sharded is not None and session is not None and trainer.global_step >= sharded.next:
             self._look(trainer, sharded, session)
             if takes_pictures(trainer) and loss_chart.picture_is_due(self._curves):
-                self._draw(trainer, session.budget)
+                self._draw(trainer)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -199,7 +199,7 @@ class LossDecayMonitor(Monitor):
             self._settle(trainer, error)
 
     def _look(self, trainer: pl.Trainer, sharded: ShardedAnalysis, session: LossSession) -> None:
-        with session.budget.spending(trainer), sharded.meeting() as works:
+        with self.analysing(trainer, "loss"), sharded.meeting() as works:
             if works:
                 sharded.next = session.look()
         self._settle(trainer, sharded.failure)
@@ -209,7 +209,7 @@ class LossDecayMonitor(Monitor):
         if failure is not None:
             self._session, self._curves.gave_up = None, f"the analysis failed at step {trainer.global_step}"
             if self.raise_errors or trainer.is_global_zero:
-                self.report_failure(trainer, failure)
+                self.report_failure(trainer, failure, "loss")
 
     def _report(self, trainer: pl.Trainer) -> None:
         """By the first process, when no other waits for it."""
@@ -218,13 +218,13 @@ class LossDecayMonitor(Monitor):
             return
         if self.verbose:
             show(loss_chart.summary(self._curves, found))
-        self._draw(trainer, self._session.budget)
+        self._draw(trainer)
 
-    def _draw(self, trainer: pl.Trainer, budget: TimeBudget) -> None:
+    def _draw(self, trainer: pl.Trainer) -> None:
         if not self._predicted or not self.draws(trainer):
             return
         try:
-            with budget.spending(trainer):
+            with self.analysing(trainer, "chart"):
                 send_figure(trainer, "loss_decay", self._figure(), {k: v.numpy() for k, v in self.curves.items()})
         except Exception as error:
             self._settle(trainer, error)

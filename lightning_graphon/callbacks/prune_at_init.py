@@ -272,7 +272,7 @@ class PruneAtInit(SparseCallback):
         first: dict[str, Tensor] = {}
         masks = score_module(
             trainer, pl_module, config, batches=self.batches, loss_fn=self.loss_fn, eval_mode=self.eval_mode,
-            show_progress=self.verbose and trainer.is_global_zero,
+            show_progress=self.verbose,
             on_first_scores=first.update if self.report_limits else None,
         )  # fmt: skip
         if trainer.is_global_zero:

@@ -370,3 +370,54 @@ def test_sparse_gradients(method):
     make_trainer(pruner, monitor).fit(model, loader())
     assert model.net[0].sparse
     assert torch.isfinite(monitor.curves["predicted"]).all()
+
+
+# Derivatives of the network by its inputs, beside outputs
+
+
+class Pinn(Classifier):
+    """u′ = cos x inside and u = 0 on the boundary: of the points inside, the loss knows the derivative alone."""
+
+    def __init__(self, boundary):
+        super().__init__(lambda: nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1)))
+        self.boundary, self.scale = boundary, 1.0
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0].clone().requires_grad_()
+        slope = torch.autograd.grad(self.net(x).sum() / self.scale, x, create_graph=True)[0]
+        edge = self.net(self.boundary) / self.scale
+        return (slope - x.cos()).square().mean() + edge.square().mean()
+
+
+def points():
+    x = torch.linspace(0, 3, 48)[:, None]
+    return DataLoader(torch.utils.data.TensorDataset(x), 16)
+
+
+@pytest.mark.parametrize("boundary", [torch.zeros(16, 1), torch.tensor([[0.0], [3.0]])], ids=["as many", "few"])
+def test_a_boundary_term_is_not_taken_for_the_whole(boundary):
+    with pytest.raises(UnsupportedTrainingError, match="has 2 outputs, .*one that is called several times"):
+        network_of(Pinn(boundary), points(), size=16)
+
+
+def test_temperature_divides_what_is_differentiated_too():
+    def losses(trainer, pl_module):
+        batch = draw_probe(trainer, pl_module, 16, 0)
+        cooled = TrainingStepObjective(trainer, pl_module).loss(batch, temperature=200.0)
+        pl_module.scale = 200.0
+        return cooled.item(), pl_module.training_step(batch, 0).item()
+
+    cooled, expected = at_start(losses, Pinn(torch.zeros(16, 1)), points())
+    assert cooled == pytest.approx(expected, rel=1e-6)  # float32
+
+
+def test_a_call_whose_output_is_detached_is_no_output_of_the_loss():
+    class PseudoLabels(Classifier):
+        def training_step(self, batch, batch_idx):
+            targets = self(batch[0]).detach().argmax(1)
+            return F.cross_entropy(self(batch[0] + 0.1), targets)
+
+    def places(trainer, pl_module):
+        return TrainingStepObjective(trainer, pl_module).find_outputs(draw_probe(trainer, pl_module, 16, 0)).places
+
+    assert at_start(places, PseudoLabels()) == [(1, 0)]

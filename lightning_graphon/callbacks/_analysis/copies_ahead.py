@@ -1,7 +1,7 @@
 """The losses of copies of a training, ahead of it: how many steps of which there is time for."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -66,15 +66,14 @@ class CopyTrainer:
         budget: Says how long all copies together may take.
         loss_fn: In place of `training_step`, for the probe.
         seed: Of the orders of batches.
-        progress: Is told the share of all that is done.
     """
 
     def __init__(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: TrainingData, masks: Masks | None,
-        budget: TimeBudget, *, loss_fn: ModuleLoss | None, seed: int, progress: Callable[[float], object] | None = None,
+        budget: TimeBudget, *, loss_fn: ModuleLoss | None, seed: int,
     ) -> None:  # fmt: skip
         self._trainer, self._module, self._data, self._masks = trainer, pl_module, data, masks
-        self._budget, self._loss_fn, self._seed, self._progress = budget, loss_fn, seed, progress
+        self._budget, self._loss_fn, self._seed = budget, loss_fn, seed
 
     def predict(
         self, names: Sequence[str], *, horizon: int | None, every: int, orders: int, taylor_order: int
@@ -93,7 +92,7 @@ class CopyTrainer:
         if "replay" in names:
             load_derivatives()  # half a second, once in a process
         rows: dict[tuple[str, float], list[list[float]]] = {}
-        start, total = perf_counter(), sum(run.cost for run in runs)
+        start = perf_counter()
         end = start + self._seconds()
         for number, run in enumerate(runs):
             if run.name in made.refused:
@@ -108,8 +107,6 @@ class CopyTrainer:
                 continue
             rows.setdefault((run.name, run.width), []).append(losses)
             asked = asked[: len(losses)] if len(rows) == 1 else asked  # no other need go farther than the first
-            if self._progress is not None:
-                self._progress(1 - (rest - run.cost) / total)
         for name in dict.fromkeys(name for name, _ in rows):
             if name not in made.refused:
                 curves = _curves(name, rows)
@@ -144,7 +141,7 @@ class CopyTrainer:
     def _change(self, run: Run, taylor_order: int) -> Change | None:
         if run.name == "rehearsal":
             return None
-        objective = TrainingStepObjective(self._trainer, self._module, self._loss_fn)
+        objective = TrainingStepObjective(self._trainer, self._module, self._loss_fn, alone=True)
         place = NetworkPlace.of(self._module, objective, self._data.probe)
         if run.name == "replay":
             return expanded(place, taylor_order)

@@ -100,7 +100,7 @@ class KernelSpectrum:
             raise UnsupportedTrainingError(f"time_budget leaves {self._budget.left:.2g} s{took}")
         if self._network is None:
             batch = draw_probe(trainer, pl_module, self.options.probe_size, self.options.probe_seed)
-            objective = TrainingStepObjective(trainer, pl_module)
+            objective = TrainingStepObjective(trainer, pl_module, alone=True)
             self._network = affordable_network(trainer, objective, batch, masks, self._budget)[0]
         network = self._network
         network.masks = masks

@@ -67,7 +67,7 @@ class LossSession:
         self.wanted, self._measuring, self.curves, self.budget = wanted, wanted.measuring, curves, budget
         self.tracker: LossTracker | None = None
         self.ahead = PredictionsAhead()
-        self._objective = TrainingStepObjective(trainer, pl_module, wanted.loss_fn)
+        self._objective = TrainingStepObjective(trainer, pl_module, wanted.loss_fn, alone=True)
         self._data: TrainingData | None = None
         self._pool = 0  # samples that push in the kernel's prediction
         self._theory: str | None = None  # whose prediction is called the predicted one

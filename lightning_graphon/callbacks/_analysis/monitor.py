@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,9 +11,13 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
+from lightning_graphon.callbacks._distributed.first_process import OtherProcessesNeededError
 from lightning_graphon.callbacks._distributed.sharded_analysis import InsufficientMemoryError
+from lightning_graphon.callbacks._logging.progress import progress_shown
 from lightning_graphon.callbacks._module.pickling import state_without_module
 from lightning_graphon.dynamics import UnsupportedTrainingError
+
+_REFUSED = (UnsupportedTrainingError, InsufficientMemoryError, OtherProcessesNeededError)
 
 
 class Monitor(Callback):
@@ -45,6 +51,13 @@ class Monitor(Callback):
         if stage == "fit":
             TimeBudget.join(trainer, self.time_budget)
 
+    @contextmanager
+    def analysing(self, trainer: pl.Trainer, what: str) -> Iterator[None]:
+        """Count the time of the body, and show that it is at work where that is long."""
+        title = f"{type(self).__name__}: {what}"
+        with TimeBudget.of(trainer).spending(trainer), progress_shown(trainer, title, verbose=self.verbose):
+            yield
+
     def report_failure(self, trainer: pl.Trainer, error: Exception, shown: str = "") -> None:
         """Tell an error of the analysis, once in a fit and not at every look; raise it where that is wanted.
 
@@ -63,7 +76,7 @@ class Monitor(Callback):
         if known:
             return
         log = logging.getLogger(type(self).__module__)
-        if shown and isinstance(error, (UnsupportedTrainingError, InsufficientMemoryError)):
+        if shown and isinstance(error, _REFUSED):
             if trainer.is_global_zero:
                 log.warning("%s shows no %s at step %d: %s", name, shown, step, error)
         else:

@@ -6,10 +6,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from lightning_graphon.callbacks._logging.progress import current_console
 from lightning_graphon.graphon import limit_distances
 from lightning_graphon.pruning import Masks
 
@@ -66,8 +66,8 @@ def layer_table(title: str, columns: Sequence[str]) -> Table:
 
 
 def show(what: Table | str) -> None:
-    """Print for the user; names of layers such as "[/INST]" are text and no markup."""
-    Console(markup=False, emoji=False).print(what)
+    """Print for the user."""
+    current_console().print(what)
 
 
 def print_masks(

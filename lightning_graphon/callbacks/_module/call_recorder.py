@@ -5,6 +5,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from lightning_graphon._shared.model_io import is_float
 from lightning_graphon._shared.objects.trees import flatten, tree_leaves, tree_map
@@ -70,14 +71,28 @@ class ModuleCallRecorder:
         """The network's outputs: what the loss is computed from, and no later call builds on.
 
         A network may return more than that: hidden states, or the loss itself. Where the graph of the loss shows none,
-        all floating-point tensors of the last calls.
+        all floating-point tensors of the last calls; where it has derivatives of further calls, these calls' too.
         """
         last = frozenset(range(len(self.outputs))) - self._used_calls()
         floats = {
             (call, leaf): x for call in last for leaf, x in enumerate(tree_leaves(self.outputs[call])) if is_float(x)
         }
         edges = {_edge(x): place for place, x in floats.items() if x.grad_fn}
-        return sorted(_reached([_edge(loss)], edges)) or sorted(floats)
+        reached = _reached([_edge(loss)], edges)
+        return sorted(reached | self._differentiated(loss, edges, reached)) if reached else sorted(floats)
+
+    def _differentiated(
+        self, loss: Tensor, edges: Mapping[tuple[Any, int], Place], reached: Collection[Place]
+    ) -> set[Place]:
+        """Outputs that the loss knows by derivatives only, as the residual of a PINN beside its boundary term.
+
+        The graph of a derivative does not hold the output, but it does hold the weights that made it.
+        """
+        others = {place for place in edges.values() if place[0] not in {call for call, _ in reached}}
+        weights = {p for call, _ in others for p in self.calls[call][0].parameters() if p.requires_grad}
+        leaves = {(get_gradient_edge(p).node, get_gradient_edge(p).output_nr): p for p in weights}
+        used = _reached([_edge(loss)], {**edges, **leaves})
+        return {place for place in others if any(p in used for p in self.calls[place[0]][0].parameters())}
 
     def _used_calls(self) -> set[int]:
         """Calls that later ones build on."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon._shared.objects.trees import tree_map
+from lightning_graphon.callbacks._distributed.first_process import first_process_alone
 from lightning_graphon.callbacks._module.batches import scoring_batches, train_batches
 from lightning_graphon.callbacks._module.probe import (
     batches_seen,
@@ -83,7 +84,8 @@ def draw_data(
             count >= probe_size and (perf_counter() > end or len(seen) * size_in_bytes(seen[0]) > _LARGEST)
         )
 
-    raw = train_batches(trainer, pl_module, int(most), required=False, seed=seed, raw=True, enough=enough)
+    with first_process_alone(trainer, "the train dataloader"):
+        raw = train_batches(trainer, pl_module, int(most), required=False, seed=seed, raw=True, enough=enough)
     if not raw:
         raise ValueError("there is no training data to draw a probe batch from: the train dataloader yields no batch")
     count, seen = 0, 0

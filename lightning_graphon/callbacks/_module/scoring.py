@@ -1,16 +1,15 @@
 """Masks of a LightningModule inside a Trainer, scored on its own data by its own loss."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
-from rich.progress import Progress
 from torch import Tensor
 
 from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._distributed.agreement import average
 from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
+from lightning_graphon.callbacks._logging.progress import progress_shown
 from lightning_graphon.callbacks._module.batches import scoring_batches
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.pruning import Masks, PruningConfig, compute_masks, summon_full_params, without_copies
@@ -42,7 +41,7 @@ def score_module(
         batches: How many batches of the train dataloader to score on, or the batches themselves.
         loss_fn: `loss_fn(pl_module, batch)` -> scalar, in place of `training_step`.
         eval_mode: Score in eval mode; else the modules stay in the mode they are in.
-        show_progress: Show a bar where there are several rounds.
+        show_progress: Show a bar where it takes long.
         on_first_scores: Called with the scores of the first round, by the weight's name.
 
     Raises:
@@ -52,24 +51,23 @@ def score_module(
     check_memory_on_all_ranks(trainer.strategy, pl_module, advice=_NO_ROOM)
     drawn = scoring_batches(trainer, pl_module, batches, config.resolved.needs)
     objective = TrainingStepObjective(trainer, pl_module, loss_fn, drawn)
-    progress = Progress(transient=True)  # shows nothing unless it is entered
-    shown = progress if show_progress and config.rounds > 1 else nullcontext()
+    title, rounds = f"pruning by {config.resolved.name}", config.rounds if config.rounds > 1 else None
+    shown = progress_shown(trainer, title, verbose=show_progress, total=rounds)
 
     def on_scores(step: int, scores: Any) -> None:
         if step == 1 and on_first_scores is not None:
             on_first_scores(dict(scores))
 
     untrained = untrained_parameters(trainer, pl_module)
-    with summon_full_params(pl_module), preserve_module_state(pl_module), shown:
+    with summon_full_params(pl_module), preserve_module_state(pl_module), shown as done:
         for name in untrained:
             pl_module.get_parameter(name).requires_grad_(False)
         config = without_copies(pl_module, config, untrained)
         if eval_mode:
             pl_module.eval()
-        task = progress.add_task(f"pruning by {config.resolved.name}", total=config.rounds)
         return compute_masks(
             pl_module, config, objective, drawn, average=average, on_scores=on_scores,
-            on_round=lambda step, steps: progress.update(task, completed=step),
+            on_round=lambda step, steps: done(step),
         )  # fmt: skip
 
 

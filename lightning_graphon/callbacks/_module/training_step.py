@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.model_io import call_model, flat_outputs, guess_inputs, is_float, ones_like_sample
-from lightning_graphon._shared.module_state import preserve_module_state
+from lightning_graphon._shared.module_state import preserve_module_state, shadow_attributes
 from lightning_graphon._shared.objects.trees import tree_map
+from lightning_graphon.callbacks._distributed.first_process import first_process_alone
 from lightning_graphon.callbacks._module.call_recorder import ModuleCallRecorder, Place, trainable_modules
 from lightning_graphon.callbacks._module.muted_loggers import muted_loggers
 
@@ -56,6 +57,7 @@ class TrainingStepObjective:
         loss_fn: `loss_fn(pl_module, batch)` -> scalar in place of `training_step`.
         batches: Training batches in their order: each is run under its own `batch_idx` (any other under 0), and one for
             which `training_step` returns None is skipped as Lightning does: its loss is 0.
+        alone: The first process runs it without the others.
     """
 
     def __init__(
@@ -64,8 +66,9 @@ class TrainingStepObjective:
         pl_module: pl.LightningModule,
         loss_fn: ModuleLoss | None = None,
         batches: Sequence[Any] = (),
+        alone: bool = False,
     ) -> None:
-        self._trainer = trainer
+        self._trainer, self._alone = trainer, alone
         self._module = pl_module
         self._given = loss_fn
         self._batches = batches
@@ -180,6 +183,9 @@ class TrainingStepObjective:
         with ExitStack() as stack:
             stack.enter_context(nullcontext() if isinstance(precision, MixedPrecision) else precision.forward_context())
             stack.enter_context(muted_loggers(self._trainer))
+            if self._alone:
+                what = "training_step" if self._given is None else "loss_fn"
+                stack.enter_context(first_process_alone(self._trainer, what))
             stack.enter_context(uncompiled(self._module))
             for module in self._module.modules():
                 if isinstance(module, pl.LightningModule):
@@ -238,14 +244,8 @@ def _muted(module: pl.LightningModule, losses: list[Tensor]) -> Iterator[None]:
         optimizers, schedulers = module.optimizers(), module.lr_schedulers()
         shadows["optimizers"] = lambda *args, **kwargs: tree_map(_Still, optimizers)
         shadows["lr_schedulers"] = lambda *args, **kwargs: tree_map(_Still, schedulers)
-    before = {name: module.__dict__[name] for name in shadows if name in module.__dict__}
-    module.__dict__.update(shadows)
-    try:
+    with shadow_attributes(module, **shadows):
         yield
-    finally:
-        for name in shadows:
-            module.__dict__.pop(name, None)
-        module.__dict__.update(before)
 
 
 class _Still:
