@@ -126,6 +126,7 @@ class LossDecayMonitor(Monitor):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self._testing = stage != "fit"
 
     @override
