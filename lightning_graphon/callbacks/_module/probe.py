@@ -59,8 +59,8 @@ def draw_probe_and_pool(
         drawn = _join(batches)
     except (ValueError, TypeError, RuntimeError):
         return take(batches[0], probe_size), None
-    pool = take(drawn, size, start=probe_size) if samples(drawn) >= 2 * probe_size else None
-    return take(drawn, probe_size), pool if pool_size else None
+    left = min(pool_size, samples(drawn) - probe_size)
+    return take(drawn, probe_size), take(drawn, size, start=probe_size) if left >= probe_size else None
 
 
 def _bytes(batch: Any) -> int:
