@@ -25,8 +25,9 @@ def slow(parameters):
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.5)
 
 
-def fit(watch, steps, model=None, ckpt_path=None, **kwargs):
-    trainer = make_trainer(watch, max_epochs=-1, max_steps=steps, limit_train_batches=1.0, **kwargs)
+def fit(watch, epochs, model=None, ckpt_path=None, **kwargs):
+    """Epochs of 16 steps."""
+    trainer = make_trainer(watch, max_epochs=epochs, limit_train_batches=1.0, **kwargs)
     model = Classifier(optimizer=slow) if model is None else model
     trainer.fit(model, loader(n=512, batch_size=32), ckpt_path=ckpt_path)
     return trainer
@@ -65,7 +66,7 @@ def test_without_enough_other_samples_the_probe_pushes_itself(probe, caplog):
 
 def test_what_is_left_out_is_said_once(caplog):
     caplog.set_level("INFO", "lightning_graphon")
-    fit(monitor(), 2, gradient_clip_val=1.0, model=Classifier())
+    fit(monitor(), 1, gradient_clip_val=1.0, model=Classifier())
     assert [m for m in caplog.messages if "leaves out" in m] == [
         "LossDecayMonitor: the prediction leaves out weight decay and gradient clipping."
     ]
@@ -79,20 +80,20 @@ class Contrastive(Classifier):
 
 def test_a_loss_of_coupled_samples_has_no_pool():
     watch = monitor()
-    fit(watch, 2, model=Contrastive(optimizer=slow))
+    fit(watch, 1, model=Contrastive(optimizer=slow))
     assert watch._session.tracker.pool is None
 
 
 def checkpoint(path, **kwargs):
-    fit(monitor(every_n_steps=4, **kwargs), 16).save_checkpoint(path)
+    fit(monitor(every_n_steps=4, **kwargs), 1).save_checkpoint(path)
     return path
 
 
 def resumed_and_uninterrupted(tmp_path, **kwargs):
     path = checkpoint(tmp_path / "a.ckpt", **kwargs)
     resumed, whole = monitor(every_n_steps=4, **kwargs), monitor(every_n_steps=4, **kwargs)
-    fit(resumed, 40, ckpt_path=path)
-    fit(whole, 40)
+    fit(resumed, 3, ckpt_path=path)
+    fit(whole, 3)
     return resumed.curves, whole.curves
 
 
@@ -131,28 +132,21 @@ def test_the_checkpoint_of_a_run_without_a_pool_starts_anew(tmp_path, caplog):
     del settings["pool"], settings["pool_size"]
     torch.save(saved, path)
     watch = monitor(every_n_steps=4)
-    fit(watch, 24, ckpt_path=path)
+    fit(watch, 2, ckpt_path=path)
     assert len([m for m in caplog.messages if "starts anew at step 16" in m]) == 1
     assert watch.curves["step"][0] == 16
 
 
-def he_init():
-    net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
-    for layer in net[::2]:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    return net
-
-
 def test_the_prediction_holds_longer():
-    """A small probe that pushes itself learns itself by heart."""
-    worst = {}
+    """A kernel that stands still leaves one error, that a small probe which pushes itself learns itself by heart."""
+    held = {}
     for pool in (0, 1024):
         watch = monitor(probe_size=64, pool_size=pool, every_n_steps=20)
-        model = Classifier(he_init, lambda p: torch.optim.SGD(p, lr=0.02))
-        trainer = make_trainer(watch, max_epochs=-1, max_steps=200, limit_train_batches=1.0)
+        model = Classifier(lambda: nn.Linear(64, 10), lambda p: torch.optim.SGD(p, lr=0.5))
+        trainer = make_trainer(watch, max_epochs=-1, max_steps=400, limit_train_batches=1.0)
         trainer.fit(model, loader(n=1700, batch_size=64, shuffle=True))
-        worst[pool] = float((watch.curves["predicted"] / watch.curves["observed"] - 1).abs().max())
-    assert worst[1024] < worst[0] / 2, worst
+        held[pool] = watch.invalid_from or 400
+    assert held[1024] >= 2 * held[0], held
 
 
 def test_the_budget_of_this_monitor_alone_counts(monkeypatch):
