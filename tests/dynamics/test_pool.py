@@ -1,5 +1,6 @@
 """Predictions with a pool that pushes a probe: exact for networks that are linear in their parameters."""
 
+import math
 from functools import partial
 
 import pytest
@@ -24,13 +25,14 @@ def linear():
     return nn.Linear(5, 3).double()
 
 
-def tracked(net, optimizer, *, scale=1.0, pool=True, **options):
+def tracked(net, optimizer, *, scale=1.0, pool=True, seconds=math.inf, **options):
     x, y = data()
     loss = partial(lambda labels, outputs: F.cross_entropy(outputs, labels), y[:PROBE])
     pool_loss = partial(lambda labels, outputs: F.cross_entropy(outputs, labels), y[PROBE:])
     return LossTracker(
         ProbedNetwork(net, x[:PROBE], loss), OptimizerView(optimizer, net), KernelPrediction(**options), LossCurves(),
         pool=ProbedNetwork(net, x[PROBE:], pool_loss) if pool else None, every_n_steps=1, gradient_scale=scale,
+        seconds=lambda: seconds,
     )  # fmt: skip
 
 
@@ -187,3 +189,38 @@ def test_what_the_prediction_leaves_out_is_named():
     net = linear()
     assert tracked(net, SGD(net.parameters(), 0.1)).leaves_out == ""
     assert tracked(net, SGD(net.parameters(), 0.1, weight_decay=0.1)).leaves_out == "weight decay"
+
+
+def test_without_time_the_pool_is_cut():
+    net = linear()
+    optimizer = SGD(net.parameters(), 0.1, momentum=0.9)
+    tracker = tracked(net, optimizer, seconds=0.0)
+    seen = train(net, optimizer, tracker, 5)
+    assert tracker.initial.part.samples == 2
+    assert tracker.initial.kernels.shape == (1, 4, 4), "two of the probe, two of the pool"
+    assert all(math.isfinite(s["predicted"]) for s in seen)
+
+
+@pytest.mark.parametrize("first", [6, 12])
+def test_the_first_samples_of_the_pool_stand_for_all(first):
+    """Exact where the others are copies of them."""
+    net, (x, y) = linear(), data()
+    loss, some = nn.CrossEntropyLoss(), slice(PROBE, PROBE + first)
+    inputs, labels = x[some].repeat(24 // first, 1), y[some].repeat(24 // first)
+    optimizer = grouped(net, momentum=0.9)
+    pool = ProbedNetwork(net, inputs, lambda outputs: loss(outputs, labels))
+    tracker = LossTracker(
+        ProbedNetwork(net, x[:PROBE], lambda outputs: loss(outputs, y[:PROBE])), OptimizerView(optimizer, net),
+        KernelPrediction(), LossCurves(), pool=pool, every_n_steps=1,
+    )  # fmt: skip
+    sizes = tracker._affordable._sizes
+    tracker._affordable._sizes = [size for size in sizes if size.samples == first and size.exact]
+    assert [size.samples for size in sizes if size.exact] == [6, 12, 24]
+    tracker.observe(0)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss(net(inputs), labels).backward()
+        tracker.advance()
+        optimizer.step()
+    values = tracker.observe(20)
+    assert values["predicted"] == pytest.approx(values["observed"], rel=EXACT)

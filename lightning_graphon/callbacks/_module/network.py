@@ -1,6 +1,7 @@
 """The network inside a LightningModule, found by watching its `training_step` run on a probe batch."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
@@ -78,11 +79,11 @@ class TrainingStepNetwork(ProbedNetwork):
         Then half of the batch alone has a gradient in another direction. That of a mean, weighted or not, has the same.
         """
         half = samples(self._batch) // 2
-        with self.evaluated(), torch.enable_grad():
+        slopes: list[Tensor] = []
+        with self.evaluated(), torch.enable_grad(), suppress(Exception):  # recording the loss will say what is wrong
             outputs = self.outputs().detach()
-            slopes = (
-                [_slope(self.loss, outputs)[:half], _slope(self._with_loss(half).loss, outputs[:half])] if half else []
-            )
+            if half:
+                slopes = [_slope(self.loss, outputs)[:half], _slope(self._with_loss(half).loss, outputs[:half])]
         directions = [slope / slope.norm() for slope in slopes if slope.norm() > 0]
         return len(directions) == 2 and bool((directions[0] - directions[1]).norm() > _OTHER_DIRECTION)
 
@@ -111,9 +112,7 @@ class _UpToOutputs(nn.Module):
 
 def _slope(loss: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
     leaf = outputs.clone().requires_grad_()
-    value = loss(leaf)
-    slope = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
-    return torch.zeros_like(outputs) if slope is None else slope
+    return torch.autograd.grad(loss(leaf), leaf)[0]
 
 
 def _single_call(found: Outputs, count: int) -> tuple[nn.Module, Tensor] | None:

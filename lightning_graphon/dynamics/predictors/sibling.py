@@ -209,7 +209,7 @@ def scale_updates(optimizer: Optimizer, model: nn.Module, sibling: Sibling) -> N
     for group in optimizer.param_groups:
         if group.get("weight_decay") and not is_decoupled(optimizer, group):
             raise ValueError(
-                f"{type(optimizer).__name__} adds its decay to the gradient, and steps cannot be scaled without it: use "
+                f"{type(optimizer).__name__} adds its decay to the gradient, which scaled steps cannot undo: use "
                 "sibling_optimizer, or an optimizer such as AdamW"
             )
     before: dict[Tensor, Tensor] = {}
