@@ -65,10 +65,10 @@ def test_pool_batches_are_checked(arguments):
 @pytest.mark.parametrize("exponent", [0.3, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("floor", [0.0, 0.5])
 def test_a_power_law_is_found(exponent, floor):
-    """To the grid's spacing of 12 % in the exponent, ten times as far as what was seen."""
+    """Ten times as far as what was seen; the error there is some hundred times that of the fit."""
     law = lambda t: floor + 2 * (1 + t / 4) ** -exponent  # noqa: E731
     found = power_law(range(20), [law(t) for t in range(20)], [0, 19, 200])
-    torch.testing.assert_close(found, tensor([law(0), law(19), law(200)]).double(), rtol=0.03, atol=0.01)
+    torch.testing.assert_close(found, tensor([law(0), law(19), law(200)]).double(), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize(
