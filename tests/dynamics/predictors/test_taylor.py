@@ -178,6 +178,16 @@ def test_running_statistics_move_as_those_of_the_network():
         torch.testing.assert_close(model.eval()(x), expanded.eval()(x))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_mixed_precision(training):
+    """To the three digits of bfloat16."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).train(training)
+    linear, x = linearize(model), torch.randn(6, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(linear(x), model(x), rtol=2e-2, atol=2e-2)
+        linear(x).float().sum().backward()
+
+
 def test_dropout_draws():
     model = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5)).double()
     linear, x = linearize(model), torch.ones(1, 4).double()
