@@ -10,7 +10,7 @@ probe. `other order` is a second training on the same data: nothing can be expec
 import argparse
 import gzip
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -114,7 +114,8 @@ def horizon(curve: PredictedLoss, observed: PredictedLoss, tolerance: float, ste
     return steps if curve.until == observed.until else curve.until or 0
 
 
-def row(method: str, name: str, data: Any, args: argparse.Namespace) -> str:
+def horizons(method: str, name: str, data: Any, args: argparse.Namespace) -> dict[str, str]:
+    """Curve -> its horizons."""
     found: dict[str, list[tuple[int, int]]] = {}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         made = curves(training_of(method, OPTIMIZERS[name], data, seed, args.width), data, seed, args.steps)
@@ -123,11 +124,7 @@ def row(method: str, name: str, data: Any, args: argparse.Namespace) -> str:
             found.setdefault(key, []).append(
                 (horizon(curve, observed, 0.1, args.steps), horizon(curve, observed, 0.25, args.steps))
             )
-    if not row.__dict__.get("named"):
-        row.__dict__["named"] = True
-        print("| | " + " | ".join(found) + " |\n" + "|---" * (len(found) + 1) + "|")
-    cells = [f"{median(a for a, _ in pairs):g} / {median(b for _, b in pairs):g}" for pairs in found.values()]
-    return f"| {method}, {name} | " + " | ".join(cells) + " |"
+    return {key: f"{median(a for a, _ in v):g} / {median(b for _, b in v):g}" for key, v in found.items()}
 
 
 def costs(data: Any, width: int) -> None:
@@ -140,7 +137,7 @@ def costs(data: Any, width: int) -> None:
         if order:
             copied.model = taylor_expand(copied.model, order)
             copied.optimizer = type(copied.optimizer)(copied.model.parameters(), 1e-3)
-        runs[name] = lambda run=copied: [step for step in run.run([batch] * 20)]
+        runs[name] = lambda run=copied: list(run.run([batch] * 20))
     report("20 steps", interleaved(runs, 9), "training")
 
 
@@ -155,9 +152,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     args = parser.parse_args()
     data = mnist(args.data)
-    for method in args.methods:
-        for name in args.optimizers:
-            print(row(method, name, data, args), flush=True)
+    for number, (method, name) in enumerate(product(args.methods, args.optimizers)):
+        cells = horizons(method, name, data, args)
+        if number == 0:
+            print("| | " + " | ".join(cells) + " |\n" + "|---" * (len(cells) + 1) + "|")
+        print(f"| {method}, {name} | " + " | ".join(cells.values()) + " |", flush=True)
     print(machine())
     costs(data, args.width)
 

@@ -36,11 +36,27 @@ def batch_norm(
 ) -> Tensor:
     """As `F.batch_norm`."""
     if not training:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+        return settled_batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     if running_mean is not None:
         F.batch_norm(input, running_mean, running_var, None, None, True, momentum, eps)  # moves the running ones
     normal = _normal(input, [axis for axis in range(input.ndim) if axis != 1], eps)
     return _affine(normal, *_by_channel(input, weight, bias))
+
+
+def settled_batch_norm(
+    input: Tensor,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As `F.batch_norm`; under autocast torch's derivative in eval mode has the precision of the running statistics."""
+    mixed = not training and running_mean is not None and running_mean.dtype != input.dtype
+    x = input.to(running_mean.dtype) if mixed else input
+    return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps).to(input.dtype)
 
 
 def instance_norm(
@@ -73,7 +89,7 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 _Functions = dict[Callable[..., Any], Callable[..., Any]]
-FIRST_ORDER: _Functions = {torch._weight_norm: weight_norm}
+FIRST_ORDER: _Functions = {torch._weight_norm: weight_norm, F.batch_norm: settled_batch_norm}
 HIGHER_ORDERS: _Functions = FIRST_ORDER | {
     F.layer_norm: layer_norm,
     F.group_norm: group_norm,

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_EXPONENTS = torch.logspace(-1.3, 0.5, 37, dtype=torch.float64)  # b
-_OFFSETS = torch.logspace(-2, 1.5, 36, dtype=torch.float64)  # t0, in units of the span of the steps
+# Logarithms of the exponent b, 0.05 to 3, and of the offset t0 in units of the span of the steps, 0.01 to 30.
+_CENTRE, _WIDTH = (-0.95, -0.6), (2.05, 4.0)
+_GRID, _ZOOMS = torch.linspace(-1, 1, 33, dtype=torch.float64), 8  # each grid a third as wide as the one before
 
 
 def power_law(steps: Sequence[int] | Tensor, losses: Sequence[float] | Tensor, at: Sequence[int] | Tensor) -> Tensor:
     """Extrapolate a power law that is fitted to observed losses; only those of the beginning should be given.
 
-    Least squares, over a grid of exponents and offsets with the best floor and amplitude of each. The law falls or
-    stands still, and is not below 0 where no observed loss is.
+    Least squares, over ever finer grids of exponents and offsets with the best floor and amplitude of each. The law
+    falls or stands still, and is not below 0 where no observed loss is.
 
     Args:
         steps: [M], of the observed losses.
@@ -39,18 +40,22 @@ def power_law(steps: Sequence[int] | Tensor, losses: Sequence[float] | Tensor, a
     t, y = t[y.isfinite()], y[y.isfinite()]
     if not len(y):
         raise ValueError("a power law needs a finite loss")
-    first, span = t.min(), (t.max() - t.min()).clamp_min(1.0)
-    b, t0 = torch.meshgrid(_EXPONENTS, _OFFSETS * span, indexing="ij")
-    shape = ((t - first + t0[..., None]) / t0[..., None]) ** -b[..., None]
-    floor, amplitude = _least_squares(shape, y, floor=0.0 if bool((y >= 0).all()) else -torch.inf)
-    error = (floor[..., None] + amplitude[..., None] * shape - y).square().sum(-1)
-    best = divmod(int(error.argmin()), error.shape[1])
-    later = ((ahead - first).clamp_min(0) + t0[best]) / t0[best]
-    return floor[best] + amplitude[best] * later ** -b[best]
+    first = t.min()
+    t, ahead, span = t - first, (ahead - first).clamp_min(0), float((t.max() - first).clamp_min(1.0))
+    floor = 0.0 if bool((y >= 0).all()) else -torch.inf
+    centre, width = torch.tensor(_CENTRE, dtype=torch.float64), torch.tensor(_WIDTH, dtype=torch.float64)
+    for _ in range(_ZOOMS):
+        b, t0 = torch.cartesian_prod(*((c + w * _GRID).exp() for c, w in zip(centre, width, strict=True))).T
+        shape = (1 + t / (span * t0[:, None])) ** -b[:, None]
+        level, amplitude = _least_squares(shape, y, floor)
+        error = (level[:, None] + amplitude[:, None] * shape - y).square().sum(1)
+        best = int(error.argmin())
+        centre, width = torch.stack([b[best], t0[best]]).log(), width / 3
+    return level[best] + amplitude[best] * (1 + ahead / (span * t0[best])) ** -b[best]
 
 
 def _least_squares(shape: Tensor, y: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """L∞ of at least `floor` and a of at least 0 for each shape [..., M] of the law, [...] both."""
+    """L∞ of at least `floor` and a of at least 0 for each shape [G, M] of the law, [G] both."""
     centred = shape - shape.mean(-1, keepdim=True)
     amplitude = ((centred * y).sum(-1) / centred.square().sum(-1).clamp_min(1e-300)).clamp_min(0)
     level = y.mean() - amplitude * shape.mean(-1)

@@ -82,10 +82,13 @@ class Training:
     def copy(self) -> "Training":
         """The same training of a copy of the network, with a copy of the optimizer's state and of the schedulers.
 
-        Hooks of the optimizer and replacements of its methods belong to the original and are not copied.
+        Pruned weights are zero in the copy, so that an expansion of it is one around the pruned network. Hooks of the
+        optimizer and replacements of its methods belong to the original and are not copied.
         """
         memo: dict[int, Any] = {}
         model = copy.deepcopy(self.model, memo)
+        if self.masks is not None:
+            as_masks(self.masks).apply_(model)
         optimizer = _copy_optimizer(self.optimizer, memo)
         schedulers = [(copy.deepcopy(s, memo), every) for s, every in self._schedulers()]
         return replace(self, model=model, optimizer=optimizer, schedulers=schedulers)
