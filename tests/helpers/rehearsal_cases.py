@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -177,6 +178,11 @@ def adam(parameters):
     return torch.optim.Adam(parameters, lr=1e-2)
 
 
+def scaled():
+    """Mixed precision with a scaler so large that the first steps are skipped."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=2))
+
+
 def normed():
     return nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
 
@@ -189,7 +195,7 @@ def dicts():
 class Case:
     build: Callable[[], pl.LightningModule] = Classifier
     data: Callable[[], Any] = loader
-    trainer: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] | Callable[[], dict[str, Any]] = field(default_factory=dict)
     pruned: bool = False
     steps: int = 4
 
@@ -199,6 +205,7 @@ CASES = {
     "adam": Case(lambda: Classifier(mlp, adam)),
     "lbfgs": Case(lambda: Classifier(mlp, lbfgs)),
     "amp": Case(lambda: Classifier(cnn, adam), trainer={"precision": "bf16-mixed"}),
+    "scaler": Case(lambda: Classifier(mlp, adam), trainer=lambda: {"plugins": [scaled()]}),
     "half": Case(lambda: Classifier(mlp, adam), trainer={"precision": "bf16-true"}),
     "double": Case(trainer={"precision": "64-true"}),
     "accumulation": Case(trainer={"accumulate_grad_batches": 2, "max_epochs": 4}, steps=5),
@@ -229,7 +236,8 @@ def fit(case, *callbacks, ckpt_path=None, **kwargs):
     pruner = [quiet("snip", 0.9)] if case.pruned else []
     for callback in callbacks:
         callback.pruner = pruner[0] if pruner else None
-    arguments = {"limit_train_batches": 4, "num_sanity_val_steps": 0, **case.trainer, **kwargs}
+    own = case.trainer() if callable(case.trainer) else case.trainer
+    arguments = {"limit_train_batches": 4, "num_sanity_val_steps": 0, **own, **kwargs}
     trainer = make_trainer(*pruner, *callbacks, **arguments)
     trainer.custom = 3
     torch.manual_seed(5)

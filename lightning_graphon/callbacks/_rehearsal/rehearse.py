@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._module.batches import undisturbed_data
 from lightning_graphon.callbacks._module.muted_loggers import muted_loggers
-from lightning_graphon.callbacks._module.probe import training_batch_size
+from lightning_graphon.callbacks._module.probe import samples, training_batch_size
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.callbacks._rehearsal.module_copy import (
     copy_gradients,
@@ -80,7 +80,7 @@ def rehearse_fit(
     refuse_what_cannot_be_copied(trainer, pl_module)
     watch = _Watch(trainer.global_step, steps, started + seconds, progress, pl_module)
     gradients = [parameter.grad for parameter in pl_module.parameters()]
-    loader = PoolLoader(pool, _global_batch_size(trainer), trainer.num_training_batches, seed or 0, batches)
+    loader = PoolLoader(pool, _global_batch_size(trainer, pool), trainer.num_training_batches, seed or 0, batches)
     with (
         silenced(),
         undisturbed_data(trainer, pl_module, trainer.train_dataloader, seed),
@@ -112,9 +112,9 @@ def rehearse_fit(
     return watch.losses
 
 
-def _global_batch_size(trainer: pl.Trainer) -> int | None:
-    size = training_batch_size(trainer)
-    return None if size is None else size * trainer.world_size
+def _global_batch_size(trainer: pl.Trainer, pool: list[Any]) -> int:
+    """Samples of a step's batch over all processes; where the loader does not say, of the pool's largest."""
+    return (training_batch_size(trainer) or max(map(samples, pool), default=0) or 1) * trainer.world_size
 
 
 class _RehearsalOver(Exception):  # noqa: N818 - no error

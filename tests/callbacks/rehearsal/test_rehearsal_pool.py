@@ -50,6 +50,21 @@ def test_without_other_samples_the_probes_are_the_pool():
     assert sorted(found.pool[0][0][:, 0].tolist()) == sorted(found.probe[0][:, 0].tolist())
 
 
+def test_batches_that_hold_more_than_samples_are_not_cut():
+    """A graph's edges would point to nodes that are gone."""
+    graphs = [{"x": torch.randn(n, 64), "edges": torch.randint(n, (2, 3 * n))} for n in (9, 11, 10, 12, 8)]
+
+    class Graphs(Classifier):
+        def training_step(self, batch, batch_idx):
+            return self(batch["x"]).square().mean()
+
+    draws = Draws(9, 24)
+    make_trainer(draws, limit_train_batches=5).fit(Graphs(), DataLoader(graphs, None))
+    assert len(draws.pool) >= 3
+    for batch, graph in zip(draws.pool, graphs[1:], strict=False):
+        assert torch.equal(batch["x"], graph["x"])
+
+
 def test_samples_are_mixed_anew_in_each_epoch():
     pool = [[torch.arange(4), ["a", "b", "c", "d"]], [torch.arange(4, 7), ["e", "f", "g"]]]
     batches = PoolLoader(pool, 7, math.inf, seed=1)
@@ -104,7 +119,7 @@ def test_writing_into_a_batch_changes_no_other():
 
 
 def test_given_batches_end():
-    batches = PoolLoader([], None, 5, 0, [torch.zeros(1)])
+    batches = PoolLoader([], 1, 5, 0, [torch.zeros(1)])
     assert len(batches) == 5
     next(batches)
     with pytest.raises(DataExhaustedError):

@@ -209,6 +209,22 @@ def test_errors_of_the_users_code_are_told():
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
+def test_weights_that_froze_when_the_fit_began():
+    class Freezes(Classifier):
+        def on_fit_start(self):
+            self.net[0].requires_grad_(False)
+
+        def configure_optimizers(self):
+            return adam([p for p in self.parameters() if p.requires_grad])
+
+    class Frozen(Freezes):
+        def __init__(self):
+            super().__init__()
+            self.net[0].requires_grad_(False)
+
+    assert rehearse(Freezes()) == rehearse(Frozen())
+
+
 def test_iterators_of_data_are_refused():
     class Iterates(Classifier):
         def training_step(self, dataloader_iter):

@@ -21,7 +21,9 @@ def test_on_the_true_batches_it_is_the_training(name, tmp_path):
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 8])
-@pytest.mark.parametrize("name", ["adam", "one cycle", "epoch schedule", "batch norm", "pruned, sgd", "reads trainer"])
+@pytest.mark.parametrize(
+    "name", ["adam", "one cycle", "epoch schedule", "batch norm", "scaler", "pruned, sgd", "reads trainer"]
+)
 def test_from_the_middle_of_a_fit(name, at, tmp_path):
     """Inside an epoch and at the end of one: states of optimizers and schedulers go on."""
     callback = Rehearses(4, at=at)
