@@ -53,14 +53,17 @@ def rehearse_fit(
     what it did. Callbacks do not run, nor does validation: what they change during training (an average of weights,
     another accumulation, a layer that thaws, a learning rate on a plateau) is not rehearsed.
 
-    Afterwards all is as before: weights, buffers, gradients, random generators, loggers, metrics, data and trainer.
+    A rehearsed step takes the time of a training step, the rest a few hundredths of a second. Memory: the copy and its
+    optimizers' states, freed at the end. Afterwards all is as before: weights, buffers, gradients, random generators,
+    loggers, metrics, data and trainer.
 
     Args:
         trainer: Fits the module; to be called in a callback's `on_train_start` or later, by one process.
         pl_module: The module.
         pool: Batches as the dataloader yields them, to train on; see `draw_pool`.
         probe: A batch on the module's device; its loss is measured in eval mode.
-        steps: Optimizer steps from now, ascending; 0 is before the first of them.
+        steps: Optimizer steps from now, ascending; 0 is before the first of them. As the trainer counts them: where a
+            batch makes several, as with two optimizers, each is measured when its batch is done.
         seed: Seed of the order of minibatches and of all generators; None goes on with the generators as they are.
         masks: Kept in force; None for a dense network.
         transform: Changes the copy before it trains; may return masks in place of `masks`.

@@ -273,6 +273,45 @@ def test_compiled_parts_are_rehearsed_uncompiled(part):
     assert found["losses"] == rehearse()
 
 
+def test_a_batch_norm_asks_no_other_process():
+    """And runs on a CPU, where that of several processes refuses to."""
+
+    def function(trainer, pl_module, given):
+        pl_module.norm = nn.SyncBatchNorm(64)
+        twin = copy_module(trainer, pl_module, NestedTrainer(trainer, Callback()))
+        x = torch.randn(8, 64)
+        assert torch.equal(twin.norm(x), nn.BatchNorm1d(64)(x))
+        assert twin.norm.num_batches_tracked == 1
+        assert pl_module.norm.num_batches_tracked == 0
+        assert type(pl_module.norm) is nn.SyncBatchNorm
+        del pl_module.norm
+        return True
+
+    assert in_fit(function)
+
+
+def test_networks_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=17, n_positions=8, n_embd=16, n_layer=2, n_head=2)
+
+    class LanguageModel(Classifier):
+        def __init__(self):
+            torch.manual_seed(0)
+            super().__init__(lambda: transformers.GPT2LMHeadModel(config), adam)
+
+        def training_step(self, batch, batch_idx):
+            return self.net(input_ids=batch["input_ids"], labels=batch["labels"]).loss
+
+    ids = (torch.randint(17, (64, 1)) + torch.arange(8)) % 17
+    data = [transformers.BatchEncoding({"input_ids": row, "labels": row}) for row in ids]
+    collate = lambda rows: transformers.BatchEncoding(  # noqa: E731
+        {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    )
+    losses = rehearse(LanguageModel(), torch.utils.data.DataLoader(data, 16, collate_fn=collate))
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+
+
 def test_the_memory_is_freed_at_once():
     gc.disable()
     try:

@@ -6,6 +6,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
+from tests.helpers.kinds import KINDS
 from tests.helpers.modules import Classifier, loader, mlp
 from tests.helpers.rehearsal_cases import CASES, Case, Cosine, OneCycle, Rehearses, adam, fit
 
@@ -18,6 +19,15 @@ def test_on_the_true_batches_it_is_the_training(name, tmp_path):
     assert len(observed) >= 4
     assert rehearsed == observed
     assert len(set(observed)) > 2, "nothing was trained"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_of_every_kind_of_module(name, tmp_path):
+    kind, callback = KINDS[name], Rehearses(2)
+    fit(Case(kind.build, kind.data), callback, logger=CSVLogger(tmp_path))
+    rehearsed, observed = callback.compare()
+    assert len(observed) >= 3
+    assert rehearsed == observed
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 8])
