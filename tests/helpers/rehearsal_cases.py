@@ -214,7 +214,7 @@ CASES = {
     "one cycle": Case(OneCycle, trainer={"max_epochs": 3}, steps=8),
     "one cycle, limited": Case(OneCycle, trainer={"max_epochs": -1, "max_steps": 7}, steps=7),
     "epoch schedule": Case(Cosine, trainer={"max_epochs": 4}, steps=10),
-    "plateau": Case(Plateau, trainer={"max_epochs": 2}, steps=3),
+    "plateau": Case(Plateau, trainer={"max_epochs": 3}, steps=6),
     "gan": Case(Gan, steps=6),
     "batch norm": Case(lambda: Classifier(normed)),
     "batch norm, dropout": Case(lambda: Classifier(cnn)),

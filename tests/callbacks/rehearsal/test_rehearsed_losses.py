@@ -26,7 +26,7 @@ def test_of_every_kind_of_module(name, tmp_path):
     kind, callback = KINDS[name], Rehearses(2)
     fit(Case(kind.build, kind.data), callback, logger=CSVLogger(tmp_path))
     rehearsed, observed = callback.compare()
-    assert len(observed) >= 3
+    assert len(observed) >= 2  # a GAN takes two steps with each batch
     assert rehearsed == observed
 
 
