@@ -7,13 +7,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_graphon.callbacks._module.batches import train_batches
-from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.callbacks._module.pool import draw_data
+from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.callbacks._rehearsal.rehearse import rehearse_fit
 from tests.helpers.kinds import Dicts, FromDict, Gpt, Talks, Transfer, adamw, small_sgd, tokens
 from tests.helpers.modules import Classifier, Gan, cnn, loader, make_trainer, mlp, quiet
@@ -35,7 +36,8 @@ class Rehearses(Callback):
         self.rehearsed, self.observed = None, []
 
     def rehearse(self, trainer, pl_module):
-        probe, pool = draw_pool(trainer, pl_module, 20, 48)
+        data = draw_data(trainer, pl_module, 20, 48)
+        probe, pool = data.probe, data.drawn
         self.objective = TrainingStepObjective(trainer, pl_module)
         self.batch, self.last, self.steps = probe, trainer.global_step, []
         self.look(trainer)
@@ -46,7 +48,7 @@ class Rehearses(Callback):
             # A loader begins anew where a fit is resumed.
             rest = epoch[: len(epoch) - done] if trainer.fit_loop.epoch_loop.restarting else epoch[done:]
             arguments |= {"seed": None, "batches": rest + epoch * 50}
-        self.rehearsed = rehearse_fit(trainer, pl_module, pool=pool, probe=probe, **arguments | self.arguments)
+        self.rehearsed = rehearse_fit(trainer, pl_module, pool=pool, probe=probe, **arguments | self.arguments).losses
 
     def look(self, trainer):
         self.observed.append(self.objective.observed(self.batch))
@@ -177,6 +179,11 @@ def adam(parameters):
     return torch.optim.Adam(parameters, lr=1e-2)
 
 
+def scaled():
+    """Mixed precision with a scaler so large that the first steps are skipped."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=2))
+
+
 def normed():
     return nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
 
@@ -189,7 +196,7 @@ def dicts():
 class Case:
     build: Callable[[], pl.LightningModule] = Classifier
     data: Callable[[], Any] = loader
-    trainer: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] | Callable[[], dict[str, Any]] = field(default_factory=dict)
     pruned: bool = False
     steps: int = 4
 
@@ -199,6 +206,7 @@ CASES = {
     "adam": Case(lambda: Classifier(mlp, adam)),
     "lbfgs": Case(lambda: Classifier(mlp, lbfgs)),
     "amp": Case(lambda: Classifier(cnn, adam), trainer={"precision": "bf16-mixed"}),
+    "scaler": Case(lambda: Classifier(mlp, adam), trainer=lambda: {"plugins": [scaled()]}),
     "half": Case(lambda: Classifier(mlp, adam), trainer={"precision": "bf16-true"}),
     "double": Case(trainer={"precision": "64-true"}),
     "accumulation": Case(trainer={"accumulate_grad_batches": 2, "max_epochs": 4}, steps=5),
@@ -207,7 +215,7 @@ CASES = {
     "one cycle": Case(OneCycle, trainer={"max_epochs": 3}, steps=8),
     "one cycle, limited": Case(OneCycle, trainer={"max_epochs": -1, "max_steps": 7}, steps=7),
     "epoch schedule": Case(Cosine, trainer={"max_epochs": 4}, steps=10),
-    "plateau": Case(Plateau, trainer={"max_epochs": 2}, steps=3),
+    "plateau": Case(Plateau, trainer={"max_epochs": 3}, steps=6),
     "gan": Case(Gan, steps=6),
     "batch norm": Case(lambda: Classifier(normed)),
     "batch norm, dropout": Case(lambda: Classifier(cnn)),
@@ -229,7 +237,8 @@ def fit(case, *callbacks, ckpt_path=None, **kwargs):
     pruner = [quiet("snip", 0.9)] if case.pruned else []
     for callback in callbacks:
         callback.pruner = pruner[0] if pruner else None
-    arguments = {"limit_train_batches": 4, "num_sanity_val_steps": 0, **case.trainer, **kwargs}
+    own = case.trainer() if callable(case.trainer) else case.trainer
+    arguments = {"limit_train_batches": 4, "num_sanity_val_steps": 0, **own, **kwargs}
     trainer = make_trainer(*pruner, *callbacks, **arguments)
     trainer.custom = 3
     torch.manual_seed(5)

@@ -62,6 +62,8 @@ def draw_data(
 
     The order in which training will see the data is unchanged, as by `train_batches`.
 
+    Batches that hold more than samples are not cut: the pool begins with the batch after those of the probe.
+
     Args:
         trainer: Its train dataloader is read; of several processes, the part of this one.
         pl_module: Its transfer hooks are applied to the probe.
@@ -93,8 +95,10 @@ def draw_data(
         seen += samples(raw[count]) or probe_size
         count += 1
     probe = join_and_cut(scoring_batches(trainer, pl_module, raw[:count], "loss"), probe_size)
-    rest = _first([*_last(raw[count - 1], seen - probe_size), *raw[count:]], pool_size)
-    return TrainingData(probe, rest or raw[:count], bool(rest))
+    cut = seen - probe_size if join_samples(raw) is not None else 0
+    rest = [*_last(raw[count - 1], cut), *raw[count:]]
+    pool = _first(rest, pool_size) if cut else rest
+    return TrainingData(probe, pool or raw[:count], bool(pool))
 
 
 def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int) -> Any:
@@ -126,7 +130,7 @@ class PoolLoader:
 
     Args:
         pool: Batches as a dataloader yields them.
-        batch_size: Samples of a minibatch; None: as many as the pool's first batch has.
+        batch_size: Samples of a minibatch.
         length: Batches of an epoch, as a trainer counts them; infinity where it knows none.
         seed: Seed of the order.
         batches: To be given in this order, in place of minibatches of the pool.
@@ -138,7 +142,7 @@ class PoolLoader:
     """
 
     def __init__(
-        self, pool: list[Any], batch_size: int | None, length: float, seed: int, batches: Iterable[Any] | None = None
+        self, pool: list[Any], batch_size: int, length: float, seed: int, batches: Iterable[Any] | None = None
     ) -> None:
         self._length = length
         self._stream = self._mixed(pool, batch_size, seed) if batches is None else iter(batches)
@@ -160,15 +164,15 @@ class PoolLoader:
         return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, batch)
 
     @staticmethod
-    def _mixed(pool: list[Any], batch_size: int | None, seed: int) -> Iterator[Any]:
+    def _mixed(pool: list[Any], batch_size: int, seed: int) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(seed)
         whole = join_samples(pool)
         if whole is None:
             while True:
                 yield from (pool[i] for i in torch.randperm(len(pool), generator=generator).tolist())
-        size, order = batch_size or samples(pool[0]), torch.empty(0, dtype=torch.long)
+        order = torch.empty(0, dtype=torch.long)
         while True:
-            while len(order) < size:
+            while len(order) < batch_size:
                 order = torch.cat([order, torch.randperm(samples(whole), generator=generator)])
-            yield select(whole, order[:size])
-            order = order[size:]
+            yield select(whole, order[:batch_size])
+            order = order[batch_size:]

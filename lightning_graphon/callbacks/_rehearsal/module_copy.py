@@ -122,7 +122,8 @@ def _uncompile(module: Any, memo: dict[int, Any]) -> None:
         module._compiler_ctx = None
     for name, value in list(vars(module).items()):
         if (original := getattr(value, "_torchdynamo_orig_callable", None)) is not None:
-            module.__dict__[name] = copy.deepcopy(original, memo)
+            of_original = id(getattr(original, "__self__", None)) in memo  # a compiled module makes one of its own
+            module.__dict__[name] = copy.deepcopy(original, memo) if of_original else original
 
 
 def _copy_hooks(old: nn.Parameter, new: nn.Parameter) -> None:

@@ -86,7 +86,7 @@ class NestedTrainer(pl.Trainer):
 
     def _load_states(self) -> None:
         for new, old in zip(self.optimizers, self._real.optimizers, strict=True):
-            new.load_state_dict(copy.deepcopy(old.state_dict()))  # which would share its tensors
+            _load_state(new, old)
         for ours, theirs in zip(self.lr_scheduler_configs, self._real.lr_scheduler_configs, strict=True):
             ours.scheduler.load_state_dict(copy.deepcopy(theirs.scheduler.state_dict()))
 
@@ -170,6 +170,16 @@ def silenced() -> Iterator[None]:
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+def _load_state(new: Any, old: Any) -> None:
+    """Give an optimizer the state of another."""
+    try:
+        new.load_state_dict(copy.deepcopy(old.state_dict()))  # which would share its tensors
+    except ValueError:
+        # Where weights froze after the old one was made, an optimizer of the others alone takes the same steps.
+        if old.state:
+            raise
 
 
 def _copy_progress(real: _Loop, nested: _Loop) -> None:

@@ -16,7 +16,7 @@ from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._module.batches import undisturbed_data
 from lightning_graphon.callbacks._module.muted_loggers import muted_loggers
 from lightning_graphon.callbacks._module.pool import DataExhaustedError, PoolLoader
-from lightning_graphon.callbacks._module.probe import training_batch_size
+from lightning_graphon.callbacks._module.probe import samples, training_batch_size
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.callbacks._rehearsal.module_copy import (
     copy_gradients,
@@ -55,7 +55,7 @@ class Rehearsed:
     rates: list[list[float]]
 
 
-Change = Callable[[pl.LightningModule], Changed]
+Change = Callable[[pl.LightningModule], Changed | None]
 
 
 def rehearse_fit(
@@ -82,14 +82,17 @@ def rehearse_fit(
     what it did. Callbacks do not run, nor does validation: what they change during training (an average of weights,
     another accumulation, a layer that thaws, a learning rate on a plateau) is not rehearsed.
 
-    Afterwards all is as before: weights, buffers, gradients, random generators, loggers, metrics, data and trainer.
+    A rehearsed step takes the time of a training step, the rest a few hundredths of a second. Memory: the copy and its
+    optimizers' states, freed at the end. Afterwards all is as before: weights, buffers, gradients, random generators,
+    loggers, metrics, data and trainer.
 
     Args:
         trainer: Fits the module; to be called in a callback's `on_train_start` or later, by one process.
         pl_module: The module.
         pool: Batches as the dataloader yields them, to train on; see `draw_data`.
         probe: A batch on the module's device; its loss is measured in eval mode.
-        steps: Optimizer steps from now, ascending; 0 is before the first of them.
+        steps: Optimizer steps from now, ascending; 0 is before the first of them. As the trainer counts them: where a
+            batch makes several, as with two optimizers, each is measured when its batch is done.
         seed: Seed of the order of minibatches and of all generators; None goes on with the generators as they are.
         masks: Kept in force; None for a dense network.
         change: Changes the copy before it trains.
@@ -106,7 +109,7 @@ def rehearse_fit(
     refuse_what_cannot_be_copied(trainer, pl_module)
     watch = _Watch(trainer.global_step, steps, started + seconds, progress, pl_module)
     gradients = [parameter.grad for parameter in pl_module.parameters()]
-    loader = PoolLoader(pool, _global_batch_size(trainer), trainer.num_training_batches, seed or 0, batches)
+    loader = PoolLoader(pool, _global_batch_size(trainer, pool), trainer.num_training_batches, seed or 0, batches)
     with (
         silenced(),
         undisturbed_data(trainer, pl_module, trainer.train_dataloader, seed),
@@ -120,7 +123,7 @@ def rehearse_fit(
                 twin = copy_module(trainer, pl_module, nested)
                 try:
                     copy_gradients(gradients, twin)
-                    changed = Changed() if change is None else change(twin)
+                    changed = (None if change is None else change(twin)) or Changed()
                     masks = changed.masks or masks
                     nested.attach(twin, loader)
                     nested.setup(resume)
@@ -140,9 +143,9 @@ def rehearse_fit(
     return Rehearsed(watch.losses, watch.rates)
 
 
-def _global_batch_size(trainer: pl.Trainer) -> int | None:
-    size = training_batch_size(trainer)
-    return None if size is None else size * trainer.world_size
+def _global_batch_size(trainer: pl.Trainer, pool: list[Any]) -> int:
+    """Samples of a step's batch over all processes; where the loader does not say, of the pool's largest."""
+    return (training_batch_size(trainer) or max(map(samples, pool), default=0) or 1) * trainer.world_size
 
 
 class _RehearsalOver(Exception):  # noqa: N818 - no error

@@ -56,7 +56,7 @@ def test_the_fit_is_as_without(name, at, tmp_path):
     plain, rehearsed, callback = State(), State(), OnlyRehearses(3, at=at, true_batches=False)
     _, first = fit_case(CASES[name], plain, logger=CSVLogger(tmp_path / "a"))
     _, second = fit_case(CASES[name], callback, rehearsed, logger=CSVLogger(tmp_path / "a"))
-    assert len(callback.rehearsed) >= 3  # the fit may be over by then, and the rehearsal with it
+    assert len(callback.rehearsed) >= 2  # the fit may be over by then, and the rehearsal with it
     same(plain.kept, rehearsed.kept)
     same(first.hparams, second.hparams)
 

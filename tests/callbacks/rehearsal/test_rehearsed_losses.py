@@ -6,6 +6,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
+from tests.helpers.kinds import KINDS
 from tests.helpers.modules import Classifier, loader, mlp
 from tests.helpers.rehearsal_cases import CASES, Case, Cosine, OneCycle, Rehearses, adam, fit
 
@@ -20,8 +21,19 @@ def test_on_the_true_batches_it_is_the_training(name, tmp_path):
     assert len(set(observed)) > 2, "nothing was trained"
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_of_every_kind_of_module(name, tmp_path):
+    kind, callback = KINDS[name], Rehearses(2)
+    fit(Case(kind.build, kind.data), callback, logger=CSVLogger(tmp_path))
+    rehearsed, observed = callback.compare()
+    assert len(observed) >= 2  # a GAN takes two steps with each batch
+    assert rehearsed == observed
+
+
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 8])
-@pytest.mark.parametrize("name", ["adam", "one cycle", "epoch schedule", "batch norm", "pruned, sgd", "reads trainer"])
+@pytest.mark.parametrize(
+    "name", ["adam", "one cycle", "epoch schedule", "batch norm", "scaler", "pruned, sgd", "reads trainer"]
+)
 def test_from_the_middle_of_a_fit(name, at, tmp_path):
     """Inside an epoch and at the end of one: states of optimizers and schedulers go on."""
     callback = Rehearses(4, at=at)
