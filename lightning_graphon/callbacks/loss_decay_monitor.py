@@ -247,7 +247,7 @@ class LossDecayMonitor(Monitor):
         assert session is not None  # noqa: S101
         return loss_chart.figure(
             self._curves, session.ahead, self._initial, ntk=self.wanted.kernel.ntk,
-            tolerance=self.wanted.measuring.tolerance, power_law=session.power_law_curve(), with_modes=with_modes,
+            tolerance=self.wanted.measuring.tolerance, power_law=self._curves.power_law(), with_modes=with_modes,
         )  # fmt: skip
 
     @property

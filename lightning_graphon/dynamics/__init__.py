@@ -7,7 +7,7 @@ from lightning_graphon.dynamics.descent.stability import stability_limit
 from lightning_graphon.dynamics.forecast import Forecast
 from lightning_graphon.dynamics.kernel_change import KernelChange
 from lightning_graphon.dynamics.kernel_prediction import KernelPrediction
-from lightning_graphon.dynamics.loss_curves import LossCurves, relative_error
+from lightning_graphon.dynamics.loss_curves import CURVES, LossCurves, relative_error
 from lightning_graphon.dynamics.loss_tracker import LossTracker, next_multiple
 from lightning_graphon.dynamics.optimizer import (
     OptimizerStep,
@@ -25,14 +25,16 @@ from lightning_graphon.dynamics.predictors.sibling import (
     scale_updates,
     sibling_optimizer,
 )
-from lightning_graphon.dynamics.predictors.taylor import linearize, taylor_expand, taylor_expand_
+from lightning_graphon.dynamics.predictors.taylor import Expansion, linearize, taylor_expand, taylor_expand_
 from lightning_graphon.dynamics.predictors.trained_copies import rehearse, replay, train_copies
 from lightning_graphon.dynamics.predictors.training import Training
 from lightning_graphon.dynamics.predictors.width_scaling import extrapolate_widths
 from lightning_graphon.dynamics.probed_network import ProbedNetwork, UnsupportedTrainingError
 
 __all__ = [
+    "CURVES",
     "DecayModes",
+    "Expansion",
     "Forecast",
     "KernelChange",
     "KernelPrediction",

@@ -1,14 +1,18 @@
 """What was measured of a probe's loss during a training: numbers and sentences, nothing of the network."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_graphon.dynamics.predictors.power_law import power_law
+
 CURVES = ("step", "observed", "predicted", "refreshed", "replayed", "rehearsed", "sibling", "power_law")
+
+_OF_POWER_LAW = 20  # observed losses that a power law is fitted to
 
 
 @dataclass
@@ -84,6 +88,15 @@ class LossCurves:
             )
         elif band is None and not error <= tolerance:
             self.invalid = step, f"it is {error:.0%} off (relative_error, at most {tolerance:.0%})"
+
+    def power_law(self, steps: Sequence[int] | None = None) -> dict[int, float]:
+        """Step -> loss that the first twenty observed ones let one expect; None: for the later steps."""
+        first = self.rows[:_OF_POWER_LAW]
+        later = [int(row[0]) for row in self.rows[_OF_POWER_LAW:]] if steps is None else steps
+        if len(self.rows) < _OF_POWER_LAW or not later or not any(math.isfinite(row[1]) for row in first):
+            return {}
+        losses = power_law([int(row[0]) for row in first], [row[1] for row in first], later)
+        return dict(zip(later, losses.tolist(), strict=True))
 
     def tensors(self) -> dict[str, Tensor]:
         """`CURVES` by name, [K] each, float64."""

@@ -68,6 +68,15 @@ class PredictionsAhead:
         found = {name: (p.steps == step).nonzero().flatten().tolist() for name, p in self.predictions.items()}
         return {name: float(self.predictions[name].mean[i[0]]) for name, i in found.items() if i}
 
+    def band(self, step: int, tolerance: float) -> tuple[float, float] | None:
+        """Where rehearsals expect the loss at a step; None where they say nothing."""
+        rehearsal = self.predictions.get("rehearsal")
+        place = [] if rehearsal is None else (rehearsal.steps == step).nonzero().flatten().tolist()
+        if rehearsal is None or not place:
+            return None
+        low, high = (float(end[place[0]]) for end in rehearsal.band(tolerance))
+        return low, high
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings only."""
         curves = {name: [p.steps, p.losses, p.cost] for name, p in self.predictions.items()}

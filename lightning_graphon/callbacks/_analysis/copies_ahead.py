@@ -13,8 +13,13 @@ from lightning_graphon.callbacks._module.pool import TrainingData
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.callbacks._rehearsal.changed_copies import NetworkPlace, expanded, redrawn
 from lightning_graphon.callbacks._rehearsal.rehearse import Change, rehearse_fit
-from lightning_graphon.dynamics import PredictedLoss, PredictionsAhead, UnsupportedTrainingError, extrapolate_widths
-from lightning_graphon.dynamics.predictors.taylor import load_derivatives
+from lightning_graphon.dynamics import (
+    PredictedLoss,
+    PredictionsAhead,
+    UnsupportedTrainingError,
+    extrapolate_widths,
+    linearize,
+)
 from lightning_graphon.pruning import Masks
 
 PORTION = 0.5  # of the time budget, for all copies
@@ -90,7 +95,7 @@ class CopyTrainer:
         made, runs, first = PredictionsAhead(), _runs(names, orders, taylor_order), self._trainer.global_step
         asked = steps_to_look_at(first, first + self._horizon(horizon), every)
         if "replay" in names:
-            load_derivatives()  # half a second, once in a process
+            linearize(torch.nn.Identity())  # torch loads derivatives for half a second, once in a process
         rows: dict[tuple[str, float], list[list[float]]] = {}
         start = perf_counter()
         end = start + self._seconds()

@@ -28,7 +28,6 @@ from lightning_graphon.dynamics import (
     PredictionsAhead,
     UnsupportedTrainingError,
     next_multiple,
-    power_law,
     relative_error,
 )
 from lightning_graphon.metrics import LossDecay
@@ -38,7 +37,6 @@ log = logging.getLogger(__name__)
 FOREIGN = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 _AT_THE_END = ("rate_ratio", "log_correlation")
 _NEVER = 2**62
-_OF_POWER_LAW = 20  # observed losses that a power law is fitted to
 _ERRORS = ("relative_error", "refreshed_error")
 
 
@@ -193,8 +191,7 @@ class LossSession:
         made = self.tracker and (self.tracker.initial, self.tracker.refreshed)
         values = self._observe(step)
         values.update(self._of_copies(step, values["observed"]))
-        if rival := self.power_law_curve([step]):
-            values["power_law"] = rival[step]
+        values.update({"power_law": loss for loss in self.curves.power_law([step]).values()})  # noqa: B035 - one
         self.curves.add(step, values)
         self._log(within_reach(values, self.curves))
         if self.curves.invalid is not None and told is None:
@@ -230,23 +227,7 @@ class LossSession:
         return values
 
     def _band(self, step: int) -> tuple[float, float] | None:
-        """Where the loss is at a step, by the rehearsals; None where there are none."""
-        rehearsal = self.ahead.predictions.get("rehearsal")
-        place = None if rehearsal is None else (rehearsal.steps == step).nonzero().flatten().tolist()
-        if rehearsal is None or not place:
-            return None
-        low, high = (float(end[place[0]]) for end in rehearsal.band(self._measuring.tolerance))
-        return low, high
-
-    def power_law_curve(self, steps: Sequence[int] | None = None) -> dict[int, float]:
-        """Step -> loss that the first observed ones let one expect, after them; for all that were measured."""
-        rows = self.curves.rows
-        later = [int(row[0]) for row in rows[_OF_POWER_LAW:]] if steps is None else steps
-        if len(rows) <= _OF_POWER_LAW or not any(math.isfinite(row[1]) for row in rows[:_OF_POWER_LAW]):
-            return {}
-        first = rows[:_OF_POWER_LAW]
-        losses = power_law([int(row[0]) for row in first], [row[1] for row in first], later)
-        return dict(zip(later, losses.tolist(), strict=True))
+        return self.ahead.band(step, self._measuring.tolerance)
 
     def _log(self, values: Mapping[str, float]) -> None:
         log_scalars(self._trainer, {f"loss_decay/{name}": value for name, value in values.items()})

@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lightning_graphon.dynamics import Forecast, LossCurves, PredictionsAhead
-from lightning_graphon.dynamics.loss_curves import CURVES
+from lightning_graphon.dynamics import CURVES, Forecast, LossCurves, PredictionsAhead
 from lightning_graphon.plots import plot_loss_decay
 
 if TYPE_CHECKING:

@@ -13,8 +13,13 @@ from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.callbacks._module.call_recorder import ModuleCallRecorder, Place
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.callbacks._rehearsal.rehearse import Change, Changed
-from lightning_graphon.dynamics import UnsupportedTrainingError, redraw_from_graphons, scale_updates, taylor_expand_
-from lightning_graphon.dynamics.predictors.taylor import Expansion
+from lightning_graphon.dynamics import (
+    Expansion,
+    UnsupportedTrainingError,
+    redraw_from_graphons,
+    scale_updates,
+    taylor_expand_,
+)
 from lightning_graphon.pruning import Masks
 
 

@@ -212,7 +212,7 @@ def scale_updates(optimizer: Optimizer, model: nn.Module, sibling: Sibling) -> N
                 f"{type(optimizer).__name__} adds its decay to the gradient, which scaled steps cannot undo: use "
                 "sibling_optimizer, or an optimizer such as AdamW"
             )
-    before: dict[Tensor, Tensor] = {}
+    before: dict[nn.Parameter, Tensor] = {}
 
     @torch.no_grad()
     def remember(*_: object) -> None:  # of all: gradients may come later, in the closure of the step
@@ -222,7 +222,7 @@ def scale_updates(optimizer: Optimizer, model: nn.Module, sibling: Sibling) -> N
     def rescale(*_: object) -> None:
         for group in optimizer.param_groups:
             shrink = float(group["lr"]) * float(group.get("weight_decay") or 0.0)
-            for parameter in before.keys() & set(group["params"]):
+            for parameter in (p for p in group["params"] if p in before):
                 start, rate = before.pop(parameter), rates[names[parameter]]
                 if parameter.grad is not None:  # decay stays as it is
                     parameter.copy_(start + rate * (parameter - start + shrink * start) - shrink * start)
