@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_graphon.callbacks._analysis.loss_session import FOREIGN, LossSession, agreement
+from lightning_graphon.callbacks._analysis.loss_session import FOREIGN, LossSession
 from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned
 from lightning_graphon.callbacks._analysis.monitor import Monitor
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
@@ -118,7 +118,7 @@ class LossDecayMonitor(Monitor):
     @property
     def metric(self) -> LossDecay:
         """Agreement of prediction and observation so far, of this process."""
-        return agreement(self._curves, self.wanted.measuring.tolerance)
+        return loss_chart.agreement(self._curves, self.wanted.measuring.tolerance)
 
     @property
     def valid_until(self) -> int | None:

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
+from lightning_graphon.callbacks._analysis.wanted import Predicting
 from lightning_graphon.callbacks._module.pool import TrainingData
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.callbacks._rehearsal.changed_copies import NetworkPlace, expanded, redrawn
@@ -80,18 +81,15 @@ class CopyTrainer:
         self._trainer, self._module, self._data, self._masks = trainer, pl_module, data, masks
         self._budget, self._loss_fn, self._seed = budget, loss_fn, seed
 
-    def predict(
-        self, names: Sequence[str], *, horizon: int | None, every: int, orders: int, taylor_order: int
-    ) -> PredictionsAhead:
+    def predict(self, names: Sequence[str], options: Predicting, every: int) -> PredictionsAhead:
         """Train copies as far as there is time for all of them.
 
         Args:
             names: "rehearsal", "replay", "sibling".
-            horizon: Steps, at most; None: all of training.
+            options: How far, in how many orders of batches.
             every: Compare after every n-th step at least.
-            orders: Of batches, of the rehearsal.
-            taylor_order: Of the replay.
         """
+        horizon, orders, taylor_order = options.horizon, options.batch_orders, options.taylor_order
         made, runs, first = PredictionsAhead(), _runs(names, orders, taylor_order), self._trainer.global_step
         asked = steps_to_look_at(first, first + self._horizon(horizon), every)
         if "replay" in names:

@@ -16,7 +16,7 @@ from lightning_graphon.callbacks._analysis.kernel_theory import kernel_theory
 from lightning_graphon.callbacks._analysis.masks_in_use import enforced_masks, masks_in_use
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._analysis.wanted import COPIES, CURVE_OF, PREDICTORS, Wanted
-from lightning_graphon.callbacks._logging.loss_chart import announcement, within_reach
+from lightning_graphon.callbacks._logging.loss_chart import agreement, announcement, within_reach
 from lightning_graphon.callbacks._logging.scalars import log_scalars, show
 from lightning_graphon.callbacks._module.pool import TrainingData, draw_data
 from lightning_graphon.callbacks._module.probe import samples
@@ -30,13 +30,13 @@ from lightning_graphon.dynamics import (
     next_multiple,
     relative_error,
 )
-from lightning_graphon.metrics import LossDecay
 
 log = logging.getLogger(__name__)
 # What reading the state of another program, or of another version, may raise.
 FOREIGN = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 _AT_THE_END = ("rate_ratio", "log_correlation")
 _NEVER = 2**62
+_SHARDED = "the weights are cut over processes, and a copy would need them whole on each"
 _ERRORS = ("relative_error", "refreshed_error")
 
 
@@ -116,18 +116,13 @@ class LossSession:
         if not names:
             return
         if self._sharded:
-            why = "the weights are cut over processes, and a copy would need them whole on each"
-            self.ahead.refused.update(dict.fromkeys(names, why))
+            self.ahead.refused.update(dict.fromkeys(names, _SHARDED))
             return
         copies = CopyTrainer(
             self._trainer, self._module, self._data, enforced_masks(self._trainer), self.budget,
             loss_fn=self.wanted.loss_fn, seed=self._measuring.probe_seed,
         )  # fmt: skip
-        p = self.wanted.predicting
-        made = copies.predict(
-            names, horizon=p.horizon, every=self._measuring.every_n_steps, orders=p.batch_orders,
-            taylor_order=p.taylor_order,
-        )  # fmt: skip
+        made = copies.predict(names, self.wanted.predicting, self._measuring.every_n_steps)
         made.refused = {**self.ahead.refused, **made.refused}
         self.ahead = made
 
@@ -303,11 +298,3 @@ class LossSession:
         kept.update({k: float(step) for k, step in steps.items() if step is not None})
         log_scalars(self._trainer, {f"loss_decay/{k}": v for k, v in kept.items()})
         return values
-
-
-def agreement(curves: LossCurves, tolerance: float) -> LossDecay:
-    """Agreement of prediction and observation so far."""
-    metric, tensors = LossDecay(tolerance, sync_on_compute=False), curves.tensors()
-    made = tensors["predicted"].isfinite()
-    metric.update(*(tensors[name][made] for name in ("predicted", "observed", "step")))
-    return metric

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lightning_graphon.dynamics import CURVES, Forecast, LossCurves, PredictionsAhead
+from lightning_graphon.metrics import LossDecay
 from lightning_graphon.plots import plot_loss_decay
 
 if TYPE_CHECKING:
@@ -46,6 +47,14 @@ def _held(curves: LossCurves) -> str:
     if failed is None:
         return "held to the end"
     return f"did not hold at step {failed}" if until is None else f"held at step {until}, no longer at step {failed}"
+
+
+def agreement(curves: LossCurves, tolerance: float) -> LossDecay:
+    """Agreement of prediction and observation so far."""
+    metric, tensors = LossDecay(tolerance, sync_on_compute=False), curves.tensors()
+    made = tensors["predicted"].isfinite()
+    metric.update(*(tensors[name][made] for name in ("predicted", "observed", "step")))
+    return metric
 
 
 def announcement(copies: PredictionsAhead, kernel: Forecast | None, probe: int, planned: float) -> str:
