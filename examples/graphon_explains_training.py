@@ -110,13 +110,21 @@ class Arms:
 
     def __init__(self, network: Network, pool: tuple[Tensor, Tensor]) -> None:
         self.network, self.pool = network, pool
-        self.net, self.masks = pruned(network, pool)
+        self._pruned: dict[Network, tuple[nn.Sequential, Masks]] = {}
+        self.net, self.masks = self._once(network)
+
+    def _once(self, network: Network) -> tuple[nn.Sequential, Masks]:
+        """Pruned once for all optimizers; a copy to train."""
+        if network not in self._pruned:
+            self._pruned[network] = pruned(network, self.pool)
+        net, masks = self._pruned[network]
+        return copy.deepcopy(net), masks
 
     def build(self, arm: str, optimizer: str, draw: int = 0) -> tuple[nn.Module, Masks, torch.optim.Optimizer]:
         """Network, masks and optimizer of an arm."""
         net, masks = copy.deepcopy(self.net), self.masks
         if arm == "other seed":
-            net, masks = pruned(self.network._replace(seed=self.network.seed + 1000), self.pool)
+            net, masks = self._once(self.network._replace(seed=self.network.seed + 1000))
         if arm in redraws() or arm.startswith("pruned anew"):
             return self._sibling(arm, optimizer, self.network.seed + 100 * draw)
         return net, masks, OPTIMIZERS[optimizer](net.parameters())
@@ -128,7 +136,7 @@ class Arms:
         if arm.startswith("pruned anew"):
             side = max(1, round(ratio * self.network.width))
             narrow = self.network._replace(width=side, seed=seed + 10_000)
-            net, masks = pruned(narrow, self.pool)
+            net, masks = self._once(narrow)
             drawn = replace(drawn, model=net, masks=masks)  # with the learning rates of that width
         given = OPTIMIZERS[optimizer](self.net.parameters())
         return drawn.model, drawn.masks, sibling_optimizer(given, self.net, drawn)
