@@ -329,21 +329,25 @@ def markdown(table: Table) -> str:
 def draw(table: Table, args: argparse.Namespace, sparsity: float, width: int) -> Path:
     """Distances of one sparsity and width: a panel for each method, an arm each row, a colour for each optimizer."""
     arms = list(next(iter(table.values())))
-    figure, axes = new_figure(1, len(args.methods), cell=(2.6, 5.2))
+    figure, axes = new_figure(1, len(args.methods), cell=(2.2 + 4.5 / len(args.methods), 5.2))  # the names need room
     for axis, method in zip(axes[0], args.methods, strict=True):
         for i, optimizer in enumerate(args.optimizers):
             points = [table[method, sparsity, width, optimizer][arm] for arm in arms]
-            middle = np.array([p.median for p in points]).clip(1e-4, 10)
-            ends = np.array([[p.low, p.high] for p in points]).T.clip(1e-4, 10)
+            middle = np.array([p.median for p in points]).clip(5e-4, 3)
+            ends = np.array([[p.low, p.high] for p in points]).T.clip(5e-4, 3)
             bars = np.abs(ends - middle)
             place = np.arange(len(arms)) + 0.25 * i
             axis.errorbar(middle, place, xerr=bars, fmt="o", ms=4, color=f"C{i}", capsize=2, label=optimizer)
         axis.set(title=method, xscale="log", xlabel="median |log error| of the loss")
+        ticks = [0.001, 0.01, 0.1, 1]
+        axis.set_xlim(5e-4, 3)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
         axis.set_yticks(range(len(arms)), arms if axis is axes[0, 0] else [], fontsize=7)
         axis.invert_yaxis()
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
-    title = "How far is the loss curve from that of the pruned network? Bars: 95 % by bootstrap over seeds"
+    title = "How far is the loss curve from the pruned network's?\nBars: 95 % by bootstrap over seeds"
     figure.suptitle(f"{title}\n{args.data}, {sparsity:.0%} pruned, width {width}, {args.seeds} seeds", fontsize=10)
     path: Path = args.out / f"distances_s{100 * sparsity:g}_w{width}.png"
     figure.savefig(path, dpi=120)
