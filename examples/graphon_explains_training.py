@@ -110,13 +110,21 @@ class Arms:
 
     def __init__(self, network: Network, pool: tuple[Tensor, Tensor]) -> None:
         self.network, self.pool = network, pool
-        self.net, self.masks = pruned(network, pool)
+        self._pruned: dict[Network, tuple[nn.Sequential, Masks]] = {}
+        self.net, self.masks = self._once(network)
+
+    def _once(self, network: Network) -> tuple[nn.Sequential, Masks]:
+        """Pruned once for all optimizers; a copy to train."""
+        if network not in self._pruned:
+            self._pruned[network] = pruned(network, self.pool)
+        net, masks = self._pruned[network]
+        return copy.deepcopy(net), masks
 
     def build(self, arm: str, optimizer: str, draw: int = 0) -> tuple[nn.Module, Masks, torch.optim.Optimizer]:
         """Network, masks and optimizer of an arm."""
         net, masks = copy.deepcopy(self.net), self.masks
         if arm == "other seed":
-            net, masks = pruned(self.network._replace(seed=self.network.seed + 1000), self.pool)
+            net, masks = self._once(self.network._replace(seed=self.network.seed + 1000))
         if arm in redraws() or arm.startswith("pruned anew"):
             return self._sibling(arm, optimizer, self.network.seed + 100 * draw)
         return net, masks, OPTIMIZERS[optimizer](net.parameters())
@@ -128,7 +136,7 @@ class Arms:
         if arm.startswith("pruned anew"):
             side = max(1, round(ratio * self.network.width))
             narrow = self.network._replace(width=side, seed=seed + 10_000)
-            net, masks = pruned(narrow, self.pool)
+            net, masks = self._once(narrow)
             drawn = replace(drawn, model=net, masks=masks)  # with the learning rates of that width
         given = OPTIMIZERS[optimizer](self.net.parameters())
         return drawn.model, drawn.masks, sibling_optimizer(given, self.net, drawn)
@@ -321,21 +329,25 @@ def markdown(table: Table) -> str:
 def draw(table: Table, args: argparse.Namespace, sparsity: float, width: int) -> Path:
     """Distances of one sparsity and width: a panel for each method, an arm each row, a colour for each optimizer."""
     arms = list(next(iter(table.values())))
-    figure, axes = new_figure(1, len(args.methods), cell=(2.6, 5.2))
+    figure, axes = new_figure(1, len(args.methods), cell=(2.2 + 4.5 / len(args.methods), 5.2))  # the names need room
     for axis, method in zip(axes[0], args.methods, strict=True):
         for i, optimizer in enumerate(args.optimizers):
             points = [table[method, sparsity, width, optimizer][arm] for arm in arms]
-            middle = np.array([p.median for p in points]).clip(1e-4, 10)
-            ends = np.array([[p.low, p.high] for p in points]).T.clip(1e-4, 10)
+            middle = np.array([p.median for p in points]).clip(5e-4, 3)
+            ends = np.array([[p.low, p.high] for p in points]).T.clip(5e-4, 3)
             bars = np.abs(ends - middle)
             place = np.arange(len(arms)) + 0.25 * i
             axis.errorbar(middle, place, xerr=bars, fmt="o", ms=4, color=f"C{i}", capsize=2, label=optimizer)
         axis.set(title=method, xscale="log", xlabel="median |log error| of the loss")
+        ticks = [0.001, 0.01, 0.1, 1]
+        axis.set_xlim(5e-4, 3)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
         axis.set_yticks(range(len(arms)), arms if axis is axes[0, 0] else [], fontsize=7)
         axis.invert_yaxis()
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
-    title = "How far is the loss curve from that of the pruned network? Bars: 95 % by bootstrap over seeds"
+    title = "How far is the loss curve from the pruned network's?\nBars: 95 % by bootstrap over seeds"
     figure.suptitle(f"{title}\n{args.data}, {sparsity:.0%} pruned, width {width}, {args.seeds} seeds", fontsize=10)
     path: Path = args.out / f"distances_s{100 * sparsity:g}_w{width}.png"
     figure.savefig(path, dpi=120)

@@ -113,6 +113,17 @@ def test_dense_masks_give_dense_siblings(width):
     assert [layer.out_features for layer in sibling.model[::2]] == [int(16 * width), int(16 * width), 3]
 
 
+def test_mup_scales_the_fluctuations_of_the_last_layer_only():
+    net, ratio = mlp(6, 64, 64, 3), 0.25
+    masks = {name: torch.ones_like(p).bool() for name, p in net.named_parameters() if p.ndim == 2}
+    ntk, mup = (redraw_from_graphons(net, masks, width=ratio, scaling=s, bins=1).model for s in ("ntk", "mup"))
+    assert torch.equal(ntk[0].weight, mup[0].weight)
+    assert torch.equal(ntk[2].weight, mup[2].weight)
+    means = net[4].weight.mean(1, keepdim=True) / ratio  # of one bin, dense
+    # s / r in place of s / √r, of the same random numbers; float32.
+    torch.testing.assert_close(mup[4].weight - means, (ntk[4].weight - means) * ratio**-0.5, rtol=1e-4, atol=1e-6)
+
+
 def test_inputs_and_outputs_keep_their_identity():
     net, masks = mlp(6, 64, 4), {}
     masks["0.weight"] = torch.zeros(64, 6).bool()
