@@ -53,10 +53,10 @@ def plot_loss_decay(
     if "observed" not in curves:
         raise ValueError("curves must have observed losses")
     columns = 1 if shares is None else 2
-    figure, axes = new_figure(1, columns, cell=(3.8, 2.5), layout=None)  # fits TensorBoard's cards
-    figure.subplots_adjust(left=0.15 / columns, right=0.98, bottom=0.18, top=0.94 - 0.06 * columns, wspace=0.28)
+    figure, axes = new_figure(1, columns, cell=(4.2, 3.4), layout=None)  # fits TensorBoard's cards
+    figure.subplots_adjust(left=0.14 / columns, right=0.98, bottom=0.4, top=0.93 - 0.04 * columns, wspace=0.28)
     _draw_losses(axes[0, 0], curves, band, invalid_from, lazy_until)
-    axes[0, 0].legend(fontsize=7, handlelength=1.4, borderpad=0.2)
+    axes[0, 0].legend(fontsize=7, handlelength=1.8, frameon=False, loc="upper left", bbox_to_anchor=(-0.1, -0.22))
     if shares is not None:
         _draw_shares(axes[0, 1], shares)
     figure.suptitle(title, fontsize=9)
