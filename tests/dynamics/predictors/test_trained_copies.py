@@ -376,5 +376,5 @@ def test_the_loop_is_the_one_that_people_write():
 def test_a_probe_that_draws_numbers_does_not_move_the_training():
     model = seeded(lambda: nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.3), nn.Linear(16, 5))).double()
     training = Training(model, Adam(model.parameters(), 0.01), cross_entropy)
-    often = rehearse(training, batches(), lambda m: probe_of(m) + 0 * torch.rand(1), range(11))
+    often = rehearse(training, batches(), lambda m: probe_of(m) + 0 * float(torch.rand(1)), range(11))
     assert often.losses[0, -1] == rehearse(training, batches(), probe_of, [10]).losses[0, 0]
