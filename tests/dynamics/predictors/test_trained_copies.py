@@ -350,3 +350,31 @@ def test_small_networks_are_replayed(build):
     moved = float(both[1].mean[0] - both[1].mean[-1])
     assert abs(moved) > 1e-4
     assert float((both[0].mean - both[1].mean).abs().max()) < 0.05 * abs(moved)  # curvature, at these small steps
+
+
+def test_the_loop_is_the_one_that_people_write():
+    """With accumulation, clipping, a schedule of every third step, and a probe that draws numbers."""
+    model, data = mlp(), batches()
+    mine = copy.deepcopy(model)
+    optimizer, other = AdamW(mine.parameters(), 0.01), AdamW(model.parameters(), 0.01)
+    schedule, expected = StepLR(optimizer, 1, gamma=0.5), [probe_of(mine)]
+    for step in range(1, 9):
+        optimizer.zero_grad()
+        for batch in data[2 * step - 2 : 2 * step]:
+            (cross_entropy(mine, batch) / 2).backward()
+        nn.utils.clip_grad_value_(mine.parameters(), 0.2)
+        nn.utils.clip_grad_norm_(mine.parameters(), 0.5)
+        optimizer.step()
+        if step % 3 == 0:
+            schedule.step()
+        expected.append(probe_of(mine))
+    settings = {"accumulate": 2, "clip_grad_norm": 0.5, "clip_grad_value": 0.2}
+    training = Training(model, other, cross_entropy, [(StepLR(other, 1, gamma=0.5), 3)], **settings)
+    assert rehearse(training, data, probe_of, range(9)).losses[0].tolist() == expected
+
+
+def test_a_probe_that_draws_numbers_does_not_move_the_training():
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.3), nn.Linear(16, 5))).double()
+    training = Training(model, Adam(model.parameters(), 0.01), cross_entropy)
+    often = rehearse(training, batches(), lambda m: probe_of(m) + 0 * float(torch.rand(1)), range(11))
+    assert often.losses[0, -1] == rehearse(training, batches(), probe_of, [10]).losses[0, 0]
