@@ -217,7 +217,7 @@ class LossDecayMonitor(Monitor):
         if self._session is None or found is None:
             return
         if self.verbose:
-            show(loss_chart.summary(self._curves, found))
+            show(loss_chart.summary(self._curves, self._session.theory or "prediction", found))
         self._draw(trainer)
 
     def _draw(self, trainer: pl.Trainer) -> None:
@@ -246,8 +246,8 @@ class LossDecayMonitor(Monitor):
         session = self._session
         assert session is not None  # noqa: S101
         return loss_chart.figure(
-            self._curves, session.ahead, self._initial, ntk=self.wanted.kernel.ntk,
-            tolerance=self.wanted.measuring.tolerance, power_law=self._curves.power_law(), with_modes=with_modes,
+            self._curves, session.ahead, self._initial, ntk=self.wanted.kernel.ntk, with_modes=with_modes,
+            tolerance=self.wanted.measuring.tolerance, probe=session.probe_size,
         )  # fmt: skip
 
     @property

@@ -17,10 +17,10 @@ _SHORT = 5  # times as many steps as were predicted
 _BAND = "#0f766e"
 # Colour, line and words of each curve, in the order in which they are drawn.
 _STYLES = {
-    "rehearsed": (_BAND, "-", "rehearsal (the network itself, on other data)"),
-    "predicted": ("#c2410c", "--", "theory (the network linearised at the start)"),
+    "rehearsed": (_BAND, "-", "rehearsal: the network itself, on other data"),
+    "predicted": ("#c2410c", "--", "theory: the network linearised at the start"),
     "refreshed": ("#0369a1", ":", "theory, since the last refresh"),
-    "sibling": ("#7c3aed", "-.", "sibling (drawn from the graphons)"),
+    "sibling": ("#7c3aed", "-.", "sibling: drawn from the graphons"),
     "power_law": ("#a3a3a3", ":", "power law of the first 20 losses"),
     "observed": ("#1b1b1b", "-", "observed"),
 }
@@ -53,10 +53,12 @@ def plot_loss_decay(
     if "observed" not in curves:
         raise ValueError("curves must have observed losses")
     columns = 1 if shares is None else 2
-    figure, axes = new_figure(1, columns, cell=(4.2, 3.4), layout=None)  # fits TensorBoard's cards
-    figure.subplots_adjust(left=0.14 / columns, right=0.98, bottom=0.4, top=0.93 - 0.04 * columns, wspace=0.28)
+    figure, axes = new_figure(1, columns, cell=(5.0, 3.7), layout=None)  # fits TensorBoard's cards
+    figure.subplots_adjust(left=0.14 / columns, right=0.98, bottom=0.4, top=0.95 - 0.03 * columns, wspace=0.28)
     _draw_losses(axes[0, 0], curves, band, invalid_from, lazy_until)
-    axes[0, 0].legend(fontsize=7, handlelength=1.8, frameon=False, loc="upper left", bbox_to_anchor=(-0.1, -0.22))
+    axes[0, 0].legend(
+        fontsize=7, handlelength=1.8, frameon=False, loc="upper left", bbox_to_anchor=(-0.14, -0.2), ncols=2
+    )
     if shares is not None:
         _draw_shares(axes[0, 1], shares)
     figure.suptitle(title, fontsize=9)
@@ -108,18 +110,20 @@ def _draw_losses(
     if band is not None:
         at, lower, upper = (t.double().cpu().numpy() for t in band)
         ends = [_cut(dict(zip(at.astype(int), end, strict=True)), low, high) for end in (upper, lower)]
-        axis.fill_between(at, lower, upper, color=_BAND, alpha=0.25, lw=0, label=f"its band{ends[0] or ends[1]}")
+        axis.fill_between(
+            at, lower, upper, color=_BAND, alpha=0.25, lw=0, label=f"its band and the tolerance{ends[0] or ends[1]}"
+        )
         last = max(last, int(at[-1]))
     theory = curves.get("predicted")
     if lazy_until is not None and theory:
         value = theory.get(lazy_until, min(theory.items(), key=lambda point: abs(point[0] - lazy_until))[1])
-        axis.plot([lazy_until], [value], "x", color="#c2410c", ms=6, label=f"where theory ends (step {lazy_until})")
+        axis.plot([lazy_until], [value], "x", color="#c2410c", ms=6, label=f"theory ends at step {lazy_until}")
     if invalid_from is not None:
         axis.axvspan(invalid_from, last, color="0.5", alpha=0.13, lw=0, label="the prediction no longer holds")
     short = [max(c) for n, c in curves.items() if c and n in ("predicted", "rehearsed")]
     if short and last > _SHORT * max(short):  # a prediction of a hundredth of the run would be a stroke at the left
         axis.set_xscale("symlog", linthresh=1)
-        axis.set_xlim(left=0)
+        axis.set_xlim(0, last)
     if low > 0:
         axis.set_yscale("log")
         few_ticks(axis, high / low)

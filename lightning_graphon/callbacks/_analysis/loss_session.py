@@ -55,6 +55,7 @@ class LossSession:
     Attributes:
         tracker: Predicts by a kernel; None where none does.
         ahead: What copies of the training say of it.
+        theory: Whose prediction is called the predicted one; None where there is none.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class LossSession:
         self._objective = TrainingStepObjective(trainer, pl_module, wanted.loss_fn, alone=True)
         self._data: TrainingData | None = None
         self._pool = 0  # samples that push in the kernel's prediction
-        self._theory: str | None = None  # whose prediction is called the predicted one
+        self.theory: str | None = None
         self._took, self._told = 0.0, False  # seconds of a look; what is predicted
 
     def begin(self, restored: Mapping[str, Any] | None) -> int:
@@ -86,15 +87,15 @@ class LossSession:
         if restored is None or not self._resume(restored):
             self._begin_copies([name for name in COPIES if name in names])
         made = [*(["kernel"] if self.tracker is not None else []), *self.ahead.predictions]
-        self._theory = next((name for name in PREDICTORS if name in made), None)
-        if self._theory is None:
+        self.theory = next((name for name in PREDICTORS if name in made), None)
+        if self.theory is None:
             self._give_up("; ".join(dict.fromkeys(self.ahead.refused.values())))
         return self._next_look()
 
     @property
-    def _probe(self) -> Any:
-        assert self._data is not None  # noqa: S101
-        return self._data.probe
+    def probe_size(self) -> int:
+        """Samples that are measured."""
+        return 0 if self._data is None else samples(self._data.probe)
 
     def _begin_kernel(self, drawn: Mapping[str, int]) -> None:
         assert self._data is not None  # noqa: S101
@@ -156,7 +157,7 @@ class LossSession:
         """Plain values that a checkpoint and the run that resumes it must share."""
         m = self._measuring
         sizes = {"probe_size": m.probe_size, "pool_size": m.pool_size, "probe_seed": m.probe_seed}
-        drawn = {"samples": samples(self._probe), "pool": self._pool}
+        drawn = {"samples": self.probe_size, "pool": self._pool}
         return {**self.wanted.kernel.identity(), **self.wanted.predicting.identity(), **sizes, **drawn}
 
     def advance(self) -> None:
@@ -205,7 +206,7 @@ class LossSession:
                 return self.tracker.observe(step)
             except UnsupportedTrainingError as error:
                 self._end_kernel(str(error))
-        observed = self._objective.observed(self._probe)
+        observed = self._objective.observed(self._data and self._data.probe)
         self.curves.add(step, {"observed": observed})
         return {"observed": observed}
 
@@ -213,10 +214,10 @@ class LossSession:
         """What copies predict, judged where they make the prediction."""
         found = self.ahead.at(step)
         values = {CURVE_OF[name]: loss for name, loss in found.items() if name in CURVE_OF}
-        if self._theory in found and self._theory != "kernel":
-            predicted = found[self._theory]
+        if self.theory in found and self.theory != "kernel":
+            predicted = found[self.theory]
             values |= {"predicted": predicted, "relative_error": relative_error(predicted, observed)}
-            if self._theory == "replay":
+            if self.theory == "replay":
                 del values["replayed"]
             self.curves.judge(step, {"observed": observed, **values}, self._measuring.tolerance, self._band(step))
         return values
@@ -240,10 +241,9 @@ class LossSession:
             self.ahead.compare_with_kernel(self.tracker, self._measuring.tolerance)
         else:
             self.ahead.find_lazy_until(self._measuring.tolerance)
-        if self.wanted.verbose and self._theory is not None:
-            size = samples(self._probe)
+        if self.wanted.verbose and self.theory is not None:
             kernel = None if self.tracker is None else self.tracker.initial
-            show(announcement(self.ahead, kernel, size, self.budget.planned))
+            show(announcement(self.ahead, kernel, self.probe_size, self.budget.planned))
 
     def _stop_what_costs_too_much(self) -> None:
         """Predictions are followed step by step: one that has failed for half of the time, one that holds for all."""

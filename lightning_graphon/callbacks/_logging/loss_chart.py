@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from statistics import median
 from typing import TYPE_CHECKING
 
-from lightning_graphon.dynamics import CURVES, Forecast, LossCurves, PredictionsAhead
+from lightning_graphon.dynamics import CURVES, Forecast, LossCurves, PredictionsAhead, relative_error
 from lightning_graphon.metrics import LossDecay
 from lightning_graphon.plots import plot_loss_decay
 
@@ -29,14 +30,20 @@ def picture_is_due(curves: LossCurves) -> bool:
     return count >= 8 and not count & (count - 1)
 
 
-def summary(curves: LossCurves, values: dict[str, float]) -> str:
-    """How well the prediction did, in a sentence."""
+def summary(curves: LossCurves, theory: str, values: dict[str, float]) -> str:
+    """How well the predictions did, in a sentence or two."""
     if values["points"] < 2:
         return f"loss_decay/...: the prediction {_held(curves)}, far above every loss"
-    return (
-        f"loss_decay/...: the prediction {_held(curves)}; over {int(values['points'])} points it was "
-        f"{values['relative_error']:.1%} off, its decay rate {values['rate_ratio']:.2f} times the observed one"
-    )
+    found = curves.by_step()
+    named = {theory: "predicted", "rehearsal": "rehearsed", "sibling": "sibling", "power law": "power_law"}
+    errors = {name: _median_error(found[curve], found["observed"]) for name, curve in named.items() if found[curve]}
+    listed = ", ".join(f"{name} {error:.1%}" for name, error in errors.items())
+    rate = f"the decay rate of the {theory} was {values['rate_ratio']:.2f} times the observed one"
+    return f"loss_decay/...: the prediction {_held(curves)}. Median errors: {listed}; {rate}"
+
+
+def _median_error(predicted: Mapping[int, float], observed: Mapping[int, float]) -> float:
+    return median(relative_error(loss, observed[step]) for step, loss in predicted.items() if step in observed)
 
 
 def _held(curves: LossCurves) -> str:
@@ -79,8 +86,8 @@ def announcement(copies: PredictionsAhead, kernel: Forecast | None, probe: int, 
 
 
 def figure(
-    curves: LossCurves, copies: PredictionsAhead, kernel: Forecast | None, *, ntk: str, tolerance: float,
-    power_law: Mapping[int, float] | None = None, with_modes: bool = False,
+    curves: LossCurves, copies: PredictionsAhead, kernel: Forecast | None, *, ntk: str, tolerance: float, probe: int,
+    with_modes: bool = False,
 ) -> "Figure":  # fmt: skip
     """Observed loss beside all that was predicted, and the modes that carry the fall.
 
@@ -90,7 +97,7 @@ def figure(
         kernel: The prediction of a kernel.
         ntk: Which one that is.
         tolerance: Of the band of the rehearsals.
-        power_law: Step -> loss that the first observed ones let one expect.
+        probe: Samples that are measured.
         with_modes: Whether to draw the modes of the kernel.
     """
     shown = curves.by_step()
@@ -102,18 +109,18 @@ def figure(
     rehearsal = copies.predictions.get("rehearsal")
     if rehearsal is not None and "replay" not in copies.predictions and kernel is None:
         shown.pop("predicted", None)  # the rehearsal itself
-    shown["power_law"] = dict(power_law or {})
+    shown["power_law"] = curves.power_law()
     return plot_loss_decay(
         shown,
         band=None if rehearsal is None else (rehearsal.steps, *rehearsal.band(tolerance)),
         invalid_from=curves.invalid_from,
         lazy_until=copies.lazy_until,
         shares=kernel.shares() if with_modes and kernel is not None else None,
-        title=_title(kernel, ntk, copies),
+        title=_title(kernel, ntk, probe),
     )
 
 
-def _title(kernel: Forecast | None, ntk: str, copies: PredictionsAhead) -> str:
+def _title(kernel: Forecast | None, ntk: str, samples: int) -> str:
     if kernel is not None:
         return f"{kernel.followed}, predicted from the {ntk} NTK"
-    return f"predicted by {' and '.join(copies.predictions)}"
+    return f"loss of {samples} training samples, predicted before training"
