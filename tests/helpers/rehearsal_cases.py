@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torchmetrics
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -142,6 +143,19 @@ class ReadsTrainer(Classifier):
         return loss * (1 + 0.001 * sum(facts))
 
 
+class Metrics(Classifier):
+    """Logs a metric that the module holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.accuracy = torchmetrics.classification.MulticlassAccuracy(10)
+
+    def training_step(self, batch, batch_idx):
+        self.accuracy(self(batch[0]), batch[1])
+        self.log("accuracy", self.accuracy, on_step=True, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+
 class Output(dict):
     """As the outputs of transformers: a dict with attributes."""
 
@@ -222,6 +236,7 @@ CASES = {
     "pruned, sgd": Case(pruned=True),
     "hooks": Case(HookedEarly, trainer={"max_epochs": 2}, steps=5),
     "reads trainer": Case(ReadsTrainer, trainer={"max_epochs": 2}, steps=5),
+    "metrics": Case(Metrics, trainer={"max_epochs": 2}, steps=5),
     "talks": Case(lambda: Talks(mlp, small_sgd), trainer={"max_epochs": 2}, steps=5),
     "dict batches": Case(lambda: FromDict(mlp, small_sgd), dicts),
     "outputs of transformers": Case(lambda: HuggingFace(mlp, adamw), dicts),

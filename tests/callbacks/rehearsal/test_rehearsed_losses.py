@@ -32,7 +32,7 @@ def test_of_every_kind_of_module(name, tmp_path):
 
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 8])
 @pytest.mark.parametrize(
-    "name", ["adam", "one cycle", "epoch schedule", "batch norm", "scaler", "pruned, sgd", "reads trainer"]
+    "name", ["adam", "one cycle", "epoch schedule", "batch norm", "scaler", "pruned, sgd", "metrics", "reads trainer"]
 )
 def test_from_the_middle_of_a_fit(name, at, tmp_path):
     """Inside an epoch and at the end of one: states of optimizers and schedulers go on."""
