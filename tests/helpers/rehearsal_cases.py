@@ -104,7 +104,7 @@ class Hooked(Classifier):
 
     def on_train_start(self):
         self.scale *= 3.0
-        self.net[0].weight.register_hook(lambda gradient: 2 * gradient)
+        self.net[0].weight.register_hook(lambda gradient: -gradient)
 
     def on_train_batch_start(self, batch, batch_idx):
         self.calls += 1
@@ -128,7 +128,7 @@ class HookedEarly(Hooked):
 
     def __init__(self):
         super().__init__()
-        self.net[2].weight.register_hook(lambda gradient: 3 * gradient)
+        self.net[2].weight.register_hook(lambda gradient: gradient.flip(0))
 
 
 class ReadsTrainer(Classifier):
