@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torchmetrics
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -104,7 +105,7 @@ class Hooked(Classifier):
 
     def on_train_start(self):
         self.scale *= 3.0
-        self.net[0].weight.register_hook(lambda gradient: 2 * gradient)
+        self.net[0].weight.register_hook(lambda gradient: -gradient)
 
     def on_train_batch_start(self, batch, batch_idx):
         self.calls += 1
@@ -128,7 +129,7 @@ class HookedEarly(Hooked):
 
     def __init__(self):
         super().__init__()
-        self.net[2].weight.register_hook(lambda gradient: 3 * gradient)
+        self.net[2].weight.register_hook(lambda gradient: gradient.flip(0))
 
 
 class ReadsTrainer(Classifier):
@@ -141,6 +142,19 @@ class ReadsTrainer(Classifier):
         facts += [len(str(t.log_dir)), len(t.default_root_dir), t.custom, float(t.is_last_batch), t.log_every_n_steps]
         self.log("loss", loss := super().training_step(batch, batch_idx), on_step=True, on_epoch=True)
         return loss * (1 + 0.001 * sum(facts))
+
+
+class Metrics(Classifier):
+    """Logs a metric that the module holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.accuracy = torchmetrics.classification.MulticlassAccuracy(10)
+
+    def training_step(self, batch, batch_idx):
+        self.accuracy(self(batch[0]), batch[1])
+        self.log("accuracy", self.accuracy, on_step=True, on_epoch=True)
+        return super().training_step(batch, batch_idx)
 
 
 class Output(dict):
@@ -223,6 +237,7 @@ CASES = {
     "pruned, sgd": Case(pruned=True),
     "hooks": Case(HookedEarly, trainer={"max_epochs": 2}, steps=5),
     "reads trainer": Case(ReadsTrainer, trainer={"max_epochs": 2}, steps=5),
+    "metrics": Case(Metrics, trainer={"max_epochs": 2}, steps=5),
     "talks": Case(lambda: Talks(mlp, small_sgd), trainer={"max_epochs": 2}, steps=5),
     "dict batches": Case(lambda: FromDict(mlp, small_sgd), dicts),
     "outputs of transformers": Case(lambda: HuggingFace(mlp, adamw), dicts),

@@ -244,8 +244,11 @@ def test_a_function_that_holds_the_original_is_noticed():
         def forward(self, x):
             return self.call(x)
 
+    module = Closure()
     with pytest.raises(UnsupportedTrainingError, match="still trains the module itself"):
-        rehearse(Closure())
+        rehearse(module)
+    assert all(p.grad is None for p in module.parameters())
+    assert all(map(torch.equal, module.parameters(), Classifier().parameters()))
 
 
 @pytest.mark.parametrize("part", ["method", "network", "module"])

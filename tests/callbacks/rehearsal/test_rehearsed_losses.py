@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from tests.helpers.kinds import KINDS
 from tests.helpers.modules import Classifier, loader, mlp
-from tests.helpers.rehearsal_cases import CASES, Case, Cosine, OneCycle, Rehearses, adam, fit
+from tests.helpers.rehearsal_cases import CASES, Case, Cosine, OneCycle, ReadsTrainer, Rehearses, adam, fit
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -32,7 +32,8 @@ def test_of_every_kind_of_module(name, tmp_path):
 
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 8])
 @pytest.mark.parametrize(
-    "name", ["adam", "one cycle", "epoch schedule", "batch norm", "scaler", "pruned, sgd", "reads trainer"]
+    "name",
+    ["adam", "one cycle", "epoch schedule", "batch norm", "scaler", "pruned, sgd", "metrics", "hooks", "reads trainer"],
 )
 def test_from_the_middle_of_a_fit(name, at, tmp_path):
     """Inside an epoch and at the end of one: states of optimizers and schedulers go on."""
@@ -55,7 +56,7 @@ class Leaves(Callback):
             trainer.should_stop = True
 
 
-@pytest.mark.parametrize("build", [OneCycle, Cosine])
+@pytest.mark.parametrize("build", [OneCycle, Cosine, ReadsTrainer])
 @pytest.mark.parametrize("at", [6, 8])
 def test_after_a_resume(build, at, tmp_path):
     case = Case(build, trainer={"max_epochs": 5})
