@@ -67,7 +67,7 @@ class LossTracker:
     def __init__(
         self, network: ProbedNetwork, optimizer: OptimizerView, options: KernelPrediction, curves: LossCurves, *,
         pool: ProbedNetwork | None = None, every_n_steps: int = 50, tolerance: float = 0.1, step: int = 0,
-        gradient_scale: float = 1.0, seconds: Callable[[], float] = lambda: math.inf, horizon: float = 1000,
+        gradient_scale: float = 1.0, seconds: Callable[[], float] = lambda: math.inf, horizon: float = 0,
         clips: bool = False,
     ) -> None:  # fmt: skip
         self.network, self.pool, self.options, self.curves = network, pool, options, curves

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 FOREIGN = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 _AT_THE_END = ("rate_ratio", "log_correlation")
 _NEVER = 2**62
+_HORIZON = 1000  # steps for which there must be time to follow a prediction; few hold longer
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class LossSession:
                 every_n_steps=m.every_n_steps, tolerance=m.tolerance,
                 step=self._trainer.global_step, gradient_scale=self._gradient_scale(network),
                 seconds=lambda: self.budget.portion(PORTION), clips=bool(self._trainer.gradient_clip_val),
+                horizon=min(_HORIZON, self.budget.planned),
             )  # fmt: skip
             if restored:
                 self._resume(self.tracker, restored)
