@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-from lightning_graphon.callbacks import GraphonMonitor, KernelPrediction, LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
 from lightning_graphon.plots import plot_graphon_grid, plot_loss_decays, plot_masks
 from lightning_graphon.pruning import Masks
 
@@ -96,7 +96,8 @@ def train(method: str, args: argparse.Namespace) -> Result:
     for old in (args.out / method).glob("events.out.tfevents.*"):
         old.unlink()  # of an earlier demo: TensorBoard would draw both into one curve
     monitor = GraphonMonitor(verbose=False)
-    decay = LossDecayMonitor(every_n_steps=10, verbose=False, kernel=KernelPrediction(refresh_every_n_steps=30))
+    # These networks are small, so whole trainings are rehearsed; by default a hundredth or two of a training is.
+    decay = LossDecayMonitor(predict=("kernel", "rehearsal", "sibling"), every_n_steps=10, time_budget=None)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         callbacks=[c for c in (prune, monitor, decay) if c],

@@ -68,8 +68,13 @@ class LossTracker:
     def __init__(
         self, network: ProbedNetwork, optimizer: OptimizerView, options: KernelPrediction, curves: LossCurves, *,
         pool: ProbedNetwork | None = None, every_n_steps: int = 50, tolerance: float = 0.1, step: int = 0,
+<<<<<<< HEAD
         gradient_scale: float = 1.0, seconds: Callable[[], float] = lambda: math.inf, horizon: float = 1000,
         clips: bool = False, band: Callable[[int], tuple[float, float] | None] = lambda step: None,
+=======
+        gradient_scale: float = 1.0, seconds: Callable[[], float] = lambda: math.inf, horizon: float = 0,
+        clips: bool = False,
+>>>>>>> h_pool
     ) -> None:  # fmt: skip
         self.network, self.pool, self.options, self.curves = network, pool, options, curves
         self.initial: Forecast | None = None

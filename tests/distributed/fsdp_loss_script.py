@@ -103,7 +103,14 @@ class TwoOptimizers(Cut):
 
 def monitor(refresh=5, ntk="empirical", start_step=None, **kwargs):
     kernel = KernelPrediction(ntk=ntk, refresh_every_n_steps=refresh, start_step=start_step)
-    defaults = {"probe_size": 24, "every_n_steps": 2, "figure": False, "verbose": False, "raise_errors": True}
+    defaults = {
+        "probe_size": 24,
+        "pool_size": 24,
+        "every_n_steps": 2,
+        "figure": False,
+        "verbose": False,
+        "raise_errors": True,
+    }
     return LossDecayMonitor(kernel=kernel, **{**defaults, **kwargs})
 
 
