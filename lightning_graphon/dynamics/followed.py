@@ -35,22 +35,32 @@ class MeasuredOutputs:
         return MeasuredOutputs(own.rows(self.outputs), PartLoss(self.loss, self.outputs, own))
 
 
-class PoolLoss:
-    """The pool's loss as a function of all followed outputs, those of the probe first.
+class PushingLoss:
+    """What training descends, as a function of all followed outputs, those of the probe first.
+
+    The pool stands for the training data that are not measured. The probe's samples are training data, too, and push as
+    often as each of them comes in training.
 
     Args:
-        loss: Of the pool.
-        probe: Rows of the probe.
+        pool: Loss of the pool.
+        probe: Loss of the probe.
+        rows: Of the probe.
+        weights: Of the pool's and of the probe's loss.
     """
 
-    def __init__(self, loss: RecordedLoss | PartLoss, probe: int) -> None:
-        self._loss, self._probe = loss, probe
+    def __init__(
+        self, pool: RecordedLoss | PartLoss, probe: RecordedLoss | PartLoss, rows: int, weights: tuple[float, float]
+    ) -> None:
+        self._pool, self._probe, self._rows, self._weights = pool, probe, rows, weights
 
     def __call__(self, outputs: Tensor, targets: None = None) -> Tensor:
         """Loss, differentiable."""
-        return self._loss(outputs[self._probe :])
+        of_pool, of_probe = self._weights
+        return of_pool * self._pool(outputs[self._rows :]) + of_probe * self._probe(outputs[: self._rows])
 
     def value_and_gradient(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and its gradient in all outputs, 0 in those of the probe, both without history."""
-        value, slope = self._loss.value_and_gradient(outputs[self._probe :])
-        return value, torch.cat([torch.zeros_like(outputs[: self._probe], dtype=slope.dtype), slope])
+        """Loss and its gradient in all outputs, both without history."""
+        of_pool, of_probe = self._weights
+        value, slope = self._pool.value_and_gradient(outputs[self._rows :])
+        own, own_slope = self._probe.value_and_gradient(outputs[: self._rows])
+        return of_pool * value + of_probe * own, torch.cat([of_probe * own_slope, of_pool * slope])

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_graphon._shared.checks import checked
 from lightning_graphon.dynamics.compact_kernels import mirrored, pack_kernels, unpack_kernels
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
-from lightning_graphon.dynamics.followed import MeasuredOutputs, PoolLoss
+from lightning_graphon.dynamics.followed import MeasuredOutputs, PushingLoss
 from lightning_graphon.dynamics.forecast_kernels import ForecastKernels
 from lightning_graphon.dynamics.optimizer import OptimizerStep, RateGroups, relative_rates
 from lightning_graphon.dynamics.output_part import OutputPart, PartLoss
@@ -39,26 +39,27 @@ class Forecast:
         descent: The optimizer's momentum; its rates at the start.
         step: Optimizer step at which kernels and outputs were measured.
         adam_steps: As `adam_steps` says for the optimizer.
+        weights: Of the pool's and of the probe's loss in what training descends: the probe's samples are training data.
     """
 
     @checked
     def __init__(
         self, made: ForecastKernels, groups: RateGroups, probe: MeasuredOutputs, pool: MeasuredOutputs | None,
-        descent: OptimizerStep, step: int, adam_steps: int | None = None,
+        descent: OptimizerStep, step: int, adam_steps: int | None = None, weights: tuple[float, float] = (1.0, 0.0),
     ) -> None:  # fmt: skip
         self.seconds: Callable[[], float] = lambda: math.inf  # that following the optimizer may take now
         self.kernels = None if made.kernels is None else mirrored(made.kernels)
         self.grams, self.part, self.groups = made.grams, made.part, groups
         self.velocities, self.start, self.descent = made.velocities, step, descent
-        self.probe, self.pool, self._adam_steps = probe, pool, adam_steps
+        self.probe, self.pool, self._adam_steps, self._weights = probe, pool, adam_steps, weights
         self._measured = probe.of_part(self.part)
         if pool is None:
             self.outputs = self._measured.outputs
-            self._loss: RecordedLoss | PartLoss | PoolLoss = self._measured.loss
+            self._loss: RecordedLoss | PartLoss | PushingLoss = self._measured.loss
         else:
             pushing = pool.of_part(self.part)
             self.outputs = torch.cat([self._measured.outputs, pushing.outputs])
-            self._loss = PoolLoss(pushing.loss, len(self._measured.outputs))
+            self._loss = PushingLoss(pushing.loss, self._measured.loss, len(self._measured.outputs), weights)
         # Steps to follow when the loss is asked for: many in a row are faster than one between two training steps.
         self._pending: list[tuple[list[float], float]] = []
         self._seen, self._rates = descent, self._group_rates(descent)
@@ -211,6 +212,7 @@ class Forecast:
             "pool": None if self.pool is None else self.pool.outputs,
             "descent": [list(d.rates), d.momentum, d.nesterov, d.dampening, d.adaptive],
             "adam_steps": self._adam_steps,
+            "weights": list(self._weights),
             "start": self.start,
             "loss": float(self.probe.loss(self.probe.outputs.double())),
             "ratios": self._ratios,
@@ -242,7 +244,7 @@ class Forecast:
         new = cls(
             ForecastKernels(kernels, grams, part, velocities), groups, MeasuredOutputs(outputs, loss),
             None if pool is None or pool_loss is None else MeasuredOutputs(pool, pool_loss),
-            descent, state["start"], state["adam_steps"],
+            descent, state["start"], state["adam_steps"], tuple(state["weights"]),
         )  # fmt: skip
         new._ratios_now = state["ratios_now"]
         if new.kernels is not None and new.predictor is not None:

@@ -53,6 +53,7 @@ class LossTracker:
         seconds: How long a computation of kernels may take now. What that is too short for is computed for part of the
             outputs.
         clips: Whether gradients are clipped.
+        weights: Of the pool's and of the probe's loss in what training descends.
         band: Step -> where rehearsals expect the loss, None where there are none; predictions are judged by that.
 
     Attributes:
@@ -68,13 +69,9 @@ class LossTracker:
     def __init__(
         self, network: ProbedNetwork, optimizer: OptimizerView, options: KernelPrediction, curves: LossCurves, *,
         pool: ProbedNetwork | None = None, every_n_steps: int = 50, tolerance: float = 0.1, step: int = 0,
-<<<<<<< HEAD
-        gradient_scale: float = 1.0, seconds: Callable[[], float] = lambda: math.inf, horizon: float = 1000,
-        clips: bool = False, band: Callable[[int], tuple[float, float] | None] = lambda step: None,
-=======
         gradient_scale: float = 1.0, seconds: Callable[[], float] = lambda: math.inf, horizon: float = 0,
-        clips: bool = False,
->>>>>>> h_pool
+        clips: bool = False, band: Callable[[int], tuple[float, float] | None] = lambda step: None,
+        weights: tuple[float, float] = (1.0, 0.0),
     ) -> None:  # fmt: skip
         self.network, self.pool, self.options, self.curves = network, pool, options, curves
         self.initial: Forecast | None = None
@@ -84,6 +81,7 @@ class LossTracker:
         self.gradient_scale, self._read, self._seconds = gradient_scale, list[Any](), seconds
         decays = any(group.get("weight_decay") for group in self._optimizer.param_groups)
         self.leaves_out = " and ".join(["weight decay"] * decays + ["gradient clipping"] * clips)
+        self._weights = weights
         self._step, self._band = _optimizer_step(self._optimizer, gradient_scale), band
         self._next_change = 0
         self._regrouped: str | None = None  # why the groups are no longer those of the first prediction
@@ -196,7 +194,14 @@ class LossTracker:
         # The optimizer's buffer is made of gradients of training batches, as its rates are for those of the pool.
         velocities = None if made.velocities is None else made.velocities / self.gradient_scale
         new = Forecast(
-            replace(made, velocities=velocities), groups, probe, pool, self._step, step, adam_steps(self._optimizer)
+            replace(made, velocities=velocities),
+            groups,
+            probe,
+            pool,
+            self._step,
+            step,
+            adam_steps(self._optimizer),
+            self._weights,
         )
         new.seconds = self._seconds
         return new

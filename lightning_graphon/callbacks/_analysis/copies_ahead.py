@@ -133,6 +133,7 @@ class CopyTrainer:
         first = self._trainer.global_step
         found = rehearse_fit(
             self._trainer, self._module, pool=self._data.drawn, probe=self._data.probe,
+            others=self._data.measured if self._data.share else (), share=self._data.share,
             steps=[step - first for step in asked], seed=self._seed + run.order, masks=self._masks,
             change=self._change(run, taylor_order), seconds=seconds, loss_fn=self._loss_fn,
         )  # fmt: skip

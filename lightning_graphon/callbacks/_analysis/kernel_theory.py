@@ -25,6 +25,7 @@ from lightning_graphon.dynamics import (
 from lightning_graphon.pruning import Masks
 
 log = logging.getLogger(__name__)
+_HORIZON = 1000  # steps for which there must be time to follow a prediction; few hold longer
 
 
 @dataclass
@@ -78,10 +79,12 @@ def kernel_theory(
     joined = data.joined(trainer, module) if not coupled and drawn.get("pool", 1) else None
     joined = take(joined, drawn["pool"]) if joined is not None and "pool" in drawn else joined
     pool, pushing = affordable_pool(network, trainer, objective, joined, budget)
+    scale = _gradient_scale(trainer, objective, network, part, pushing)
     tracker = LossTracker(
         network, optimizer, options, curves, pool=pool, every_n_steps=every_n_steps, tolerance=tolerance,
-        step=trainer.global_step, gradient_scale=_gradient_scale(trainer, objective, network, part, pushing),
+        step=trainer.global_step, gradient_scale=scale,
         seconds=lambda: budget.portion(PORTION), clips=bool(trainer.gradient_clip_val), band=band,
+        horizon=min(_HORIZON, budget.planned), weights=_weights(data, scale, part, pushing),
     )  # fmt: skip
     _tell_limits(trainer, tracker, samples(part), coupled)
     return KernelTheory(tracker, part, 0 if pushing is None else samples(pushing))
@@ -109,6 +112,14 @@ def _gradient_scale(
             "the loss in training_step is a sum over the batch, whose size is not known: use a mean"
         )
     return float(batch_size / samples(probe if pool is None else pool))
+
+
+def _weights(data: TrainingData, scale: float, probe: Any, pool: Any | None) -> tuple[float, float]:
+    """Of the pool's and of the probe's loss in what training descends; of sums, in units of the pool's."""
+    if pool is None:
+        return 1.0, 0.0
+    sums = scale != 1.0
+    return 1 - data.share, data.share * (samples(pool) / samples(probe) if sums else 1.0)
 
 
 def _tell_limits(trainer: pl.Trainer, tracker: LossTracker, probe: int, coupled: bool) -> None:

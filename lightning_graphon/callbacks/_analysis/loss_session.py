@@ -36,31 +36,8 @@ log = logging.getLogger(__name__)
 FOREIGN = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 _AT_THE_END = ("rate_ratio", "log_correlation")
 _NEVER = 2**62
-<<<<<<< HEAD
 _SHARDED = "the weights are cut over processes, and a copy would need them whole on each"
 _ERRORS = ("relative_error", "refreshed_error")
-=======
-_HORIZON = 1000  # steps for which there must be time to follow a prediction; few hold longer
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """What is measured, when, and up to which error a prediction holds; as `LossDecayMonitor` documents it."""
-
-    probe_size: int
-    pool_size: int
-    probe_seed: int
-    every_n_steps: int
-    tolerance: float
-
-    def __post_init__(self) -> None:
-        make_plain(self)
-        for name in ("probe_size", "every_n_steps", "tolerance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if self.pool_size < 0:
-            raise ValueError(f"pool_size must be 0 or more, got {self.pool_size!r}")
->>>>>>> h_pool
 
 
 class LossSession:
@@ -96,7 +73,6 @@ class LossSession:
         self._took, self._told = 0.0, False  # seconds of a look; what is predicted
 
     def begin(self, restored: Mapping[str, Any] | None) -> int:
-<<<<<<< HEAD
         """Draw the data, make predictions or go on with those of a checkpoint; the step of the next look."""
         m, trainer = self._measuring, self._trainer
         self._data = draw_data(
@@ -114,43 +90,6 @@ class LossSession:
         self.theory = next((name for name in PREDICTORS if name in made), None)
         if self.theory is None:
             self._give_up("; ".join(dict.fromkeys(self.ahead.refused.values())))
-=======
-        """Draw the probe, read the network, go on from a checkpoint's state; the step of the next look."""
-        m = self._measuring
-        self._batch, self._pool = draw_probe_and_pool(
-            self._trainer, self._module, m.probe_size, m.pool_size, m.probe_seed,
-            batches_seen(self._trainer), self.budget.portion(PORTION),
-        )  # fmt: skip
-        try:
-            if self._optimizer is None:
-                count = len(self._trainer.optimizers)
-                raise UnsupportedTrainingError(f"there are {count} optimizers, and one is needed")
-            if self.curves.gave_up is not None:
-                raise UnsupportedTrainingError(self.curves.gave_up)
-            masks = masks_in_use(self._trainer, self._module)
-            self._take_as_before({} if restored is None else restored.get("settings", {}))
-            network, part = affordable_network(self._trainer, self._objective, self._batch, masks, self.budget)
-            if samples(part) < samples(self._batch):
-                log.info("LossDecayMonitor: the probe has %d of %d samples", samples(part), samples(self._batch))
-            self._batch = part
-            size = training_batch_size(self._trainer)
-            coupled = (self._pool is not None or size != network.count) and network.couples_samples()
-            if coupled:  # their number matters, and no pool can stand for training batches
-                self._pool = None
-            pool, self._pool = affordable_pool(network, self._trainer, self._objective, self._pool, self.budget)
-            self.tracker = LossTracker(
-                network, self._optimizer, self._prediction, self.curves, pool=pool,
-                every_n_steps=m.every_n_steps, tolerance=m.tolerance,
-                step=self._trainer.global_step, gradient_scale=self._gradient_scale(network),
-                seconds=lambda: self.budget.portion(PORTION), clips=bool(self._trainer.gradient_clip_val),
-                horizon=min(_HORIZON, self.budget.planned),
-            )  # fmt: skip
-            if restored:
-                self._resume(self.tracker, restored)
-            self._tell_limits(self.tracker, coupled)
-        except UnsupportedTrainingError as error:
-            self._give_up(str(error))
->>>>>>> h_pool
         return self._next_look()
 
     @property

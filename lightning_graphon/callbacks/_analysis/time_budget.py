@@ -67,11 +67,6 @@ class TimeBudget:
         self._estimate = _PASSES * forward
 
     @property
-    def planned(self) -> float:
-        """Steps that this fit is planned to take; infinity where nothing says so."""
-        return self._planned
-
-    @property
     def spent(self) -> float:
         """Seconds that monitors have taken in this fit."""
         return self._spent + max(0.0, perf_counter() - self._since)

@@ -1,8 +1,8 @@
 """Training data that push, the pool, apart from those that are measured, the probe; and minibatches of them."""
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +22,7 @@ from lightning_graphon.callbacks._module.probe import (
     size_in_bytes,
     take,
     training_batch_size,
+    training_points,
 )
 
 _LARGEST = 2**28  # bytes
@@ -40,11 +41,15 @@ class TrainingData:
         probe: One batch on the module's device.
         drawn: Batches as the dataloader yields them, to train on; those of the probe where there are no others.
         apart: Whether they are others than the probe's.
+        measured: The probe's batches as the dataloader yields them.
+        share: Of the probe in all training data: training sees it, too.
     """
 
     probe: Any
     drawn: list[Any]
     apart: bool
+    measured: list[Any] = field(default_factory=list)
+    share: float = 0.0
 
     def joined(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any | None:
         """What pushes as one batch on the device; None where it is the probe, holds less, or cannot be joined."""
@@ -98,7 +103,8 @@ def draw_data(
     cut = seen - probe_size if join_samples(raw) is not None else 0
     rest = [*_last(raw[count - 1], cut), *raw[count:]]
     pool = _first(rest, pool_size) if cut else rest
-    return TrainingData(probe, pool or raw[:count], bool(pool))
+    share = min(1.0, samples(probe) / training_points(trainer))
+    return TrainingData(probe, pool or raw[:count], bool(pool), _first(raw[:count], probe_size), share if pool else 0.0)
 
 
 def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int) -> Any:
@@ -134,6 +140,8 @@ class PoolLoader:
         length: Batches of an epoch, as a trainer counts them; infinity where it knows none.
         seed: Seed of the order.
         batches: To be given in this order, in place of minibatches of the pool.
+        others: Batches whose samples come among the pool's, too: those of the probe, which training sees.
+        share: Part of all samples that they are, on average.
 
     >>> pool = [[torch.arange(4)], [torch.arange(4, 6)]]
     >>> loader = PoolLoader(pool, 3, math.inf, seed=0)
@@ -142,10 +150,13 @@ class PoolLoader:
     """
 
     def __init__(
-        self, pool: list[Any], batch_size: int, length: float, seed: int, batches: Iterable[Any] | None = None
-    ) -> None:
+        self, pool: list[Any], batch_size: int, length: float, seed: int, batches: Iterable[Any] | None = None,
+        others: Sequence[Any] = (), share: float = 0.0,
+    ) -> None:  # fmt: skip
         self._length = length
-        self._stream = self._mixed(pool, batch_size, seed) if batches is None else iter(batches)
+        self._stream = (
+            iter(batches or ()) if batches is not None else self._mixed(pool, batch_size, seed, others, share)
+        )
 
     def __len__(self) -> int:
         if math.isinf(self._length):
@@ -164,15 +175,36 @@ class PoolLoader:
         return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, batch)
 
     @staticmethod
-    def _mixed(pool: list[Any], batch_size: int, seed: int) -> Iterator[Any]:
+    def _mixed(pool: list[Any], batch_size: int, seed: int, others: Sequence[Any], share: float) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(seed)
-        whole = join_samples(pool)
+        whole = join_samples([*pool, *others])
         if whole is None:
             while True:
                 yield from (pool[i] for i in torch.randperm(len(pool), generator=generator).tolist())
-        order = torch.empty(0, dtype=torch.long)
+        count = sum(map(samples, others))
+        of_pool, of_others = (
+            _Shuffled(range(samples(whole) - count), generator),
+            _Shuffled(range(samples(whole) - count, samples(whole)), generator),
+        )
         while True:
-            while len(order) < batch_size:
-                order = torch.cat([order, torch.randperm(samples(whole), generator=generator)])
-            yield select(whole, order[:batch_size])
-            order = order[batch_size:]
+            few = int((torch.rand(batch_size, generator=generator) < share).sum()) if share else 0
+            yield select(whole, torch.cat([of_pool.take(batch_size - few), of_others.take(few)]))
+
+
+class _Shuffled:
+    """Numbers in a random order that is new after each pass."""
+
+    def __init__(self, numbers: range, generator: torch.Generator) -> None:
+        self._numbers, self._generator, self._order = (
+            torch.tensor(numbers, dtype=torch.long),
+            generator,
+            torch.tensor([]),
+        )
+
+    def take(self, count: int) -> Tensor:
+        """The next ones."""
+        while len(self._order) < count:
+            order = torch.randperm(len(self._numbers), generator=self._generator)
+            self._order = torch.cat([self._order, self._numbers[order]])
+        taken, self._order = self._order[:count], self._order[count:]
+        return taken

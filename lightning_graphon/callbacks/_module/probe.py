@@ -11,6 +11,8 @@ from torch.utils.data import SequentialSampler
 
 from lightning_graphon._shared.objects.trees import flatten, tree_leaves, tree_map
 
+_UNKNOWN_SIZE = 10**9
+
 
 def join_and_cut(batches: list[Any], size: int) -> Any:
     """The first `size` samples of batches as one batch.
@@ -37,6 +39,16 @@ def batches_seen(trainer: pl.Trainer) -> float:
     sampler = getattr(trainer.train_dataloader, "sampler", None)
     in_order = isinstance(sampler, SequentialSampler) or getattr(sampler, "shuffle", None) is False
     return trainer.num_training_batches if in_order else math.inf
+
+
+def training_points(trainer: pl.Trainer) -> int:
+    """Samples that training ever sees, over all processes; a very large number where the loader has no length."""
+    loader: Any = trainer.train_dataloader
+    try:
+        count, batches = len(loader.dataset), len(loader)
+    except (AttributeError, TypeError):
+        return _UNKNOWN_SIZE
+    return math.ceil(count * min(1.0, batches_seen(trainer) / max(batches, 1)))
 
 
 def training_batch_size(trainer: pl.Trainer) -> int | None:

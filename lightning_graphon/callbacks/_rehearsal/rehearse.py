@@ -64,6 +64,8 @@ def rehearse_fit(
     *,
     pool: list[Any],
     probe: Any,
+    others: Sequence[Any] = (),
+    share: float = 0.0,
     steps: Sequence[int],
     seed: int | None,
     masks: Masks | None,
@@ -91,6 +93,8 @@ def rehearse_fit(
         pl_module: The module.
         pool: Batches as the dataloader yields them, to train on; see `draw_data`.
         probe: A batch on the module's device; its loss is measured in eval mode.
+        others: Batches whose samples come among those of the pool.
+        share: Part of all samples that they are.
         steps: Optimizer steps from now, ascending; 0 is before the first of them. As the trainer counts them: where a
             batch makes several, as with two optimizers, each is measured when its batch is done.
         seed: Seed of the order of minibatches and of all generators; None goes on with the generators as they are.
@@ -109,7 +113,9 @@ def rehearse_fit(
     refuse_what_cannot_be_copied(trainer, pl_module)
     watch = _Watch(trainer.global_step, steps, started + seconds, progress, pl_module)
     gradients = [parameter.grad for parameter in pl_module.parameters()]
-    loader = PoolLoader(pool, _global_batch_size(trainer, pool), trainer.num_training_batches, seed or 0, batches)
+    loader = PoolLoader(
+        pool, _global_batch_size(trainer, pool), trainer.num_training_batches, seed or 0, batches, others, share
+    )
     with (
         silenced(),
         undisturbed_data(trainer, pl_module, trainer.train_dataloader, seed),
