@@ -182,10 +182,8 @@ class PoolLoader:
             while True:
                 yield from (pool[i] for i in torch.randperm(len(pool), generator=generator).tolist())
         count = sum(map(samples, others))
-        of_pool, of_others = (
-            _Shuffled(range(samples(whole) - count), generator),
-            _Shuffled(range(samples(whole) - count, samples(whole)), generator),
-        )
+        first = samples(whole) - count
+        of_pool, of_others = _Shuffled(range(first), generator), _Shuffled(range(first, first + count), generator)
         while True:
             few = int((torch.rand(batch_size, generator=generator) < share).sum()) if share else 0
             yield select(whole, torch.cat([of_pool.take(batch_size - few), of_others.take(few)]))
@@ -195,11 +193,8 @@ class _Shuffled:
     """Numbers in a random order that is new after each pass."""
 
     def __init__(self, numbers: range, generator: torch.Generator) -> None:
-        self._numbers, self._generator, self._order = (
-            torch.tensor(numbers, dtype=torch.long),
-            generator,
-            torch.tensor([]),
-        )
+        self._numbers, self._generator = torch.tensor(numbers, dtype=torch.long), generator
+        self._order = self._numbers[:0]
 
     def take(self, count: int) -> Tensor:
         """The next ones."""
