@@ -21,7 +21,7 @@ from lightning_graphon.callbacks._logging import loss_chart
 from lightning_graphon.callbacks._logging.images import send_figure, takes_pictures
 from lightning_graphon.callbacks._logging.scalars import show
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
-from lightning_graphon.dynamics import Forecast, KernelPrediction, LossCurves
+from lightning_graphon.dynamics import Forecast, KernelPrediction, LossCurves, PredictedLoss
 from lightning_graphon.metrics import LossDecay
 
 log = logging.getLogger(__name__)
@@ -119,6 +119,16 @@ class LossDecayMonitor(Monitor):
     def metric(self) -> LossDecay:
         """Agreement of prediction and observation so far, of this process."""
         return loss_chart.agreement(self._curves, self.wanted.measuring.tolerance)
+
+    @property
+    def predictions(self) -> dict[str, PredictedLoss]:
+        """What was predicted before training, by predictor: "rehearsal", "replay", "sibling", "kernel"."""
+        return {} if self._session is None else dict(self._session.ahead.predictions)
+
+    @property
+    def lazy_until(self) -> int | None:
+        """First step at which theory leaves the band of the rehearsals; None while it does not, or without either."""
+        return None if self._session is None else self._session.ahead.lazy_until
 
     @property
     def valid_until(self) -> int | None:

@@ -1,6 +1,7 @@
 """Predicted and observed loss, for one network or several."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,13 +26,14 @@ _STYLES = {
     "observed": ("#1b1b1b", "-", "observed"),
 }
 Curves: TypeAlias = Mapping[str, Mapping[int, float]]
+Band: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 @checked
 def plot_loss_decay(
     curves: Curves,
     *,
-    band: tuple[Tensor, Tensor, Tensor] | None = None,
+    band: Band | None = None,
     invalid_from: int | None = None,
     lazy_until: int | None = None,
     shares: Tensor | None = None,
@@ -67,14 +69,17 @@ def plot_loss_decay(
 
 @checked
 def plot_loss_decays(
-    curves: Mapping[str, Curves], invalid_from: Mapping[str, int | None] | None = None, title: str = ""
-) -> "Figure":
+    curves: Mapping[str, Curves], invalid_from: Mapping[str, int | None] | None = None, title: str = "", *,
+    bands: Mapping[str, Band] | None = None, lazy_until: Mapping[str, int | None] | None = None,
+) -> "Figure":  # fmt: skip
     """Predicted and observed loss of several networks, side by side.
 
     Args:
         curves: Label -> curves as in `plot_loss_decay`.
         invalid_from: Label -> step from which the prediction no longer holds.
         title: Title of the whole figure.
+        bands: Label -> steps, lower and upper losses of the rehearsals.
+        lazy_until: Label -> step at which theory leaves that band.
 
     Raises:
         ValueError: There is nothing to draw.
@@ -86,18 +91,22 @@ def plot_loss_decays(
     figure, axes = new_figure(rows, columns, cell=(3.4, 2.6))
     handles: dict[str, Any] = {}
     for axis, (label, own) in zip(axes.flat, curves.items(), strict=False):
-        _draw_losses(axis, own, None, (invalid_from or {}).get(label))
+        _draw_losses(
+            axis, own, (bands or {}).get(label), (invalid_from or {}).get(label), (lazy_until or {}).get(label)
+        )
         axis.set_title(label, fontsize=9)
-        handles.update({text: line for line, text in zip(*axis.get_legend_handles_labels(), strict=True)})
+        labelled = zip(*axis.get_legend_handles_labels(), strict=True)
+        # One entry for all panels: without the numbers of each.
+        handles.update({re.split(r"\n| at step", text)[0]: line for line, text in labelled})
     for axis in axes.flat[len(curves) :]:
         axis.set_axis_off()
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=8)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 
 
 def _draw_losses(
-    axis: Any, curves: Curves, band: tuple[Tensor, Tensor, Tensor] | None, invalid_from: int | None,
+    axis: Any, curves: Curves, band: Band | None, invalid_from: int | None,
     lazy_until: int | None = None,
 ) -> None:  # fmt: skip
     # Predictions may be infinite or far off, so the observed curve gives the limits.

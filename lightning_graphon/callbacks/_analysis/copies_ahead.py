@@ -7,6 +7,7 @@ from time import perf_counter
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._analysis.wanted import Predicting
@@ -25,8 +26,8 @@ from lightning_graphon.pruning import Masks
 
 PORTION = 0.5  # of the time budget, for all copies
 _WIDTHS = (1 / 4, 1 / 8)  # of siblings, from which the width itself is extrapolated
-_DRAWS = {1 / 4: 2, 1 / 8: 4}  # of each width: one draw of a narrow network is far from the mean of them
-_COSTS = {"rehearsal": 1.0, "replay": 1.7}  # training steps per step; second derivatives three times as much
+# Draws of each width: one of a narrow network is far from their mean, and one of few kept inputs says nothing of a limit.
+_NARROW, _SAME, _FEWEST = {1 / 4: 2, 1 / 8: 4}, {1.0: 2}, 8.0
 _LARGEST_HORIZON = 1000  # steps, where training has no end
 _WAIT = 600.0  # seconds that other processes may wait for the one that rehearses
 
@@ -90,7 +91,8 @@ class CopyTrainer:
             every: Compare after every n-th step at least.
         """
         horizon, orders, taylor_order = options.horizon, options.batch_orders, options.taylor_order
-        made, runs, first = PredictionsAhead(), _runs(names, orders, taylor_order), self._trainer.global_step
+        made, first = PredictionsAhead(), self._trainer.global_step
+        runs = _runs(names, orders, taylor_order, self._widths())
         asked = steps_to_look_at(first, first + self._horizon(horizon), every)
         if "replay" in names:
             linearize(torch.nn.Identity())  # torch loads derivatives for half a second, once in a process
@@ -114,7 +116,9 @@ class CopyTrainer:
             if name not in made.refused:
                 curves = _curves(name, rows)
                 steps = torch.tensor(asked[: curves.shape[1]], dtype=torch.int64)
-                made.predictions[name] = PredictedLoss(name, steps, curves, _cost(name, taylor_order))
+                made.predictions[name] = PredictedLoss(
+                    name, steps, curves, sum(run.cost for run in runs if run.name == name) / len(curves)
+                )
         made.seconds = perf_counter() - start
         return made
 
@@ -122,6 +126,15 @@ class CopyTrainer:
         planned = self._budget.planned
         most = _LARGEST_HORIZON if math.isinf(planned) else int(planned)
         return most if horizon is None else min(horizon, most)
+
+    def _widths(self) -> dict[float, int]:
+        """Width of siblings -> draws: narrow ones where their units still have some inputs, else of the same width."""
+        masks, linears = self._masks or {}, [m for m in self._module.named_modules() if type(m[1]) is nn.Linear]
+        inputs = [
+            float(masks[f"{name}.weight"].sum(1).double().mean()) if f"{name}.weight" in masks else layer.in_features
+            for name, layer in linears[1:]  # the network's own inputs stay
+        ]
+        return _NARROW if min(inputs, default=0.0) * min(_WIDTHS) >= _FEWEST else _SAME
 
     def _seconds(self) -> float:
         seconds = self._budget.portion(PORTION)
@@ -161,23 +174,18 @@ def _curves(name: str, rows: Mapping[tuple[str, float], list[list[float]]]) -> t
     curves = {width: torch.tensor([c[:count] for c in own[width]], dtype=torch.float64) for width in own}
     if name != "sibling":
         return curves[1.0]
-    wide, narrow = (curves[width].clamp_min(0).log().mean(0, keepdim=True).exp() for width in _WIDTHS)
-    return extrapolate_widths(wide, narrow, _WIDTHS)
+    mean = {width: drawn.clamp_min(0).log().mean(0, keepdim=True).exp() for width, drawn in curves.items()}
+    return mean[1.0] if 1.0 in mean else extrapolate_widths(*(mean[width] for width in _WIDTHS), _WIDTHS)
 
 
-def _runs(names: Sequence[str], orders: int, taylor_order: int) -> list[Run]:
+def _runs(names: Sequence[str], orders: int, taylor_order: int, widths: Mapping[float, int]) -> list[Run]:
     """What says most first: one order of batches, theory, other orders, siblings."""
-    rehearsals = [Run("rehearsal", order, _cost("rehearsal", 1)) for order in range(orders)]
+    rehearsals = [Run("rehearsal", order, 1.0) for order in range(orders)]
     runs = rehearsals[:1] if "rehearsal" in names else []
     if "replay" in names:
-        runs.append(Run("replay", 0, _cost("replay", taylor_order)))
+        runs.append(Run("replay", 0, 1.7 * 3 ** (taylor_order - 1)))
     runs += rehearsals[1:] if "rehearsal" in names else []
     if "sibling" in names:
-        runs += [Run("sibling", draw, 2 * width, width) for width in _WIDTHS for draw in range(_DRAWS[width])]
+        # Small networks cost more than their share of units.
+        runs += [Run("sibling", d, min(1.0, 2 * w), w) for w, draws in widths.items() for d in range(draws)]
     return runs
-
-
-def _cost(name: str, taylor_order: int) -> float:
-    if name == "sibling":
-        return sum(2 * width * _DRAWS[width] for width in _WIDTHS)
-    return _COSTS[name] * (3 ** (taylor_order - 1) if name == "replay" else 1)
