@@ -26,7 +26,7 @@ from lightning_graphon.pruning import Masks
 
 PORTION = 0.5  # of the time budget, for all copies
 _WIDTHS = (1 / 4, 1 / 8)  # of siblings, from which the width itself is extrapolated
-# Draws of each width: one of a narrow network is far from their mean, and one of few kept inputs says nothing of a limit.
+# Draws of each width: one of a narrow network is far from their mean. With few kept inputs no limit is near.
 _NARROW, _SAME, _FEWEST = {1 / 4: 2, 1 / 8: 4}, {1.0: 2}, 8.0
 _LARGEST_HORIZON = 1000  # steps, where training has no end
 _WAIT = 600.0  # seconds that other processes may wait for the one that rehearses
@@ -115,6 +115,7 @@ class CopyTrainer:
         for name in dict.fromkeys(name for name, _ in rows):
             if name not in made.refused:
                 curves = _curves(name, rows)
+                cost = sum(run.cost for run in runs if run.name == name) / len(curves)
                 steps = torch.tensor(asked[: curves.shape[1]], dtype=torch.int64)
                 made.predictions[name] = PredictedLoss(
                     name, steps, curves, sum(run.cost for run in runs if run.name == name) / len(curves)
@@ -129,7 +130,8 @@ class CopyTrainer:
 
     def _widths(self) -> dict[float, int]:
         """Width of siblings -> draws: narrow ones where their units still have some inputs, else of the same width."""
-        masks, linears = self._masks or {}, [m for m in self._module.named_modules() if type(m[1]) is nn.Linear]
+        masks: Mapping[str, torch.Tensor] = self._masks or {}
+        linears = [m for m in self._module.named_modules() if type(m[1]) is nn.Linear]
         inputs = [
             float(masks[f"{name}.weight"].sum(1).double().mean()) if f"{name}.weight" in masks else layer.in_features
             for name, layer in linears[1:]  # the network's own inputs stay
@@ -175,7 +177,10 @@ def _curves(name: str, rows: Mapping[tuple[str, float], list[list[float]]]) -> t
     if name != "sibling":
         return curves[1.0]
     mean = {width: drawn.clamp_min(0).log().mean(0, keepdim=True).exp() for width, drawn in curves.items()}
-    return mean[1.0] if 1.0 in mean else extrapolate_widths(*(mean[width] for width in _WIDTHS), _WIDTHS)
+    if 1.0 in mean:
+        return mean[1.0]
+    wide, narrow = (mean[width] for width in _WIDTHS)
+    return extrapolate_widths(wide, narrow, _WIDTHS)
 
 
 def _runs(names: Sequence[str], orders: int, taylor_order: int, widths: Mapping[float, int]) -> list[Run]:
