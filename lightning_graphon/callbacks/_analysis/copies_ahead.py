@@ -117,9 +117,7 @@ class CopyTrainer:
                 curves = _curves(name, rows)
                 cost = sum(run.cost for run in runs if run.name == name) / len(curves)
                 steps = torch.tensor(asked[: curves.shape[1]], dtype=torch.int64)
-                made.predictions[name] = PredictedLoss(
-                    name, steps, curves, sum(run.cost for run in runs if run.name == name) / len(curves)
-                )
+                made.predictions[name] = PredictedLoss(name, steps, curves, cost)
         made.seconds = perf_counter() - start
         return made
 
