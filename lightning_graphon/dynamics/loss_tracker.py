@@ -98,6 +98,11 @@ class LossTracker:
         self._change = KernelChange(network, optimizer, outputs)
 
     @property
+    def ended(self) -> bool:
+        """Whether the prediction was of a kernel that was too large for a checkpoint, and has been rolled out before."""
+        return self.initial is not None and self.initial.kernels is None
+
+    @property
     def start_step(self) -> int:
         """Optimizer step at which the prediction is made."""
         chosen = self.options.start_step

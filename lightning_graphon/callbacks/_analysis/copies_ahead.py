@@ -24,7 +24,8 @@ from lightning_graphon.dynamics import (
 )
 from lightning_graphon.pruning import Masks
 
-PORTION = 0.5  # of the time budget, for all copies
+_PORTION = 0.6  # of the time budget, for all copies
+_AT_FIRST = 1.0  # seconds that the first of them may take in any case, or two fifths of all: a nested fit has to begin
 _WIDTHS = (1 / 4, 1 / 8)  # of siblings, from which the width itself is extrapolated
 # Draws of each width: one of a narrow network is far from their mean. With few kept inputs no limit is near.
 _NARROW, _SAME, _FEWEST = {1 / 4: 2, 1 / 8: 4}, {1.0: 2}, 8.0
@@ -102,9 +103,12 @@ class CopyTrainer:
         for number, run in enumerate(runs):
             if run.name in made.refused:
                 continue
-            rest = sum(other.cost for other in runs[number:])
+            left = end - perf_counter()
+            seconds = left * run.cost / sum(other.cost for other in runs[number:])
+            if not rows:
+                seconds = max(seconds, min(_AT_FIRST, 0.4 * left))
             try:
-                losses = self._losses(run, asked, (end - perf_counter()) * run.cost / rest, taylor_order, made)
+                losses = self._losses(run, asked, seconds, taylor_order, made)
                 if len(losses) < 2:
                     raise UnsupportedTrainingError("time_budget leaves no time for a step")
             except UnsupportedTrainingError as error:
@@ -137,7 +141,7 @@ class CopyTrainer:
         return _NARROW if min(inputs, default=0.0) * min(_WIDTHS) >= _FEWEST else _SAME
 
     def _seconds(self) -> float:
-        seconds = self._budget.portion(PORTION)
+        seconds = self._budget.portion(_PORTION)
         return seconds if self._trainer.world_size == 1 else min(seconds, _WAIT)
 
     def _losses(

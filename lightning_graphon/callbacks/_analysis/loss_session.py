@@ -18,7 +18,7 @@ from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._analysis.wanted import COPIES, CURVE_OF, PREDICTORS, Wanted
 from lightning_graphon.callbacks._logging.loss_chart import agreement, announcement, within_reach
 from lightning_graphon.callbacks._logging.scalars import log_scalars, show
-from lightning_graphon.callbacks._module.pool import TrainingData, draw_data
+from lightning_graphon.callbacks._module.pool import TrainingData, draw_data, probe_for_batches
 from lightning_graphon.callbacks._module.probe import samples
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.dynamics import (
@@ -75,9 +75,8 @@ class LossSession:
     def begin(self, restored: Mapping[str, Any] | None) -> int:
         """Draw the data, make predictions or go on with those of a checkpoint; the step of the next look."""
         m, trainer = self._measuring, self._trainer
-        self._data = draw_data(
-            trainer, self._module, m.probe_size, m.pool_size, m.probe_seed, self.budget.portion(PORTION)
-        )
+        size = probe_for_batches(trainer, m.probe_size, self.budget.portion(PORTION))
+        self._data = draw_data(trainer, self._module, size, m.pool_size, m.probe_seed, self.budget.portion(PORTION))
         if self.curves.gave_up is not None:
             self._give_up(self.curves.gave_up)
             return self._next_look()
@@ -138,10 +137,10 @@ class LossSession:
                 self.tracker = None
             elif self.tracker is not None:
                 self.tracker.load_state_dict(restored["tracker"])
-                if self.tracker.initial is not None and self.tracker.initial.kernels is None:
+                if self.tracker.ended and self.tracker.initial is not None:
                     log.warning(
-                        "LossDecayMonitor: the prediction of step %d ends here, at step %d: its kernel is too large "
-                        "for a checkpoint.", self.tracker.initial.start, self._trainer.global_step,
+                        "LossDecayMonitor: the kernel's prediction of step %d ends at step %d: it is too large for a "
+                        "checkpoint.", self.tracker.initial.start, max(copies.until, self._trainer.global_step),
                     )  # fmt: skip
             self.ahead, self._told = copies, True
         except FOREIGN as error:
@@ -175,7 +174,7 @@ class LossSession:
         if compared and self._took * len(compared) <= self.budget.left / 2:
             regular = min(regular, compared[0])
         spacing = self.budget.spacing(self._took)
-        if spacing <= every or (self.tracker is not None and self.tracker.initial is None):
+        if spacing <= every or not self.curves.rows or (self.tracker is not None and self.tracker.initial is None):
             return regular
         # Looks are seldom enough for the rest of the training to afford them; without any time left the end remains.
         return _NEVER if math.isinf(spacing) else max(regular, next_multiple(every, last + math.ceil(spacing) - 1))
@@ -214,7 +213,7 @@ class LossSession:
         """What copies predict, judged where they make the prediction."""
         found = self.ahead.at(step)
         values = {CURVE_OF[name]: loss for name, loss in found.items() if name in CURVE_OF}
-        if self.theory in found and self.theory != "kernel":
+        if self.theory in found and (self.theory != "kernel" or (self.tracker is not None and self.tracker.ended)):
             predicted = found[self.theory]
             values |= {"predicted": predicted, "relative_error": relative_error(predicted, observed)}
             if self.theory == "replay":

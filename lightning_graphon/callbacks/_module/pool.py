@@ -26,6 +26,7 @@ from lightning_graphon.callbacks._module.probe import (
 )
 
 _LARGEST = 2**28  # bytes
+_FEWEST, _LOOK = 32, 6  # samples of a probe, and batches: measuring needs a third of a training step's work
 _UNSIZED = 64  # samples that a batch is taken for where it does not say
 
 
@@ -105,6 +106,12 @@ def draw_data(
     pool = _first(rest, pool_size) if cut else rest
     share = min(1.0, samples(probe) / training_points(trainer))
     return TrainingData(probe, pool or raw[:count], bool(pool), _first(raw[:count], probe_size), share if pool else 0.0)
+
+
+def probe_for_batches(trainer: pl.Trainer, size: int, seconds: float) -> int:
+    """A probe's size at which measuring it costs no more than a few training steps, where time is limited."""
+    batch = training_batch_size(trainer)
+    return size if math.isinf(seconds) or batch is None else min(size, max(_FEWEST, _LOOK * batch))
 
 
 def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int) -> Any:
