@@ -26,7 +26,10 @@ from tests.helpers.modules import Autoencoder, Classifier, Gan, Recorder, cnn, d
 
 
 def monitor(**kwargs):
-    defaults = {"probe_size": 24, "every_n_steps": 2, "figure": False, "verbose": False, "raise_errors": True}
+    defaults = {
+        "predict": "kernel", "probe_size": 24, "every_n_steps": 2, "figure": False, "verbose": False,
+        "raise_errors": True,
+    }  # fmt: skip
     return LossDecayMonitor(**{**defaults, **kwargs})
 
 

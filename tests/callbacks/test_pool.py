@@ -17,7 +17,10 @@ from tests.helpers.modules import Classifier, loader, make_trainer
 
 
 def monitor(**kwargs):
-    defaults = {"probe_size": 32, "figure": False, "verbose": False, "raise_errors": True, "time_budget": math.inf}
+    defaults = {
+        "predict": "kernel", "probe_size": 32, "figure": False, "verbose": False, "raise_errors": True,
+        "time_budget": math.inf,
+    }  # fmt: skip
     return LossDecayMonitor(**{**defaults, **kwargs})
 
 
@@ -68,7 +71,7 @@ def test_what_is_left_out_is_said_once(caplog):
     caplog.set_level("INFO", "lightning_graphon")
     fit(monitor(), 1, gradient_clip_val=1.0, model=Classifier())
     assert [m for m in caplog.messages if "leaves out" in m] == [
-        "LossDecayMonitor: the prediction leaves out weight decay and gradient clipping."
+        "LossDecayMonitor: the kernel's prediction leaves out weight decay and gradient clipping."
     ]
 
 

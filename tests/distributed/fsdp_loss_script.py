@@ -103,7 +103,10 @@ class TwoOptimizers(Cut):
 
 def monitor(refresh=5, ntk="empirical", start_step=None, **kwargs):
     kernel = KernelPrediction(ntk=ntk, refresh_every_n_steps=refresh, start_step=start_step)
-    defaults = {"probe_size": 24, "every_n_steps": 2, "figure": False, "verbose": False, "raise_errors": True}
+    defaults = {
+        "predict": "kernel", "probe_size": 24, "every_n_steps": 2, "figure": False, "verbose": False,
+        "raise_errors": True,
+    }  # fmt: skip
     return LossDecayMonitor(kernel=kernel, **{**defaults, **kwargs})
 
 
