@@ -95,9 +95,9 @@ def draw_data(
         seen += samples(raw[count]) or probe_size
         count += 1
     probe = join_and_cut(scoring_batches(trainer, pl_module, raw[:count], "loss"), probe_size)
-    cut = seen - probe_size if join_samples(raw) is not None else 0
-    rest = [*_last(raw[count - 1], cut), *raw[count:]]
-    pool = _first(rest, pool_size) if cut else rest
+    joins = join_samples(raw) is not None
+    rest = [*_last(raw[count - 1], seen - probe_size if joins else 0), *raw[count:]]
+    pool = _first(rest, pool_size) if joins else rest
     return TrainingData(probe, pool or raw[:count], bool(pool))
 
 
