@@ -56,7 +56,7 @@ class TrainingData:
 
 def draw_data(
     trainer: pl.Trainer, pl_module: pl.LightningModule, probe_size: int, pool_size: int = 2048, seed: int = 0,
-    seconds: float = math.inf,
+    seconds: float = math.inf, unseen: bool = False,
 ) -> TrainingData:  # fmt: skip
     """Disjoint training samples in the order of `seed`: first those of the probe, then those of the pool.
 
@@ -71,12 +71,13 @@ def draw_data(
         pool_size: Samples of the pool, at most; fewer where they take longer or fill a quarter of a gigabyte.
         seed: Seed of a shuffling sampler.
         seconds: After which loading for the pool ends.
+        unseen: Whether to draw samples, too, that `limit_train_batches` leaves out for good.
 
     Raises:
         ValueError: There is no training data.
     """
     size, end = probe_size + pool_size, perf_counter() + seconds
-    most = min(size, batches_seen(trainer), 2 + size // (training_batch_size(trainer) or 1))
+    most = min(size, math.inf if unseen else batches_seen(trainer), 2 + size // (training_batch_size(trainer) or 1))
 
     def enough(seen: list[Any]) -> bool:
         count = sum(samples(batch) or _UNSIZED for batch in seen)
@@ -102,8 +103,8 @@ def draw_data(
 
 
 def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int) -> Any:
-    """The first `size` training samples in the order of `seed`, one batch on the module's device; see `draw_data`."""
-    return draw_data(trainer, pl_module, size, 0, seed).probe
+    """The first `size` samples in the order of `seed`, as one batch on the module's device; see `draw_data`."""
+    return draw_data(trainer, pl_module, size, 0, seed, unseen=True).probe
 
 
 def _last(batch: Any, size: int) -> list[Any]:
