@@ -235,7 +235,7 @@ def test_resumed_is_uninterrupted(make, stop, tmp_path, caplog):
     caplog.clear()
     half = run("half", stop)
     saved = tmp_path / "half" / f"step={stop}.ckpt"
-    assert torch.load(saved, weights_only=True)["callbacks"]["LossDecayMonitor"]["curves"]["rows"].shape[1] == 4
+    assert torch.load(saved, weights_only=True)["callbacks"]["LossDecayMonitor"]["curves"]["rows"].shape[1] == 8
     again = run("again", 24, ckpt_path=saved)
     for name, values in whole.curves.items():
         assert torch.equal(values.nan_to_num(-1), again.curves[name].nan_to_num(-1)), name
