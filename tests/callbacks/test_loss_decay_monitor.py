@@ -99,9 +99,11 @@ def trained(make, *callbacks):
     return state, numbers, grads, flags, metrics, rest
 
 
+@pytest.mark.parametrize("predict", ["kernel", None])
 @pytest.mark.parametrize("make", [Busy, BusyParts])
-def test_training_is_the_same_to_the_bit(make):
-    watch = monitor(every_n_steps=1, kernel=KernelPrediction(refresh_every_n_steps=3))
+def test_training_is_the_same_to_the_bit(make, predict):
+    kernel = KernelPrediction() if predict is None else KernelPrediction(refresh_every_n_steps=3)
+    watch = monitor(every_n_steps=1, kernel=kernel, predict=predict)
     plain, watched = trained(make), trained(make, watch)
     assert len(watch.curves["step"]) == 13
     assert watch.curves["predicted"].isfinite().all(), "a monitor that gave up proves nothing"

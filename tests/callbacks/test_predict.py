@@ -349,3 +349,35 @@ def test_two_modules_are_expanded_together(true_batches):
         expected.append(float(loss(x)))
     assert watch.curves["predicted"].tolist() == pytest.approx(expected, rel=1e-10)
     assert not math.isclose(expected[-1], float(watch.curves["observed"][-1]), rel_tol=1e-6), "no linear network"
+
+
+class TrainModeOnly(Classifier):
+    """As networks for detection: what it returns in eval mode is no loss."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) if self.training else {}["loss"]
+
+
+def test_a_network_without_a_loss_in_eval_mode_is_rehearsed(capsys, caplog):
+    watch = monitor(verbose=True)
+    fit(watch, model=TrainModeOnly(optimizer=adam))
+    assert predictors(watch) == {"rehearsal"}
+    assert watch.curves["predicted"].isfinite().all()
+    assert "no replay: TrainModeOnly.training_step works in train mode only (KeyError" in told(capsys)
+    assert not warned(caplog)
+
+
+def test_a_checkpoint_with_fewer_curves_goes_on(tmp_path, caplog):
+    """Of a version that knew only what a kernel predicts."""
+    path, data = tmp_path / "last.ckpt", loader(batch_size=96)
+    fit(monitor(predict="kernel"), model=Classifier(optimizer=plain), data=data, max_epochs=4).save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)
+    curves = saved["callbacks"]["LossDecayMonitor"]["curves"]
+    curves["rows"] = curves["rows"][:, :4]
+    torch.save(saved, path)
+    watch = monitor(predict="kernel")
+    fit(watch, model=Classifier(optimizer=plain), data=data, max_epochs=8, ckpt_path=path)
+    assert not warned(caplog)
+    assert watch.curves["step"].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert watch.curves["predicted"].isfinite().all()
+    assert watch.curves["rehearsed"].isnan().all()
