@@ -308,7 +308,9 @@ def test_decay_and_clipping_are_predicted(optimizer, clip, true_batches):
     assert len(found["step"]) == 13
     torch.testing.assert_close(found["rehearsed"], found["observed"], rtol=0, atol=0)
     torch.testing.assert_close(found["predicted"], found["observed"], rtol=1e-10, atol=0)
-    assert float(found["observed"][-1]) < 0.999 * float(found["observed"][0]), "a training that stands still tests nothing"
+    assert float(found["observed"][-1]) < 0.999 * float(found["observed"][0]), (
+        "a training that stands still tests nothing"
+    )
 
 
 class Coded(Autoencoder):

@@ -1,5 +1,7 @@
 """What a monitor of the loss is asked for: its arguments, and the steps at which copies and training are compared."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -24,7 +26,7 @@ def test_steps_to_look_at(first, count, every):
     assert (steps[0], steps[-1]) == (first, last)
     assert set(range(first, min(last, first + 7))) <= set(steps), "the first ones all"
     assert {step for step in range(first, last + 1) if step % every == 0} <= set(steps)
-    later = [b - a for a, b in zip(steps, steps[1:], strict=False)]
+    later = [b - a for a, b in pairwise(steps)]
     assert all(gap <= max(1, (step - first) // 4) for gap, step in zip(later, steps, strict=False))
     assert len(steps) <= 45 + count / every
 
