@@ -12,6 +12,7 @@ from lightning_graphon.dynamics.predictors.power_law import power_law
 
 CURVES = ("step", "observed", "predicted", "refreshed", "replayed", "rehearsed", "sibling", "power_law")
 
+_OLD_CURVES = 4  # the first ones, in checkpoints of version 1.0 and before
 _OF_POWER_LAW = 20  # observed losses that a power law is fitted to
 
 
@@ -115,9 +116,10 @@ class LossCurves:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "LossCurves":
         """The curves of `state_dict()`, to go on with."""
-        rows = [
-            [*row, *[math.nan] * (len(CURVES) - len(row))] for row in state["rows"].tolist()
-        ]  # older ones have less
+        table = state["rows"]
+        if table.ndim != 2 or table.shape[1] not in (_OLD_CURVES, len(CURVES)):
+            raise ValueError(f"rows must have {len(CURVES)} columns, got {list(table.shape)}")
+        rows = [[*row, *[math.nan] * (len(CURVES) - len(row))] for row in table.tolist()]
         invalid = state["invalid"]
         return cls(rows, invalid and (int(invalid[0]), str(invalid[1])), state["gave_up"])
 

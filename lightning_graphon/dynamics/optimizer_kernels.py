@@ -50,7 +50,12 @@ class OptimizerKernels:
             return None
         moved = [set().union(*map(self.optimizer.names, group)) for group in groups]
         inside = [self.network.inside({n: directions[n] for n in names & directions.keys()}) for names in moved]
-        return torch.stack([self.network.empirical(_jvp, direction=d) for d in inside]).double()
+        try:
+            return torch.stack([self.network.empirical(_jvp, direction=d) for d in inside]).double()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # no derivatives in forward mode, as of reentrant checkpoints: predictions begin at rest
+            return None
 
     def graphon_kernels(self, groups: RateGroups, propagate: Propagate) -> Tensor:
         """[1, N, N]: the Graphon NTK, float64.

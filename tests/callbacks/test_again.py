@@ -118,7 +118,9 @@ def test_barebones_and_overfit_batches():
 
 def test_overfit_batches_are_the_only_data_that_is_looked_at():
     pruner, same = quiet("snip"), quiet("snip", batches=list(loader())[:2])
-    monitor = LossDecayMonitor(probe_size=64, every_n_steps=1, figure=False, verbose=False, raise_errors=True)
+    monitor = LossDecayMonitor(
+        predict="kernel", probe_size=64, every_n_steps=1, figure=False, verbose=False, raise_errors=True
+    )
     trainer = make_trainer(pruner, monitor, overfit_batches=2, limit_train_batches=None, max_epochs=2)
     trainer.fit(Classifier(), loader(shuffle=True))
     make_trainer(same).fit(Classifier(), loader())

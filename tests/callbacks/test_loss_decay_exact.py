@@ -25,7 +25,10 @@ def linear():
 
 
 def monitor(**kwargs):
-    defaults = {"probe_size": 96, "every_n_steps": 3, "figure": False, "verbose": False, "raise_errors": True}
+    defaults = {
+        "predict": "kernel", "probe_size": 96, "every_n_steps": 3, "figure": False, "verbose": False,
+        "raise_errors": True,
+    }  # fmt: skip
     return LossDecayMonitor(**{**defaults, **kwargs})
 
 

@@ -38,6 +38,7 @@ def all_three(method="snip", **pruner):
         PruneAtInit(method, 0.5, verbose=False, batches=2, **pruner),
         GraphonMonitor(bins=8, figure=False, verbose=False, raise_errors=False, spectrum=SpectrumOptions(probe_size=4)),
         LossDecayMonitor(
+            predict="kernel",
             probe_size=4,
             every_n_steps=1,
             figure=False,

@@ -331,7 +331,7 @@ class Pairs(Classifier):
 @pytest.mark.parametrize(("size", "times"), [(24, 1), (16, 0)])
 def test_that_the_predicted_fall_is_biased_is_told_once(size, times, caplog):
     assert network_of(Pairs()).couples_samples()
-    monitor = LossDecayMonitor(every_n_steps=1, probe_size=size, figure=False, verbose=False)
+    monitor = LossDecayMonitor(predict="kernel", every_n_steps=1, probe_size=size, figure=False, verbose=False)
     make_trainer(monitor).fit(Pairs(), loader())
     assert caplog.text.count("Training batches of 16 and the probe of 24 have different losses") == times
     assert caplog.text.count("couples the samples") == times
@@ -347,7 +347,7 @@ class Physics(Classifier):
 
 
 def test_steps_that_differentiate(caplog):
-    monitor = LossDecayMonitor(every_n_steps=1, probe_size=8, figure=False, verbose=False)
+    monitor = LossDecayMonitor(predict="kernel", every_n_steps=1, probe_size=8, figure=False, verbose=False)
     make_trainer(monitor).fit(Physics(), loader())
     assert torch.isfinite(monitor.curves["observed"]).all()
     assert len(monitor.curves["observed"]) == 4

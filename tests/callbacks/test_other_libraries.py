@@ -20,7 +20,7 @@ from tests.helpers.modules import Classifier, digits, loader, make_trainer, quie
 
 def monitors(**kwargs):
     options = {"figure": False, "verbose": False, **kwargs}
-    return LossDecayMonitor(every_n_steps=1, probe_size=6, **options), GraphonMonitor(**options)
+    return LossDecayMonitor(predict="kernel", every_n_steps=1, probe_size=6, **options), GraphonMonitor(**options)
 
 
 def fit(model, data, *callbacks):

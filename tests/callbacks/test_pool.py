@@ -11,13 +11,17 @@ from torch.nn import functional as F
 
 from lightning_graphon.callbacks import KernelPrediction, LossDecayMonitor
 from lightning_graphon.callbacks._analysis import loss_session
-from lightning_graphon.callbacks._module.probe import draw_probe_and_pool, per_sample
+from lightning_graphon.callbacks._module.pool import draw_data
+from lightning_graphon.callbacks._module.probe import per_sample
 from lightning_graphon.dynamics import forecast
 from tests.helpers.modules import Classifier, loader, make_trainer
 
 
 def monitor(**kwargs):
-    defaults = {"probe_size": 32, "figure": False, "verbose": False, "raise_errors": True, "time_budget": math.inf}
+    defaults = {
+        "predict": "kernel", "probe_size": 32, "figure": False, "verbose": False, "raise_errors": True,
+        "time_budget": math.inf,
+    }  # fmt: skip
     return LossDecayMonitor(**{**defaults, **kwargs})
 
 
@@ -38,13 +42,14 @@ class Draw(Callback):
         self.pool = pool
 
     def on_train_start(self, trainer, pl_module):
-        self.drawn = draw_probe_and_pool(trainer, pl_module, 16, self.pool, 0)
+        data = draw_data(trainer, pl_module, 16, self.pool, 0)
+        self.drawn = data.probe, data.joined(trainer, pl_module)
 
 
 @pytest.mark.parametrize(("pool", "drawn"), [(64, 64), (0, None), (10_000, 80), (8, None)], ids=str)
 def test_the_two_draws_are_disjoint(pool, drawn):
     draw = Draw(pool)
-    make_trainer(draw).fit(Classifier(), loader())
+    make_trainer(draw, limit_train_batches=1.0).fit(Classifier(), loader())
     probe, others = draw.drawn
     assert len(per_sample(probe)[0]) == 16
     if drawn is None:
@@ -68,7 +73,7 @@ def test_what_is_left_out_is_said_once(caplog):
     caplog.set_level("INFO", "lightning_graphon")
     fit(monitor(), 1, gradient_clip_val=1.0, model=Classifier())
     assert [m for m in caplog.messages if "leaves out" in m] == [
-        "LossDecayMonitor: the prediction leaves out weight decay and gradient clipping."
+        "LossDecayMonitor: the kernel's prediction leaves out weight decay and gradient clipping."
     ]
 
 
@@ -151,7 +156,7 @@ def test_the_prediction_holds_longer():
 
 def test_the_budget_of_this_monitor_alone_counts(monkeypatch):
     found = []
-    monkeypatch.setattr(loss_session, "draw_probe_and_pool", lambda *args: found.append(args[-1]) or (None, None))
+    monkeypatch.setattr(loss_session, "draw_data", lambda *args: found.append(args[-1]))
     with pytest.raises(Exception):  # noqa: B017, PT011 - nothing has been drawn
         fit(monitor(), 1)
     assert found == [math.inf]

@@ -291,7 +291,7 @@ def test_a_learning_rate_for_each_parameter(monkeypatch, caplog, tmp_path):
     computed, of = [], module.AffordableKernels._of
     monkeypatch.setattr(TimeBudget, "floor", 15.0)
     monkeypatch.setattr(module.AffordableKernels, "_of", lambda *a: computed.append(sleep(0.2)) or of(*a))
-    watch = LossDecayMonitor(raise_errors=True, verbose=False, figure=False)
+    watch = LossDecayMonitor(predict="kernel", raise_errors=True, verbose=False, figure=False)
     fit(Plain(Slow(), groups=True), watch, max_epochs=2, default_root_dir=tmp_path)
     assert len(computed) == 1
     assert any("kernels for each of 84 learning rates take" in said for said in warnings_of(caplog))
@@ -305,7 +305,7 @@ def test_a_prediction_that_is_far_behind_is_given_up(monkeypatch, caplog, tmp_pa
     step = LossDecayPredictor.step
     monkeypatch.setattr(TimeBudget, "floor", 3.0)
     monkeypatch.setattr(LossDecayPredictor, "step", lambda *a, **k: sleep(0.05) or step(*a, **k))
-    watch = LossDecayMonitor(raise_errors=True, verbose=False, figure=False, every_n_steps=100)
+    watch = LossDecayMonitor(predict="kernel", raise_errors=True, verbose=False, figure=False, every_n_steps=100)
     trainer = fit(Plain(nn.Linear(32, 5)), watch, max_epochs=50, default_root_dir=tmp_path)
     assert any("following the prediction takes more than time_budget allows" in said for said in warnings_of(caplog))
     assert TimeBudget.of(trainer).spent < 5, "ten seconds, all followed"

@@ -62,13 +62,15 @@ class Messages(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def fit(kind, sampler=DistributedSampler, watched=True):
+def fit(kind, sampler=DistributedSampler, watched=True, predict=("kernel", "rehearsal")):
     told = Messages()
     logging.getLogger("lightning_graphon").addHandler(told)
     graphons = GraphonMonitor(
         verbose=False, figure=False, spectrum=SpectrumOptions(probe_size=16, every_n_epochs=1), time_budget=1e9
     )
-    losses = LossDecayMonitor(probe_size=16, every_n_steps=1, figure=False, verbose=False, time_budget=1e9)
+    losses = LossDecayMonitor(
+        predict=predict, probe_size=16, every_n_steps=1, figure=False, verbose=False, time_budget=1e9
+    )
     monitors = [graphons, losses] if watched else []
     pruner, model = quiet("snip", batches=2), Meets(kind)
     data = TensorDataset(*digits(96))
@@ -98,6 +100,8 @@ def main(folder):
     )
     found = {kind: fit(kind) for kind in STEPS}
     found["sampler"] = fit("nothing", SharedSeed)
+    for kind in ("torch.distributed", "sync_dist"):
+        found[f"{kind}, copies"] = fit(kind, predict=("replay", "rehearsal"))
     found["unwatched"] = fit("nothing", watched=False)
     write_and_leave(found, folder)
 

@@ -104,13 +104,9 @@ class TwoOptimizers(Cut):
 def monitor(refresh=5, ntk="empirical", start_step=None, **kwargs):
     kernel = KernelPrediction(ntk=ntk, refresh_every_n_steps=refresh, start_step=start_step)
     defaults = {
-        "probe_size": 24,
-        "pool_size": 24,
-        "every_n_steps": 2,
-        "figure": False,
-        "verbose": False,
+        "predict": "kernel", "probe_size": 24, "pool_size": 0, "every_n_steps": 2, "figure": False, "verbose": False,
         "raise_errors": True,
-    }
+    }  # fmt: skip
     return LossDecayMonitor(kernel=kernel, **{**defaults, **kwargs})
 
 
@@ -204,6 +200,14 @@ class Said(logging.Handler):
         self.sentences.append(record.getMessage())
 
 
+def copies():
+    """Where weights are cut over processes nobody rehearses."""
+    said = Said()
+    found = fit_cut(Cut(optimizer=adam), monitor(predict=["replay", "rehearsal"]))
+    logging.getLogger("lightning_graphon").removeHandler(said)
+    return {**found, "said": said.sentences}
+
+
 def resume(folder):
     """Saved by two processes, whole and in shards, before and after the prediction has begun."""
     # Errors of 4.9 and 5.8 % lie to both sides of the tolerance: the prediction is void before the end.
@@ -246,6 +250,7 @@ def main(folder):
         default_root_dir=folder / "short",
     )
     found["two optimizers"] = fit_cut(TwoOptimizers(), monitor())
+    found["copies"] = copies()
     found["failed"] = fails(raise_errors=False)
     found["failed aloud"] = fails(raise_errors=True)
     found["no room"] = without_room(monitor(), range(2, 100))

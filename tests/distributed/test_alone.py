@@ -34,6 +34,16 @@ def test_what_the_first_process_can_answer_alone_is_analysed(ranks, kind):
     assert first["predicted"].isfinite().all()
 
 
+def test_copies_do_not_wait_for_the_other_process_either(ranks):
+    found = ranks[0]["sync_dist, copies"]
+    assert found["predicted"].isfinite().all()
+    assert not [text for text in found["told"] if SENTENCE in text]
+    refused = [text for text in ranks[0]["torch.distributed, copies"]["told"] if "shows no loss" in text]
+    assert len(refused) == 1
+    assert f"training_step {SENTENCE}" in refused[0]
+    assert [rank["torch.distributed, copies"]["steps"] for rank in ranks] == [6, 6]
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_needs_the_other_process_is_refused_in_one_sentence(ranks, kind):
     first, second = (rank[kind] for rank in ranks)

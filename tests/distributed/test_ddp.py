@@ -65,6 +65,7 @@ def test_the_first_process_alone_predicts_the_loss(ranks, method):
     assert curves["step"].tolist() == list(range(steps + 1))
     assert curves["observed"].isfinite().all()
     assert curves["predicted"][:2].isfinite().all()
+    assert curves["rehearsed"].isfinite().all(), "with the batch of both, while the other does not wait for it"
     assert ranks[1][method]["losses"]["step"].numel() == 0
 
 

@@ -111,6 +111,18 @@ def test_without_a_prediction_the_loss_is_observed(ranks):
     assert curves["predicted"].isnan().all()
 
 
+def test_where_weights_are_cut_no_copy_trains(ranks):
+    assert [rank["copies"]["said"] for rank in ranks] == [
+        [
+            "LossDecayMonitor predicts nothing from step 0 on: the weights are cut over processes, and a copy would "
+            "need them whole on each. The observed loss is logged."
+        ],
+        [],
+    ]
+    assert [rank["copies"]["steps"] for rank in ranks] == [STEPS, STEPS]
+    assert ranks[0]["copies"]["curves"]["observed"].isfinite().all()
+
+
 def test_an_error_on_the_first_process_ends_the_analysis_on_both_or_the_fit_on_both(ranks):
     assert ranks[0]["failed"]["curves"]["step"].tolist() == [0.0, 2.0]
     assert ranks[0]["failed aloud"] == {"said": "broken kernel"}

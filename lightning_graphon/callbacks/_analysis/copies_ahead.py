@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._analysis.wanted import Predicting
+from lightning_graphon.callbacks._distributed.first_process import OtherProcessesNeededError
 from lightning_graphon.callbacks._module.pool import TrainingData
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.callbacks._rehearsal.changed_copies import NetworkPlace, expanded, redrawn
@@ -111,7 +112,9 @@ class CopyTrainer:
                 losses = self._losses(run, asked, seconds, taylor_order, made)
                 if len(losses) < 2:
                     raise UnsupportedTrainingError("time_budget leaves no time for a step")
-            except UnsupportedTrainingError as error:
+            except (UnsupportedTrainingError, OtherProcessesNeededError) as error:
+                if isinstance(error, OtherProcessesNeededError) and self._loss_fn is None:
+                    raise  # nor can the loss be measured
                 made.refused[run.name] = str(error)
                 continue
             rows.setdefault((run.name, run.width), []).append(losses)

@@ -233,16 +233,17 @@ class LossSession:
 
     def _tell(self) -> None:
         """Say once what is predicted, and until when theory is trusted."""
-        if self._told or (self.tracker is not None and self.tracker.initial is None):
+        waits = self.tracker is not None and self.tracker.initial is None
+        if self._told or (waits and not self.ahead.predictions):
             return
         self._told = True
-        if self.tracker is not None and self.tracker.initial is not None:
+        if self.tracker is not None and not waits:
             self.ahead.compare_with_kernel(self.tracker, self._measuring.tolerance)
         else:
             self.ahead.find_lazy_until(self._measuring.tolerance)
         if self.wanted.verbose and self.theory is not None:
-            kernel = None if self.tracker is None else self.tracker.initial
-            show(announcement(self.ahead, kernel, self.probe_size, self.budget.planned))
+            last = self._trainer.global_step + self.budget.planned
+            show(announcement(self.ahead, self.tracker, self.probe_size, last))
 
     def _stop_what_costs_too_much(self) -> None:
         """Predictions are followed step by step: one that has failed for half of the time, one that holds for all."""

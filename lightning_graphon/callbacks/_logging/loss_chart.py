@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lightning_graphon.dynamics import CURVES, Forecast, LossCurves, PredictionsAhead, relative_error
+from lightning_graphon.dynamics import CURVES, Forecast, LossCurves, LossTracker, PredictionsAhead, relative_error
 from lightning_graphon.metrics import LossDecay
 from lightning_graphon.plots import plot_loss_decay
 
@@ -64,12 +64,21 @@ def agreement(curves: LossCurves, tolerance: float) -> LossDecay:
     return metric
 
 
-def announcement(copies: PredictionsAhead, kernel: Forecast | None, probe: int, planned: float) -> str:
-    """What is predicted before training, by what, at which cost, and until when theory is trusted."""
-    of = "" if math.isinf(planned) else f" of {int(planned):,}"
+def announcement(copies: PredictionsAhead, tracker: LossTracker | None, probe: int, last: float) -> str:
+    """What is predicted before training, by what, at which cost, and until when theory is trusted.
+
+    Args:
+        copies: What copies predict.
+        tracker: Predicts by a kernel, now or later.
+        probe: Samples whose loss is predicted.
+        last: Step at which training ends; infinity where nothing ends it.
+    """
+    of = "" if math.isinf(last) else f" of {int(last):,}"
     lines = [f"LossDecayMonitor predicts the loss of {probe} training samples before it falls:"]
-    if kernel is not None:
-        lines.append(f"  kernel: {kernel.followed}, for as long as it holds")
+    if tracker is not None:
+        what = f"from step {tracker.start_step} on" if tracker.initial is None else tracker.initial.followed
+        without = f"; it leaves out {tracker.leaves_out}" if tracker.leaves_out else ""
+        lines.append(f"  kernel: {what}, for as long as it holds{without}")
     for name, made in copies.predictions.items():
         if name != "kernel" and made.until is not None:
             orders = f", {len(made.losses)} orders of batches" if len(made.losses) > 1 else ""

@@ -33,7 +33,7 @@ def progress_shown(
         To be called with the number of rounds done.
     """
     console = current_console()
-    if not (verbose and trainer.is_global_zero and trainer.progress_bar_callback and console.is_interactive):
+    if not (verbose and console.is_interactive and trainer.is_global_zero and trainer.progress_bar_callback):
         yield lambda completed: None
         return
     bar = Progress(console=console, transient=True, redirect_stdout=False, redirect_stderr=False)

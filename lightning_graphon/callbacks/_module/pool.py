@@ -62,7 +62,7 @@ class TrainingData:
 
 def draw_data(
     trainer: pl.Trainer, pl_module: pl.LightningModule, probe_size: int, pool_size: int = 2048, seed: int = 0,
-    seconds: float = math.inf,
+    seconds: float = math.inf, unseen: bool = False,
 ) -> TrainingData:  # fmt: skip
     """Disjoint training samples in the order of `seed`: first those of the probe, then those of the pool.
 
@@ -77,12 +77,13 @@ def draw_data(
         pool_size: Samples of the pool, at most; fewer where they take longer or fill a quarter of a gigabyte.
         seed: Seed of a shuffling sampler.
         seconds: After which loading for the pool ends.
+        unseen: Whether to draw samples, too, that `limit_train_batches` leaves out for good.
 
     Raises:
         ValueError: There is no training data.
     """
     size, end = probe_size + pool_size, perf_counter() + seconds
-    most = min(size, batches_seen(trainer), 2 + size // (training_batch_size(trainer) or 1))
+    most = min(size, math.inf if unseen else batches_seen(trainer), 2 + size // (training_batch_size(trainer) or 1))
 
     def enough(seen: list[Any]) -> bool:
         count = sum(samples(batch) or _UNSIZED for batch in seen)
@@ -101,9 +102,9 @@ def draw_data(
         seen += samples(raw[count]) or probe_size
         count += 1
     probe = join_and_cut(scoring_batches(trainer, pl_module, raw[:count], "loss"), probe_size)
-    cut = seen - probe_size if join_samples(raw) is not None else 0
-    rest = [*_last(raw[count - 1], cut), *raw[count:]]
-    pool = _first(rest, pool_size) if cut else rest
+    joins = join_samples(raw) is not None
+    rest = [*_last(raw[count - 1], seen - probe_size if joins else 0), *raw[count:]]
+    pool = _first(rest, pool_size) if joins else rest
     share = min(1.0, samples(probe) / training_points(trainer))
     return TrainingData(probe, pool or raw[:count], bool(pool), _first(raw[:count], probe_size), share if pool else 0.0)
 
@@ -115,8 +116,8 @@ def probe_for_batches(trainer: pl.Trainer, size: int, seconds: float) -> int:
 
 
 def draw_probe(trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, seed: int) -> Any:
-    """The first `size` training samples in the order of `seed`, one batch on the module's device; see `draw_data`."""
-    return draw_data(trainer, pl_module, size, 0, seed).probe
+    """The first `size` samples in the order of `seed`, as one batch on the module's device; see `draw_data`."""
+    return draw_data(trainer, pl_module, size, 0, seed, unseen=True).probe
 
 
 def _last(batch: Any, size: int) -> list[Any]:

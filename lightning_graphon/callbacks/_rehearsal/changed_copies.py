@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_graphon._shared.module_state import preserve_module_state
+from lightning_graphon.callbacks._distributed.first_process import OtherProcessesNeededError
 from lightning_graphon.callbacks._module.call_recorder import ModuleCallRecorder, Place
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.callbacks._rehearsal.rehearse import Change, Changed
@@ -42,11 +43,21 @@ class NetworkPlace:
         """Watch `training_step` run on a batch.
 
         Raises:
-            UnsupportedTrainingError: It calls no module.
+            UnsupportedTrainingError: It calls no module, or does not run in eval mode.
+            OtherProcessesNeededError: It needs processes that do not take part.
         """
         with preserve_module_state(pl_module):
             pl_module.eval()
-            found = objective.find_outputs(batch)
+            try:
+                found = objective.find_outputs(batch)
+            except OtherProcessesNeededError:
+                raise
+            except Exception as error:
+                objective.observed(batch)  # an error of its own, if it works in no mode
+                raise UnsupportedTrainingError(
+                    f"{type(pl_module).__name__}.training_step works in train mode only ({type(error).__name__}: "
+                    f"{error}), and its network is looked for in eval mode"
+                ) from error
         if not found.places:
             raise UnsupportedTrainingError(f"{type(pl_module).__name__}.training_step calls none of its modules")
         name_of = {module: name for name, module in pl_module.named_modules()}

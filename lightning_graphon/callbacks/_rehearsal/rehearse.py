@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_graphon._shared.module_state import preserve_module_state
+from lightning_graphon.callbacks._distributed.first_process import OtherProcessesNeededError, first_process_alone
 from lightning_graphon.callbacks._module.batches import undisturbed_data
 from lightning_graphon.callbacks._module.muted_loggers import muted_loggers
 from lightning_graphon.callbacks._module.pool import DataExhaustedError, PoolLoader
@@ -108,6 +109,7 @@ def rehearse_fit(
 
     Raises:
         UnsupportedTrainingError: The module cannot be copied, or its copy cannot train; one sentence says why.
+        OtherProcessesNeededError: Its step calls processes that do not take part.
     """
     started = perf_counter()
     refuse_what_cannot_be_copied(trainer, pl_module)
@@ -118,6 +120,7 @@ def rehearse_fit(
     )
     with (
         silenced(),
+        first_process_alone(trainer, "training_step"),
         undisturbed_data(trainer, pl_module, trainer.train_dataloader, seed),
         preserve_module_state(pl_module, seed),
         torch.enable_grad(),
@@ -142,7 +145,7 @@ def rehearse_fit(
                     release(twin, nested, (*pl_module.parameters(), *pl_module.buffers()))
         except (_RehearsalOver, DataExhaustedError):
             pass
-        except UnsupportedTrainingError:
+        except (UnsupportedTrainingError, OtherProcessesNeededError):
             raise
         except Exception as error:
             raise UnsupportedTrainingError(f"the rehearsal failed ({type(error).__name__}: {error})") from error

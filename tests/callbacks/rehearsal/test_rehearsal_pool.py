@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_graphon.callbacks._module.pool import DataExhaustedError, PoolLoader, draw_data
-from lightning_graphon.callbacks._module.probe import draw_probe, join_samples, samples, select
+from lightning_graphon.callbacks._module.pool import DataExhaustedError, PoolLoader, draw_data, draw_probe
+from lightning_graphon.callbacks._module.probe import join_samples, samples, select
 from tests.helpers.kinds import Dicts
 from tests.helpers.modules import Classifier, loader, make_trainer
 
@@ -35,7 +35,7 @@ def drawn(data, *sizes, **kwargs):
     return draws
 
 
-@pytest.mark.parametrize(("probe", "pool"), [(20, 40), (16, 32), (5, 3), (20, 1000)])
+@pytest.mark.parametrize(("probe", "pool"), [(20, 40), (16, 32), (16, 8), (5, 3), (20, 1000)])
 def test_probe_and_pool_are_disjoint(probe, pool):
     found = drawn(numbered(shuffle=True), probe, pool, seed=3)
     first = found.probe[0][:, 0].tolist()
@@ -143,7 +143,7 @@ def test_samples_are_selected_of_every_kind_of_batch():
 def test_no_data_is_told():
     class Early(Draws):
         def on_fit_start(self, trainer, pl_module):
-            with pytest.raises(ValueError, match="no training data to rehearse with"):
+            with pytest.raises(ValueError, match="there is no training data"):
                 draw_data(trainer, pl_module, 4)
             self.told = True
 
