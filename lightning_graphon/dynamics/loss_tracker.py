@@ -99,7 +99,7 @@ class LossTracker:
 
     @property
     def ended(self) -> bool:
-        """Whether the prediction was of a kernel that was too large for a checkpoint: only what was rolled out is left."""
+        """Whether the prediction was of a kernel that was too large for a checkpoint: what was rolled out is left."""
         return self.initial is not None and self.initial.kernels is None
 
     @property
