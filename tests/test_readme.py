@@ -114,6 +114,16 @@ def test_numbers_of_the_page_of_kernels_are_what_its_code_gives():
         assert loss == pytest.approx(shown[2], abs=0.006)
 
 
+def test_numbers_of_the_page_of_predicted_loss_are_what_its_code_gives(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run("docs/tutorials/predicted-loss.md")
+    theory, rehearsal = names["theory"], names["rehearsal"]
+    assert names["lazy_until"](theory, rehearsal) == 110
+    last = [float(names[name].mean[-1]) for name in ("redrawn", "rehearsal")]
+    assert last == pytest.approx([1.065, 1.012], abs=0.01)  # sums of another processor
+    assert torch.allclose(names["linear"](names["probe"][0]), names["net"](names["probe"][0]), atol=1e-5)
+
+
 def test_the_callbacks_are_one_line():
     """Without and with: what a user adds to a Trainer."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
