@@ -127,7 +127,7 @@ class LossDecayMonitor(Monitor):
 
     @property
     def predictions(self) -> dict[str, PredictedLoss]:
-        """What was predicted before training, by predictor: "rehearsal", "replay", "sibling", "kernel"."""
+        """What was predicted before training, under "rehearsal", "replay", "sibling" and "kernel"."""
         return {} if self._session is None else dict(self._session.ahead.predictions)
 
     @property
