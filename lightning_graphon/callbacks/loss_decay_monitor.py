@@ -28,51 +28,56 @@ log = logging.getLogger(__name__)
 
 
 class LossDecayMonitor(Monitor):
-    """Predicts the loss of a probe batch from the tangent kernel at the start, and measures it during training.
+    """Predicts the loss of training samples before it falls, and measures it as it does.
 
-    The prediction follows gradient descent in function space with the kernel frozen (Jacot et al. 2018; Lee et al.
-    2019), at the learning rates and the momentum that the optimizer really uses: SGD, or Adam, AdamW and RMSprop with
-    their own preconditioner, taken from the optimizer's state after 10 steps. The probe batch is drawn once from the
-    training data. It is evaluated in eval mode; random numbers, gradients, batch norm and the order of the data are
-    not touched. With several processes the first one measures and predicts, for a probe of its own data; under FSDP2
-    and tensor parallelism all gather the whole weights for it.
+    - "kernel": the tangent kernel of the start moves the outputs (Jacot et al. 2018), at the rates and momentum really
+      used; for Adam, AdamW and RMSprop that of step 10, preconditioned. Decay and clipping are left out, and said.
+    - "replay": your optimizer, with its decay, schedule and clipping, on the network linearised at the start.
+    - "rehearsal": copies of the module, trained as it will be, in several orders of batches, which span the band.
+    - "sibling": networks redrawn from the graphons of masks and weights, trained likewise. 1/4 (two draws) and 1/8
+      (four) of the width are extrapolated; where these keep fewer than 8 inputs per unit, two of the same width.
 
-    Kernels of real networks move, and then the prediction is worth nothing. The monitor measures by how much and says
-    once, in the log, from which step on the prediction no longer holds (`invalid_from`).
+    By default kernel and rehearsal for plain SGD (no decay, no clipping) and wherever `kernel` has options of its own;
+    else replay and rehearsal; with several optimizers the rehearsal alone. Printed before the first step: what is
+    predicted, how far, what it took, and until which step theory stays inside the band (`lazy_until`).
 
-    Logged at optimizer steps: `loss_decay/observed`, `/predicted`, `/relative_error` = |predicted − observed| /
-    |observed|, and `/kernel_drift`, the relative change of gᵀΘg for the gradient g of the loss in the outputs. With
-    `kernel.refresh_every_n_steps` also `/refreshed` and `/refreshed_error`, of the prediction made at the last refresh.
-    At the end of training `/rate_ratio` (fitted decay rate, predicted over observed), `/log_correlation`,
-    `/valid_until` and, unless it held to the end, `/invalid_from`. The figure `loss_decay` has both curves; TensorBoard
-    and W&B show it after 8, 16, 32, ... measurements, too. Predictions beyond twice the largest loss seen are not
-    logged.
+    Two disjoint draws of the training data: the probe, whose loss is measured in eval mode and predicted, and the pool,
+    which pushes; the probe's samples come among the pool's as often as in training. Nothing of the training is touched.
+    With several processes the first one predicts, with the batch of all; from shards by the kernel alone.
 
-    Where no prediction can be made (several optimizers, a loss that is no function of the network's outputs) one
-    sentence says why, and the observed loss is logged all the same. Weight decay and gradient clipping are not part of
-    the prediction.
+    Logged: `loss_decay/observed`; `/predicted`, the kernel's, else the replay's, else the rehearsal's loss, and its
+    `/relative_error`; `/rehearsed` (mean of the orders), `/sibling`, `/replayed` (beside a kernel), `/power_law` of the
+    first 20 losses; `/kernel_drift`, the relative change of gᵀΘg for the gradient g of the loss in the outputs; after a
+    refresh `/refreshed` and `/refreshed_error`; at the end `/rate_ratio` of fitted decay rates, `/log_correlation`,
+    `/valid_until`, `/invalid_from`, `/lazy_until`. None beyond twice the largest loss seen. All are in one figure.
+
+    A prediction no longer holds, which is said once (`invalid_from`), when the observed loss leaves the band widened by
+    `tolerance`; where nothing is rehearsed, when the error passes it or the kernel has moved.
 
     Args:
+        predict: One or several of "kernel", "replay", "rehearsal" and "sibling"; None: as above.
+        horizon: Steps that copies train ahead, at most; None: all that are planned, or 1000, as far as there is time.
+        batch_orders: Orders of batches that are rehearsed.
+        taylor_order: Of a replay: 1 is linear; 2 helps ReLU networks, hurts others and takes 2.5 times as long.
         kernel: Which kernel predicts, from when on; see `KernelPrediction`.
-        probe_size: Samples in the probe batch, whose loss is measured and predicted.
-        pool_size: Other training samples, at most, that push the probe in the prediction, as the training data do in
-            training; as many as memory and `time_budget` allow. Where fewer are left than the probe has, and with 0,
-            the probe pushes itself, and its loss is predicted to fall too fast.
-        probe_seed: Seed of the draw of both.
-        every_n_steps: Measure the loss after every n-th optimizer step.
-        tolerance: Largest relative error of a prediction that holds.
-        loss_fn: `loss_fn(pl_module, batch)` -> scalar in place of `training_step`.
+        probe_size: Samples whose loss is measured and predicted.
+        pool_size: Other training samples, at most; fewer than in the probe push no kernel: there the probe does.
+        probe_seed: Seed of the draw of both, and of the orders of batches.
+        every_n_steps: Measure the loss after every n-th optimizer step; at first at more steps, if there is time.
+        tolerance: Relative distance from the band, or without one relative error, of a prediction that holds.
+        loss_fn: `loss_fn(pl_module, batch)` -> scalar in place of `training_step`, for the probe.
         figure: Draw the figure at the end of training.
-        verbose: Print what was found.
+        verbose: Print what is predicted and what was found.
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
-        time_budget: Share of the planned training time that all monitors of the trainer together may take, and three
-            seconds at least; what that is too short for is computed for fewer samples or outputs, or less often, and
-            said. `math.inf` removes the limit.
+        time_budget: Share of the planned training time that all monitors of the trainer together may take, three
+            seconds at least; what that is too short for is done for fewer samples, steps or outputs, and said. Copies
+            get half of it: a percent or two of a long run. None: no limit; the whole training is rehearsed, which takes
+            one training for each order, 1.7 for a replay, two for siblings.
 
     Raises:
         ValueError: An argument has a value that is not allowed.
 
-    >>> LossDecayMonitor(probe_size=64, kernel=KernelPrediction(refresh_every_n_steps=50)).invalid_from is None
+    >>> LossDecayMonitor(predict=("replay", "rehearsal"), horizon=200).invalid_from is None
     True
     """
 
@@ -122,7 +127,7 @@ class LossDecayMonitor(Monitor):
 
     @property
     def predictions(self) -> dict[str, PredictedLoss]:
-        """What was predicted before training, by predictor: "rehearsal", "replay", "sibling", "kernel"."""
+        """What was predicted before training, under "rehearsal", "replay", "sibling" and "kernel"."""
         return {} if self._session is None else dict(self._session.ahead.predictions)
 
     @property
