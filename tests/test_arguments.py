@@ -105,6 +105,10 @@ CALLS = {
     dynamics.OptimizerView: {"optimizer": SGD, "module": NET},
     dynamics.ProbedNetwork: {"module": NET, "inputs": X, "loss": square, "masks": MASKS},
     dynamics.finite_probe_kernel: {"kernel": KERNEL, "outputs": X, "dataset_size": 50},
+    dynamics.linearize: {"model": NET},
+    dynamics.taylor_expand: {"model": NET, "order": 1},
+    dynamics.power_law: {"steps": torch.arange(5), "losses": LOSSES, "at": torch.arange(3)},
+    dynamics.relative_error: {"predicted": 1.0, "observed": 2.0},
     dynamics.next_multiple: {"every": 5, "before": 3},
     dynamics.optimizer_preconditioner: {"optimizer": SGD, "model": NET},
     dynamics.read_optimizer_step: {"optimizer": SGD},
@@ -160,7 +164,8 @@ LEFT = {
     "check_readable", "compute_masks", "few_ticks", "full_tensor", "is_sharded", "methods", "new_figure",
     "find_copies", "p_value_text", "plot_graphon_grid", "plot_input_density", "register_activation", "register_layer",
     "register_method", "summon_full_params", "transport_distance", "unregister_activation",
-    "without_copies", "world_tile_shard",
+    "without_copies", "world_tile_shard", "first_outside", "lazy_until", "rehearse", "replay", "scale_updates",
+    "taylor_expand_", "train_copies",
 }  # fmt: skip
 # Words of messages that were written for their reader: they may name what was wrong by another word.
 PLAIN = re.compile(r"must|give|does not fit|no |unknown|cannot|different|needs|non-negative|Invalid")

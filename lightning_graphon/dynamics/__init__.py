@@ -7,8 +7,8 @@ from lightning_graphon.dynamics.descent.stability import stability_limit
 from lightning_graphon.dynamics.forecast import Forecast
 from lightning_graphon.dynamics.kernel_change import KernelChange
 from lightning_graphon.dynamics.kernel_prediction import KernelPrediction
-from lightning_graphon.dynamics.loss_curves import CURVES, LossCurves, relative_error
-from lightning_graphon.dynamics.loss_tracker import LossTracker, next_multiple
+from lightning_graphon.dynamics.loss_curves import CURVES, LossCurves, next_multiple, relative_error
+from lightning_graphon.dynamics.loss_tracker import LossTracker
 from lightning_graphon.dynamics.optimizer import (
     OptimizerStep,
     OptimizerView,

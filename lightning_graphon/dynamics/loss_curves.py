@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
 from lightning_graphon.dynamics.predictors.power_law import power_law
 
 CURVES = ("step", "observed", "predicted", "refreshed", "replayed", "rehearsed", "sibling", "power_law")
@@ -127,6 +128,17 @@ class LossCurves:
         return torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(CURVES))
 
 
+@checked
+def next_multiple(every: int, before: int) -> int:
+    """The first multiple of `every` after `before`; a batch may take several steps and come to a later one.
+
+    >>> next_multiple(50, -1), next_multiple(50, 0), next_multiple(50, 120)
+    (0, 50, 150)
+    """
+    return (before // every + 1) * every
+
+
+@checked
 def relative_error(predicted: float, observed: float) -> float:
     """|predicted − observed| / |observed|; 0 where both are equal, infinite where only the observed one is 0.
 

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_graphon._shared.checks import checked
 from lightning_graphon.dynamics.followed import MeasuredOutputs
 from lightning_graphon.dynamics.forecast import Forecast
 from lightning_graphon.dynamics.forecast_kernels import AffordableKernels
 from lightning_graphon.dynamics.kernel_change import KernelChange
 from lightning_graphon.dynamics.kernel_prediction import KernelPrediction
-from lightning_graphon.dynamics.loss_curves import LossCurves, relative_error
+from lightning_graphon.dynamics.loss_curves import LossCurves, next_multiple, relative_error
 from lightning_graphon.dynamics.optimizer import (
     OptimizerStep,
     OptimizerView,
@@ -29,8 +28,7 @@ from lightning_graphon.dynamics.recorded_loss import recorded_loss
 
 # Adam's second moments are means of few gradients at first; its kernel stands still only after some steps.
 _START_OF_ADAPTIVE = 10
-_SAME_LOSS = 1e-3  # recorded and real one, in single precision
-_DIVERGED = 10.0  # times the largest loss seen
+_SAME_LOSS, _DIVERGED = 1e-3, 10.0  # recorded and real one, in single precision; times the largest loss seen
 
 
 class LossTracker:
@@ -76,14 +74,13 @@ class LossTracker:
         self.network, self.pool, self.options, self.curves = network, pool, options, curves
         self.initial: Forecast | None = None
         self.refreshed: Forecast | None = None
+        self._weights, self._next_change = weights, 0
         self._every, self._tolerance = every_n_steps, tolerance
         self._kernels, self._optimizer = OptimizerKernels(network, optimizer), optimizer.optimizer
         self.gradient_scale, self._read, self._seconds = gradient_scale, list[Any](), seconds
         decays = any(group.get("weight_decay") for group in self._optimizer.param_groups)
         self.leaves_out = " and ".join(["weight decay"] * decays + ["gradient clipping"] * clips)
-        self._weights = weights
         self._step, self._band = _optimizer_step(self._optimizer, gradient_scale), band
-        self._next_change = 0
         self._regrouped: str | None = None  # why the groups are no longer those of the first prediction
         self._largest, self.stopped = 0.0, False  # loss seen; the first prediction
         # Step at which the optimizer was new: that of the checkpoint's run, or now where a fit begins without one.
@@ -99,7 +96,7 @@ class LossTracker:
 
     @property
     def ended(self) -> bool:
-        """Whether the prediction was of a kernel that was too large for a checkpoint: what was rolled out is left."""
+        """Whether its kernel was too large for a checkpoint; what was rolled out before is left."""
         return self.initial is not None and self.initial.kernels is None
 
     @property
@@ -286,16 +283,6 @@ class LossTracker:
         self._next_change, self._largest, self._new_at = int(following), float(largest), int(new_at)
         if diverged or (initial is not None and initial.kernels is None):
             self.stop_initial()
-
-
-@checked
-def next_multiple(every: int, before: int) -> int:
-    """The first multiple of `every` after `before`; a batch may take several steps and come to a later one.
-
-    >>> next_multiple(50, -1), next_multiple(50, 0), next_multiple(50, 120)
-    (0, 50, 150)
-    """
-    return (before // every + 1) * every
 
 
 def _compared(name: str, error: str, forecast: Forecast | None, observed: float) -> dict[str, float]:

@@ -18,12 +18,12 @@ _SHORT = 5  # times as many steps as were predicted
 _BAND = "#0f766e"
 # Colour, line and words of each curve, in the order in which they are drawn.
 _STYLES = {
+    "observed": ("#1b1b1b", "-", "observed"),
     "rehearsed": (_BAND, "-", "rehearsal: the network itself, on other data"),
     "predicted": ("#c2410c", "--", "theory: the network linearised at the start"),
     "refreshed": ("#0369a1", ":", "theory, since the last refresh"),
     "sibling": ("#7c3aed", "-.", "sibling: drawn from the graphons"),
     "power_law": ("#a3a3a3", ":", "power law of the first 20 losses"),
-    "observed": ("#1b1b1b", "-", "observed"),
 }
 Curves: TypeAlias = Mapping[str, Mapping[int, float]]
 Band: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -114,7 +114,9 @@ def _draw_losses(
     for name, (color, line, label) in _STYLES.items():
         if curves.get(name):
             label += _cut(curves[name], low, high)
-            axis.plot(list(curves[name]), list(curves[name].values()), color=color, ls=line, lw=1.4, label=label)
+            style = {"color": color, "ls": line, "lw": 1.4, "label": label}
+            # What was measured lies on what was predicted.
+            axis.plot(list(curves[name]), list(curves[name].values()), zorder=3 if name == "observed" else 2, **style)
     last = max(curves["observed"], default=0)
     if band is not None:
         at, lower, upper = (t.double().cpu().numpy() for t in band)

@@ -115,7 +115,7 @@ def test_a_kernel_too_large_for_a_checkpoint_ends_at_a_resume(tmp_path, caplog, 
     refresh = KernelPrediction(refresh_every_n_steps=12)
     resumed, whole = resumed_and_uninterrupted(tmp_path, kernel=refresh, pool_size=256)
     assert resumed["predicted"].isfinite().tolist() == [k <= 16 for k in resumed["step"]]
-    assert len([m for m in caplog.messages if "ends here, at step 16" in m]) == 1
+    assert len([m for m in caplog.messages if "ends at step 16" in m]) == 1
     torch.testing.assert_close(resumed["observed"], whole["observed"])
     later = resumed["step"] > 24  # from the next refresh on
     torch.testing.assert_close(resumed["refreshed"][later], whole["refreshed"][later], rtol=1e-6, atol=0)

@@ -43,7 +43,7 @@ def test_what_does_not_fit():
 
 def test_the_state_of_a_small_network_is_small():
     """A hundred kB for a probe of 128 samples of 10 classes that pushes itself."""
-    watch, buffer = LossDecayMonitor(verbose=False, figure=False, raise_errors=True), io.BytesIO()
+    watch, buffer = LossDecayMonitor(predict="kernel", verbose=False, figure=False, raise_errors=True), io.BytesIO()
     trainer = make_trainer(watch, max_epochs=-1, max_steps=40, limit_train_batches=1.0)
     trainer.fit(Classifier(), loader(n=200))
     torch.save(watch.state_dict(), buffer)

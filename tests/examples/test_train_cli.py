@@ -38,4 +38,6 @@ def test_gains_everything_by_a_preset(tmp_path, monkeypatch):
     for name, mask in masks.items():
         assert not cli.model.get_parameter(name)[~mask].any()
     assert len(kinds[GraphonMonitor].graphons) == 3
-    assert len(kinds[LossDecayMonitor].curves["predicted"]) == 2  # steps 0 and 20 of 23
+    rehearsed = kinds[LossDecayMonitor].curves["rehearsed"]
+    assert len(rehearsed) == 15  # all steps at first, then fewer, of 23
+    assert rehearsed.isfinite().all()

@@ -55,7 +55,7 @@ def steps_to_look_at(first: int, last: int, every: int) -> list[int]:
     """Optimizer steps at which copies and training are compared: all at first, then fewer, and each `every`-th.
 
     >>> steps_to_look_at(0, 20, 10)
-    [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 19, 20]
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 20]
     """
     steps, step = {first, last}, 0
     while first + step < last:

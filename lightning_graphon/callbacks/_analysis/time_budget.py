@@ -51,7 +51,8 @@ class TimeBudget:
         if self._started is None:
             self._started, self._first_step = perf_counter(), trainer.global_step
             try:
-                planned = float(trainer.estimated_stepping_batches)
+                # Batches, of each of which every optimizer makes a step that the trainer counts.
+                planned = float(trainer.estimated_stepping_batches) * max(1, len(trainer.optimizers))
             except Exception:  # whatever a dataset's length does; Lightning has asked for it before
                 planned = math.inf
             self._planned = planned - self._first_step

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import checked
+
 # Logarithms of the exponent b, 0.05 to 3, and of the offset t0 in units of the span of the steps, 0.01 to 30.
 _CENTRE, _WIDTH = (-0.95, -0.6), (2.05, 4.0)
 _GRID, _ZOOMS = torch.linspace(-1, 1, 33, dtype=torch.float64), 8  # each grid a third as wide as the one before
 
 
+@checked
 def power_law(steps: Sequence[int] | Tensor, losses: Sequence[float] | Tensor, at: Sequence[int] | Tensor) -> Tensor:
     """Extrapolate a power law that is fitted to observed losses; only those of the beginning should be given.
 

@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from lightning_graphon._shared.batch_norm import batch_norms
+from lightning_graphon._shared.checks import as_kind
 from lightning_graphon._shared.module_state import swap_tensors
 from lightning_graphon._shared.objects.trees import flatten, tree_map
 from lightning_graphon.dynamics.predictors.elementary import FIRST_ORDER, HIGHER_ORDERS
@@ -78,7 +79,7 @@ def taylor_expand(model: _Module, order: int = 1) -> _Module:
     >>> torch.equal(taylor_expand(net, order=2)(torch.ones(3, 1)), net(torch.ones(3, 1)))
     True
     """
-    return taylor_expand_(copy.deepcopy(model), order)
+    return taylor_expand_(copy.deepcopy(as_kind("model", model, nn.Module)), order)
 
 
 def taylor_expand_(module: _Module, order: int = 1) -> _Module:
@@ -103,6 +104,7 @@ def taylor_expand_(module: _Module, order: int = 1) -> _Module:
     >>> taylor_expand_(net) is net
     True
     """
+    as_kind("module", module, nn.Module)
     if isinstance(order, bool) or not isinstance(order, int) or order < 1:
         raise ValueError(f"order must be 1 or more, got {order!r}")
     inside = [name for name, inner in module.named_modules() if name and isinstance(inner.forward, Expansion)]
