@@ -169,5 +169,5 @@ def test_what_the_axis_cuts_off_is_said_in_words():
         "its band and the tolerance\n(cut off from step 20, reaches inf)",
     ]
     inside = plot_loss_decay({"observed": observed, "predicted": observed}).axes[0]
-    assert [text.get_text() for text in inside.get_legend().get_texts()][0] == "observed"
+    assert next(text.get_text() for text in inside.get_legend().get_texts()) == "observed"
     assert "cut off" not in str([text.get_text() for text in inside.get_legend().get_texts()])

@@ -13,6 +13,7 @@ from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._analysis.wanted import Predicting
 from lightning_graphon.callbacks._distributed.first_process import OtherProcessesNeededError
 from lightning_graphon.callbacks._module.pool import TrainingData
+from lightning_graphon.callbacks._module.probe import samples, training_batch_size
 from lightning_graphon.callbacks._module.training_step import ModuleLoss, TrainingStepObjective
 from lightning_graphon.callbacks._rehearsal.changed_copies import NetworkPlace, expanded, redrawn
 from lightning_graphon.callbacks._rehearsal.rehearse import Change, rehearse_fit
@@ -98,6 +99,8 @@ class CopyTrainer:
         asked = steps_to_look_at(first, first + self._horizon(horizon), every)
         if "replay" in names:
             linearize(torch.nn.Identity())  # torch loads derivatives for half a second, once in a process
+        if self._budget.step_seconds is None:
+            self._estimate_step()
         rows: dict[tuple[str, float], list[list[float]]] = {}
         start = perf_counter()
         end = start + self._seconds()
@@ -132,6 +135,14 @@ class CopyTrainer:
         planned = self._budget.planned
         most = _LARGEST_HORIZON if math.isinf(planned) else int(planned)
         return most if horizon is None else min(horizon, most)
+
+    def _estimate_step(self) -> None:
+        """Tell the budget how long a step takes, which nobody has measured yet."""
+        objective = TrainingStepObjective(self._trainer, self._module, self._loss_fn, alone=True)
+        objective.observed(self._data.probe)  # the first pass takes longer
+        start, probe = perf_counter(), max(1, samples(self._data.probe))
+        objective.observed(self._data.probe)
+        self._budget.estimate_step((perf_counter() - start) * (training_batch_size(self._trainer) or probe) / probe)
 
     def _widths(self) -> dict[float, int]:
         """Width of siblings -> draws: narrow ones where their units still have some inputs, else of the same width."""
