@@ -84,6 +84,7 @@ def fit(cell: Cell, optimizer: str, args: argparse.Namespace) -> tuple[dict[str,
     pruned = cell.method != "dense"
     prune = PruneAtInit(cell.method, cell.sparsity, seed=10_000 + cell.seed, verbose=False) if pruned else None
     monitor = LossDecayMonitor(
+        predict="kernel",
         probe_size=args.probe,
         every_n_steps=10,
         figure=False,

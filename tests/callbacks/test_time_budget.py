@@ -35,7 +35,7 @@ def clock(monkeypatch):
 
 
 def begun(planned, share=0.05, step=0):
-    trainer = Trainer(global_step=step, estimated_stepping_batches=planned)
+    trainer = Trainer(global_step=step, estimated_stepping_batches=planned, optimizers=[None])
     TimeBudget.join(trainer, share)
     budget = TimeBudget.of(trainer)
     budget.start(trainer)
