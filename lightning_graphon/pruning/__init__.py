@@ -5,6 +5,7 @@ from lightning_graphon.pruning.allocation.n_m import sparsity_of
 from lightning_graphon.pruning.config import PruningConfig
 from lightning_graphon.pruning.copies import CopyWatch, find_copies, without_copies
 from lightning_graphon.pruning.enforcer import Enforcer
+from lightning_graphon.pruning.growth import GrowthContext, GrowthSchedule, growth_methods, register_growth
 from lightning_graphon.pruning.layer_selection import select_weights
 from lightning_graphon.pruning.macs import Macs, theoretical_macs
 from lightning_graphon.pruning.masks import GivenMasks, Masks, as_masks
@@ -18,6 +19,8 @@ __all__ = [
     "CopyWatch",
     "Enforcer",
     "GivenMasks",
+    "GrowthContext",
+    "GrowthSchedule",
     "LayerCollapseWarning",
     "Macs",
     "Masks",
@@ -28,10 +31,12 @@ __all__ = [
     "compute_masks",
     "find_copies",
     "full_tensor",
+    "growth_methods",
     "is_sharded",
     "methods",
     "prune",
     "read_masks",
+    "register_growth",
     "register_layer",
     "register_method",
     "rescale_",
