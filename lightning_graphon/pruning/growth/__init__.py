@@ -7,6 +7,9 @@ from lightning_graphon.pruning.growth import (  # noqa: F401  (registers the met
     graphon_growth,
     sparse_evolution,
 )
+from lightning_graphon.pruning.growth.beginning import beginning_masks
+from lightning_graphon.pruning.growth.config import GrowthConfig
+from lightning_graphon.pruning.growth.mask_updater import MaskUpdater
 from lightning_graphon.pruning.growth.registry import (
     GrowthContext,
     GrowthMethod,
@@ -16,4 +19,14 @@ from lightning_graphon.pruning.growth.registry import (
 )
 from lightning_graphon.pruning.growth.schedule import GrowthSchedule
 
-__all__ = ["GrowthContext", "GrowthMethod", "GrowthSchedule", "get_growth", "growth_methods", "register_growth"]
+__all__ = [
+    "GrowthConfig",
+    "GrowthContext",
+    "GrowthMethod",
+    "GrowthSchedule",
+    "MaskUpdater",
+    "beginning_masks",
+    "get_growth",
+    "growth_methods",
+    "register_growth",
+]

@@ -38,7 +38,7 @@ def _updated(weight: Tensor, gradient: Tensor, mask: Tensor, context: GrowthCont
     dropped = count_of(context.fraction, kept)
     survivors = keep_largest_weights(weight, mask, kept - dropped)
     active = _active_units(survivors, gradient, dropped, count, share)
-    fan_in = fan_in_of(count, int(active.count_nonzero()), mask.shape[1])
+    fan_in = fan_in_of(count, int(active.count_nonzero()), mask.shape[1], context.floors.get(name, 0))
     survivors &= active[:, None]
     # A unit may have more weights that stay than the others have inputs; its smallest leave.
     survivors = keep_in_rows(among(survivors, weight), survivors.sum(1).clamp(max=fan_in))
@@ -58,13 +58,16 @@ def _active_units(survivors: Tensor, gradient: Tensor, dropped: int, count: int,
     return (salient >= least).index_fill_(0, best, True)
 
 
-def fan_in_of(count: int, units: int, inputs: int) -> int:
+def fan_in_of(count: int, units: int, inputs: int, floor: int = 0) -> int:
     """Inputs of each of so many units that share `count` weights, rounded down; at least one, at most all.
 
-    >>> fan_in_of(100, 30, 50)
-    3
+    One more where all of them together would be fewer than `floor`.
+
+    >>> fan_in_of(100, 30, 50), fan_in_of(100, 30, 50, floor=100)
+    (3, 4)
     """
-    return min(inputs, max(1, count // units))
+    fan_in = count // units
+    return min(inputs, max(1, fan_in + (fan_in * units < floor)))
 
 
 def keep_in_rows(scores: Tensor, counts: Tensor) -> Tensor:

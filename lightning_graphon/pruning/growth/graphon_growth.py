@@ -12,7 +12,7 @@ from lightning_graphon.pruning.growth.registry import GrowthContext, register_gr
 from lightning_graphon.pruning.scoring.graphon import CERTAIN, check_patterns, graphon_of
 
 
-@register_growth("graphon")
+@register_growth("graphon", begins="graphon")
 def graphon_growth(context: GrowthContext, *, graphons: Any = None) -> dict[str, Tensor]:
     """Weights grow in the cells of the target graphon that have too few of them, at random inside a cell.
 

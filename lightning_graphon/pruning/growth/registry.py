@@ -13,7 +13,7 @@ from lightning_graphon._shared.random import generator
 from lightning_graphon._shared.weight_layout import WeightLayout
 
 GradientKind: TypeAlias = Literal["nothing", "gradient", "momentum"]
-Beginning: TypeAlias = Literal["sparse", "constant fan-in", "dense"]
+Beginning: TypeAlias = Literal["random", "graphon", "constant fan-in", "dense"]
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,15 @@ UpdateT = TypeVar("UpdateT", bound=Callable[..., dict[str, Tensor]])
 
 
 def register_growth(
-    name: str, *, needs: GradientKind = "nothing", begins: Beginning = "sparse"
+    name: str, *, needs: GradientKind = "nothing", begins: Beginning = "random"
 ) -> Callable[[UpdateT], UpdateT]:
     """Decorator that makes a function from a `GrowthContext` to new masks available to `DynamicSparsity` by name.
 
     Args:
         name: Name of the method.
         needs: What it uses besides weights: the dense "gradient" at the update, its "momentum", or "nothing".
-        begins: The masks it begins with unless others are given: "sparse", the same with a "constant fan-in", "dense".
+        begins: The masks it begins with unless others are given: "random" ones, those of the method "graphon" with the
+            same options, random ones of "constant fan-in", "dense" ones.
 
     Raises:
         ValueError: The name is taken by another function, or an argument is unknown.
