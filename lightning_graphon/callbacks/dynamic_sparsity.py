@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_graphon._shared.checks import check_choice, plain
 from lightning_graphon.callbacks._distributed import agreement
-from lightning_graphon.callbacks._distributed.dense_gradients import averaged_gradients, whole_weights
+from lightning_graphon.callbacks._distributed.dense_gradients import averaged_gradients, loss_scale, whole_weights
 from lightning_graphon.callbacks._logging.scalars import log_scalars, print_masks
 from lightning_graphon.callbacks._module.scoring import score_module, untrained_parameters
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
@@ -118,14 +118,14 @@ class DynamicSparsity(SparseCallback):
         if start is None or (isinstance(start, str) and start in methods()):
             own = {"graphons": self.growth.options.get("graphons")} if begins == "graphon" and start is None else {}
             first = start or ("graphon" if own else "random")
+            _check_allocation(allocation, begins)
             own_sparsity = sparsity_of(None, sparsity)
             self.config = PruningConfig(
                 first, own_sparsity, allocation, "exponential", None, include, exclude, min_density, seed, own
             )
-            _check_allocation(self.config, begins)
         else:
-            _refuse_beside_masks(locals())
             self._given = _given_masks(start)
+            _refuse_beside_masks(locals())
         self._start = "masks" if self.config is None else start or begins
         self.seed, self.batches = int(plain(seed)), plain(batches)
         if isinstance(self.batches, int) and self.batches < 1:
@@ -133,7 +133,7 @@ class DynamicSparsity(SparseCallback):
         self.loss_fn, self.eval_mode = loss_fn, eval_mode
         self._updater: MaskUpdater | None = None
         self._restored: dict[str, Any] | None = None
-        self._seen_step = 0
+        self._seen_step, self._scale = 0, 1.0
 
     @override
     def _search(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
@@ -182,6 +182,7 @@ class DynamicSparsity(SparseCallback):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._updater is not None and self._enforcer is not None and self._updater.needs_gradients:
             self._enforcer.collect_gradients()
+            self._scale = loss_scale(trainer)  # which may change after the step
 
     @override
     def on_train_batch_end(
@@ -198,7 +199,7 @@ class DynamicSparsity(SparseCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, updater: MaskUpdater, enforcer: Enforcer, due: bool
     ) -> None:
         masks = self._masks or Masks({})
-        found = averaged_gradients(pl_module, list(masks), enforcer.take_gradients())
+        found = averaged_gradients(pl_module, list(masks), enforcer.take_gradients(), self._scale)
         if found is None:
             return
         updater.add_to_momentum(found)
@@ -219,7 +220,7 @@ class DynamicSparsity(SparseCallback):
             self._copies.prune_again(pl_module, masks)
         layers = {f"growth/{name}/churn": grown[name] / max(1, kept[name]) for name in new}
         total = {"growth/churn": sum(grown.values()) / max(1, sum(kept.values()))}
-        if self._updater is not None:
+        if self._updater is not None and self.growth.resolved.begins != "dense":
             total["growth/fraction"] = self._updater.schedule.fraction_at(self._updater.steps)
         log_scalars(trainer, {**layers, **total}, () if self.layer_scalars else layers)
         if counts_moved:
@@ -266,11 +267,11 @@ class DynamicSparsity(SparseCallback):
             rank_zero_info(f"DynamicSparsity goes on with the checkpoint's {masks}")
 
 
-def _check_allocation(config: PruningConfig, begins: str) -> None:
+def _check_allocation(allocation: object, begins: str) -> None:
     """Refuse budgets that updates cannot keep."""
-    if config.pattern is not None:
-        raise ValueError(f"allocation {config.allocation!r}: masks that change keep no N:M pattern; use PruneAtInit")
-    if begins == "constant fan-in" and config.allocation == "global":
+    if isinstance(allocation, str) and ":" in allocation:
+        raise ValueError(f"allocation {allocation!r}: masks that change keep no N:M pattern; PruneAtInit does")
+    if begins == "constant fan-in" and allocation == "global":
         raise ValueError("allocation 'global' has no counts of layers, from which a constant fan-in comes: use 'erk'")
 
 

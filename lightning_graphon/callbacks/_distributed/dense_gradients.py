@@ -11,7 +11,7 @@ from lightning_graphon.pruning import LazyTensorMapping, full_tensor, is_sharded
 
 
 def averaged_gradients(
-    pl_module: pl.LightningModule, names: list[str], found: Mapping[str, Tensor]
+    pl_module: pl.LightningModule, names: list[str], found: Mapping[str, Tensor], scale: float = 1.0
 ) -> LazyTensorMapping | None:
     """Name -> whole gradient, averaged over processes when it is asked for; all must ask in the same order.
 
@@ -21,6 +21,7 @@ def averaged_gradients(
         pl_module: Has parameters of these names.
         names: The same on all processes.
         found: Name -> gradient of this process. That of a sharded weight is averaged already, and is gathered.
+        scale: Factor of the loss that mixed precision has put on it.
 
     Returns:
         None where a gradient is not finite, as after an overflow under mixed precision.
@@ -36,10 +37,17 @@ def averaged_gradients(
         gradient = found.get(name)
         if gradient is None:
             gradient = torch.zeros_like(parameters[name])
-        return _whole(gradient) if is_sharded(gradient) else average(gradient)
+        whole = _whole(gradient) if is_sharded(gradient) else average(gradient)
+        return whole if scale == 1 else whole / scale
 
     shapes = {name: parameters[name].shape for name, there in zip(names, anywhere[1:], strict=True) if there}
     return LazyTensorMapping(shapes, compute)
+
+
+def loss_scale(trainer: pl.Trainer) -> float:
+    """Factor by which the precision plugin multiplies the loss now."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
 
 
 def whole_weights(pl_module: pl.LightningModule, names: list[str]) -> LazyTensorMapping:

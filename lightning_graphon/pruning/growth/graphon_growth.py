@@ -37,7 +37,8 @@ def _scores(context: GrowthContext, name: str, graphons: Any, kept: Tensor, coun
     layout, density = context.layout(name), (int(kept.count_nonzero()) + count) / kept.numel()
     noise, survivors = (layout.rows(tensor).cpu() for tensor in (context.uniform(name), kept))
     cells, values = _cells(graphon_of(name, graphons, density), noise.shape, density)
-    wanted = _growth_by_cell(cells, values, survivors.flatten(), count)
+    offset = float(noise.flatten()[0])
+    wanted = _growth_by_cell(cells, values, survivors.flatten(), count, offset)
     chosen = _pick(cells, noise.flatten().double(), ~survivors.flatten(), wanted)
     return layout.stored(noise + 2 * chosen.reshape(noise.shape)).contiguous().to(kept.device)
 
@@ -53,16 +54,16 @@ def _cells(target: StepGraphon, shape: torch.Size, density: float) -> tuple[Tens
     return cells, values_at_density(odds, density, target.row_measure, target.col_measure).flatten()
 
 
-def _growth_by_cell(cells: Tensor, values: Tensor, kept: Tensor, count: int) -> Tensor:
-    """How many weights [cells] grow in each cell: in proportion to how many it has too few, `count` in all."""
+def _growth_by_cell(cells: Tensor, values: Tensor, kept: Tensor, count: int, offset: float) -> Tensor:
+    """How many weights [cells] grow in each cell: in proportion to how many it has too few, `count` in all.
+
+    Rounded by systematic sampling, so that cells of a single weight grow as often as they should.
+    """
     sizes, present = (torch.bincount(cells[where], minlength=len(values)) for where in (slice(None), kept))
     missing = (values * sizes - present).clamp(min=0)
-    ideal = missing * (count / missing.sum().clamp(min=1e-300))
-    grown = ideal.floor().minimum(sizes - present)
-    # The rest goes to the largest remainders; to ten digits, so that equal ones are equal, and the earlier cell first.
-    rest = count - int(grown.sum())
-    order = (ideal - grown).round(decimals=10).sort(descending=True, stable=True).indices
-    return grown.index_add(0, order[: max(0, rest)], torch.ones(min(max(0, rest), len(order)), dtype=grown.dtype))
+    # To nine digits, as whole numbers must not depend on the order of summation.
+    ends = (missing.cumsum(0) * (count / missing.sum().clamp(min=1e-300)) + offset).round(decimals=9).floor()
+    return ends.diff(prepend=ends.new_zeros(1)).minimum(sizes - present)
 
 
 def _pick(cells: Tensor, noise: Tensor, free: Tensor, wanted: Tensor) -> Tensor:
