@@ -43,6 +43,8 @@ class DynamicSparsity(SparseCallback):
     magnitude, and as many others grow. What grows begins at zero, with an optimizer state of zero; the step counts of
     optimizers such as Adam go on. Dense gradients, where a method needs them, are those of all batches of that step,
     averaged over processes; other steps cost nothing. An update whose gradients are not finite is left out.
+    Under manual optimisation a batch counts as a step. Averages of weights that others keep outside the module, as SWA
+    does, are denser than the network.
 
     Logged: `sparsity/...` as by `PruneAtInit` when training starts, and again when counts have changed; at each update
     `growth/<layer>/churn` and `growth/churn`, the share of the kept weights that have just grown, and
