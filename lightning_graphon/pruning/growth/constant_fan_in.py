@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lightning_graphon.pruning.allocation.top_k import true_count
 from lightning_graphon.pruning.growth.exchange import among, grow_largest, keep_largest_weights
 from lightning_graphon.pruning.growth.registry import GrowthContext, register_growth
 from lightning_graphon.pruning.growth.schedule import count_of
@@ -34,14 +35,14 @@ def srigl(context: GrowthContext, *, min_salient: float = 0.3, ablate_last: bool
 
 def _updated(weight: Tensor, gradient: Tensor, mask: Tensor, context: GrowthContext, name: str, share: float) -> Tensor:
     """The new mask [units, inputs]."""
-    count, kept = context.counts[name], int(mask.count_nonzero())
+    count, kept = context.counts[name], true_count(mask)
     dropped = count_of(context.fraction, kept)
     survivors = keep_largest_weights(weight, mask, kept - dropped)
     active = _active_units(survivors, gradient, dropped, count, share)
     fan_in = fan_in_of(count, int(active.count_nonzero()), mask.shape[1], context.floors.get(name, 0))
     survivors &= active[:, None]
-    # A unit may have more weights that stay than the others have inputs; its smallest leave.
-    survivors = keep_in_rows(among(survivors, weight), survivors.sum(1).clamp(max=fan_in))
+    if bool((survivors.sum(1) > fan_in).any()):  # the smallest leave of units with more than the others have inputs
+        survivors = keep_in_rows(among(survivors, weight), survivors.sum(1).clamp(max=fan_in))
     missing = (fan_in - survivors.sum(1)) * active
     return survivors | keep_in_rows(among(~survivors, gradient), missing)
 
@@ -77,6 +78,11 @@ def keep_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
     tensor([[0, 0, 1],
             [1, 1, 0]], dtype=torch.int32)
     """
-    order = scores.sort(dim=1, descending=True, stable=True).indices
-    taken = torch.arange(scores.shape[1], device=scores.device) < counts[:, None]
-    return torch.zeros_like(taken).scatter_(1, order, taken)
+    most = max(1, int(counts.max()))
+    smallest = scores.topk(most, dim=1).values.gather(1, (counts - 1).clamp(min=0)[:, None])
+    taken = (scores >= smallest) & (counts > 0)[:, None]
+    if true_count(taken) > int(counts.sum()):  # of the ties that are too many the earlier stay
+        above = scores > smallest
+        ties = taken & ~above
+        taken = (above & taken) | (ties & (ties.cumsum(1) <= (counts - above.sum(1))[:, None]))
+    return taken

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from lightning_graphon.pruning.allocation.top_k import keep_largest
+from lightning_graphon.pruning.allocation.top_k import keep_largest, true_count, true_positions
 from lightning_graphon.pruning.growth.redistribution import moved_counts
 from lightning_graphon.pruning.growth.registry import GrowthContext
 from lightning_graphon.pruning.growth.schedule import count_of
@@ -17,7 +17,9 @@ def keep_largest_weights(weight: Tensor, mask: Tensor, keep: int) -> Tensor:
     >>> keep_largest_weights(torch.tensor([1.0, -3.0, 2.0]), torch.tensor([True, False, True]), 1)
     tensor([False, False,  True])
     """
-    return keep_largest({"": among(mask, torch.nan_to_num(weight).abs())}, keep)[""]
+    places = true_positions(mask.reshape(-1))  # few of all weights
+    chosen = keep_largest({"": weight.reshape(-1)[places].nan_to_num().abs()}, keep)[""]
+    return torch.zeros_like(mask).reshape(-1).index_fill_(0, places[chosen], True).reshape(mask.shape)
 
 
 def grow_largest(kept: Tensor, scores: Tensor, count: int) -> Tensor:
@@ -38,7 +40,7 @@ def drop_smallest(context: GrowthContext) -> dict[str, Tensor]:
     """What is left of each layer once its share of smallest weights is dropped."""
     survivors = {}
     for name, mask in context.masks.items():
-        kept = int(mask.count_nonzero())
+        kept = true_count(mask)
         survivors[name] = keep_largest_weights(context.weights[name], mask, kept - count_of(context.fraction, kept))
     return survivors
 
@@ -56,6 +58,6 @@ def exchange(context: GrowthContext, scores: Callable[[str, Tensor, int], Tensor
     counts: Mapping[str, int] = moved_counts(context, survivors) if context.moves else context.counts
     masks = {}
     for name, kept in survivors.items():
-        missing = counts[name] - int(kept.count_nonzero())
+        missing = counts[name] - true_count(kept)
         masks[name] = grow_largest(kept, scores(name, kept, missing), missing)
     return masks

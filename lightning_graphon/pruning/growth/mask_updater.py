@@ -32,7 +32,7 @@ class MaskUpdater:
     >>> net = nn.Linear(4, 1, bias=False)
     >>> _ = net.weight.data.copy_(torch.tensor([[0.1, 2.0, 0.0, 0.0]]))
     >>> masks = Masks({"weight": torch.tensor([[True, True, False, False]])})
-    >>> updater = MaskUpdater(net, masks, GrowthConfig("rigl", fraction=0.5), GrowthSchedule(1, 0.5, last=100))
+    >>> updater = MaskUpdater(net, masks, GrowthConfig("rigl"), GrowthSchedule(1, 0.6, last=100))
     >>> updater.step()
     True
     >>> updater.update({"weight": net.weight.data}, {"weight": torch.tensor([[0.0, 0.0, 1.0, -3.0]])}, masks)

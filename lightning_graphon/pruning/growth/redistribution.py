@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lightning_graphon.pruning.allocation.layer_budgets import proportional_counts
+from lightning_graphon.pruning.allocation.top_k import true_count
 from lightning_graphon.pruning.growth.registry import GrowthContext
 
 
@@ -13,7 +14,7 @@ def moved_counts(context: GrowthContext, survivors: Mapping[str, Tensor]) -> dic
 
     No layer gets more than it has room for, or less than its floor; the sum is that of `context.counts`.
     """
-    kept = {name: int(mask.count_nonzero()) for name, mask in survivors.items()}
+    kept = {name: true_count(mask) for name, mask in survivors.items()}
     means = {name: _mean_magnitude(context.gradients[name], context.masks[name]) for name in survivors}
     if not any(means.values()):
         means = dict.fromkeys(means, 1.0)
