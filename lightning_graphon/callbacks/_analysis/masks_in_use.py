@@ -31,8 +31,9 @@ def masks_in_use(
         InsufficientMemoryError: They are to be gathered, and do not fit.
         ValueError: There is no weight to read.
     """
-    pruners = [c.masks for c in sparse_callbacks(trainer) if c.masks is not None]
-    if len(pruners) == 1 and include is None and exclude is None:
-        return pruners[0]
+    pruners = [c for c in sparse_callbacks(trainer) if c.masks is not None]
+    if include is None and exclude is None and (len(pruners) == 1 or any(c.moves for c in pruners)):
+        # Weights that have just grown are zero, so masks that move cannot be read from the model.
+        return Masks({name: mask for c in pruners for name, mask in (c.masks or {}).items()})
     check_memory_on_all_ranks(trainer.strategy, pl_module, dtype=torch.bool)
     return read_masks(pl_module, include, exclude)
