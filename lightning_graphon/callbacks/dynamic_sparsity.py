@@ -42,9 +42,9 @@ class DynamicSparsity(SparseCallback):
     Masks change after a step of the optimizers: each layer loses the share of its weights that is smallest in
     magnitude, and as many others grow. What grows begins at zero, with an optimizer state of zero; the step counts of
     optimizers such as Adam go on. Dense gradients, where a method needs them, are those of all batches of that step,
-    averaged over processes; other steps cost nothing. An update whose gradients are not finite is left out.
-    Under manual optimisation a batch counts as a step. Averages of weights that others keep outside the module, as SWA
-    does, are denser than the network.
+    averaged over processes; other steps cost nothing. Gradients that are not finite are left out, and so is an update
+    that has no others. Under manual optimisation a batch counts as a step. Averages of weights that others keep outside
+    the module, as SWA does, are denser than the network.
 
     Logged: `sparsity/...` as by `PruneAtInit` when training starts, and again when counts have changed; at each update
     `growth/<layer>/churn` and `growth/churn`, the share of the kept weights that have just grown, and
@@ -202,8 +202,6 @@ class DynamicSparsity(SparseCallback):
     ) -> None:
         masks = self._masks or Masks({})
         found = averaged_gradients(pl_module, list(masks), enforcer.take_gradients(), self._scale)
-        if found is None:
-            return
         updater.add_to_momentum(found)
         if due:
             new = updater.update(whole_weights(pl_module, list(masks)), found, masks)

@@ -308,8 +308,9 @@ def unscaled():
     return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1.0))
 
 
-def test_an_update_with_gradients_that_overflow_is_left_out():
-    pruner, model = moving("rigl", every_n_steps=1), Classifier(optimizer=adam)
+@pytest.mark.parametrize("arguments", [{}, {"redistribute": True}])
+def test_an_update_with_gradients_that_overflow_is_left_out(arguments):
+    pruner, model = moving("rigl", every_n_steps=1, **arguments), Classifier(optimizer=adam)
     history = History(pruner)
 
     class Overflow(Callback):

@@ -12,26 +12,23 @@ from lightning_graphon.pruning import LazyTensorMapping, full_tensor, is_sharded
 
 def averaged_gradients(
     pl_module: pl.LightningModule, names: list[str], found: Mapping[str, Tensor], scale: float = 1.0
-) -> LazyTensorMapping | None:
+) -> LazyTensorMapping:
     """Name -> whole gradient, averaged over processes when it is asked for; all must ask in the same order.
 
-    Weights without a gradient on any process are left out.
+    Weights without a gradient on any process are left out; all of them where a gradient is not finite, as after an
+    overflow under mixed precision.
 
     Args:
         pl_module: Has parameters of these names.
         names: The same on all processes.
         found: Name -> gradient of this process. That of a sharded weight is averaged already, and is gathered.
         scale: Factor of the loss that mixed precision has put on it.
-
-    Returns:
-        None where a gradient is not finite, as after an overflow under mixed precision.
     """
     parameters = dict(pl_module.named_parameters(remove_duplicate=False))
     broken = any(not bool(torch.isfinite(local_shard(gradient)).all()) for gradient in found.values())
     flags = torch.tensor([broken, *(name in found for name in names)], dtype=torch.float32, device=pl_module.device)
     anywhere = (average(flags) > 0).tolist()
-    if anywhere[0]:
-        return None
+    there = [False] * len(names) if anywhere[0] else anywhere[1:]
 
     def compute(name: str) -> Tensor:
         gradient = found.get(name)
@@ -40,7 +37,7 @@ def averaged_gradients(
         whole = _whole(gradient) if is_sharded(gradient) else average(gradient)
         return whole if scale == 1 else whole / scale
 
-    shapes = {name: parameters[name].shape for name, there in zip(names, anywhere[1:], strict=True) if there}
+    shapes = {name: parameters[name].shape for name, found_one in zip(names, there, strict=True) if found_one}
     return LazyTensorMapping(shapes, compute)
 
 

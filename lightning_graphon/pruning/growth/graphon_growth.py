@@ -63,7 +63,7 @@ def _growth_by_cell(cells: Tensor, values: Tensor, kept: Tensor, count: int, off
     missing = (values * sizes - present).clamp(min=0)
     # To nine digits, as whole numbers must not depend on the order of summation.
     ends = (missing.cumsum(0) * (count / missing.sum().clamp(min=1e-300)) + offset).round(decimals=9).floor()
-    return ends.diff(prepend=ends.new_zeros(1)).minimum(sizes - present)
+    return ends.diff(prepend=ends.new_zeros(1))
 
 
 def _pick(cells: Tensor, noise: Tensor, free: Tensor, wanted: Tensor) -> Tensor:

@@ -161,6 +161,35 @@ def test_units_are_ablated_and_come_back():
     assert again["a"].sum(1).tolist() == [3, 3, 3, 3]
 
 
+def test_as_many_units_stay_as_can_hold_all_weights():
+    c = context((6, 10), density=0.5, fraction=0.5)
+    both = {key: {"a": getattr(c, key)["a"], "b": getattr(c, key)["a"]} for key in ("weights", "masks", "gradients")}
+    count = 25
+    new = get_growth("srigl").update(
+        replace(c, **both, counts={"a": count, "b": count}), min_salient=1.0, ablate_last=True
+    )
+    for mask in new.values():
+        fans = mask.sum(1).tolist()
+        alive = [fan for fan in fans if fan]
+        assert len(alive) >= 3, "25 weights need three units of ten inputs"
+        assert alive == [25 // len(alive)] * len(alive)
+        assert len(alive) < 6, "units must be ablated for this test to say anything"
+
+
+def test_momentum_is_a_geometric_sum_of_the_last_gradients_and_begins_anew():
+    net = nn.Linear(3, 1, bias=False)
+    masks = Masks({"weight": torch.tensor([[True, False, False]])})
+    config = GrowthConfig("snfs", every_n_steps=3, options={"momentum": 0.5})
+    updater, seen = MaskUpdater(net, masks, config, config.schedule(100)), []
+    for step in range(1, 7):
+        assert updater.needs_gradients
+        updater.add_to_momentum({"weight": torch.full((1, 3), float(step))})
+        seen.append(updater.state_dict()["momentum"]["weight"][0, 0].item())
+        if updater.step():
+            updater.update({"weight": net.weight.detach()}, {}, masks)
+    assert seen == [1.0, 2.5, 4.25, 4.0, 7.0, 9.5]
+
+
 def test_constant_fan_in_begins_random_and_follows_the_axes_of_a_transposed_weight():
     from lightning_graphon.pruning import PruningConfig
 
