@@ -207,23 +207,28 @@ class DynamicSparsity(SparseCallback):
             new = updater.update(whole_weights(pl_module, list(masks)), found, masks)
             if new:
                 agreement.check_same_masks(trainer, pl_module, Masks(new))
-                self._replace(trainer, pl_module, enforcer, new)
+                self._replace(trainer, pl_module, updater, enforcer, new)
 
     def _replace(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, enforcer: Enforcer, new: Mapping[str, Tensor]
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        updater: MaskUpdater,
+        enforcer: Enforcer,
+        new: Mapping[str, Tensor],
     ) -> None:
-        masks, kept = self._masks or Masks({}), {name: int(mask.count_nonzero()) for name, mask in new.items()}
-        grown = {name: int((mask & ~masks[name]).count_nonzero()) for name, mask in new.items()}
-        counts_moved = any(kept[name] != int(masks[name].count_nonzero()) for name in new)
+        masks = self._masks or Masks({})
+        changes = updater.changes(masks, new)
         enforcer.update(new)
         if self._copies is not None:
             self._copies.prune_again(pl_module, masks)
-        layers = {f"growth/{name}/churn": grown[name] / max(1, kept[name]) for name in new}
-        total = {"growth/churn": sum(grown.values()) / max(1, sum(kept.values()))}
-        if self._updater is not None and self.growth.resolved.begins != "dense":
-            total["growth/fraction"] = self._updater.schedule.fraction_at(self._updater.steps)
+        before, kept, grown = (sum(numbers) for numbers in zip(*changes.values(), strict=True))
+        layers = {f"growth/{name}/churn": came / max(1, now) for name, (_, now, came) in changes.items()}
+        total = {"growth/churn": grown / max(1, kept)}
+        if self.growth.resolved.begins != "dense":
+            total["growth/fraction"] = updater.schedule.fraction_at(updater.steps)
         log_scalars(trainer, {**layers, **total}, () if self.layer_scalars else layers)
-        if counts_moved:
+        if kept != before or self.growth.redistribute:
             self._log_sparsity(trainer)
 
     @property

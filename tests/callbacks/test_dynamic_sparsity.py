@@ -1,5 +1,7 @@
 """Masks that change: against plain loops, and with every guarantee of PruneAtInit."""
 
+import copy
+import csv
 from inspect import signature
 
 import lightning.pytorch as pl
@@ -394,7 +396,6 @@ def test_logs_churn_at_updates_alone(tmp_path):
     trainer = make_trainer(pruner, max_epochs=3, logger=CSVLogger(tmp_path), log_every_n_steps=1)
     trainer.fit(Classifier(), loader())
     trainer.logger.save()
-    import csv
 
     with open(next(tmp_path.rglob("metrics.csv"))) as file:
         rows = list(csv.DictReader(file))
@@ -451,3 +452,35 @@ def test_a_share_of_a_training_without_an_end_is_refused():
         make_trainer(moving("rigl"), max_epochs=-1, max_time="00:00:00:05").fit(Classifier(), loader())
     with pytest.raises(ValueError, match="gmp would never prune"):
         make_trainer(moving("gmp", every_n_steps=100)).fit(Classifier(), loader())
+
+
+def test_the_monitor_sees_how_far_graphons_move():
+    pruner, model = moving("rigl"), Classifier(optimizer=adam)
+    monitor = GraphonMonitor(verbose=False, figure=False, raise_errors=True, spectrum=None)
+    trainer = make_trainer(pruner, monitor, max_epochs=4)
+    trainer.fit(model, loader())
+    assert trainer.callback_metrics["graphon/net.0.weight/moved"] > 0
+
+
+class Taught(Classifier):
+    """A teacher follows the network by an exponential average."""
+
+    def __init__(self):
+        super().__init__(optimizer=lambda p: torch.optim.Adam([q for q in p if q.requires_grad], lr=0.01))
+        self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        with torch.no_grad():
+            for mine, theirs in zip(self.teacher.parameters(), self.net.parameters(), strict=True):
+                mine.lerp_(theirs, 0.1)
+
+
+def test_a_teacher_loses_what_its_student_drops():
+    pruner, model = moving("rigl", include="net"), Taught()
+    history = History(pruner)
+    make_trainer(pruner, history, max_epochs=4).fit(model, loader())
+    assert exchanged(history.masks) > 50
+    for name, mask in pruner.masks.items():
+        teacher = model.get_parameter(name.replace("net.", "teacher."))
+        assert not teacher[~mask].any(), name
+        assert (teacher[mask] != 0).float().mean() > 0.5

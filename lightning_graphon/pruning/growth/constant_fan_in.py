@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lightning_graphon.pruning.allocation.top_k import true_count
-from lightning_graphon.pruning.growth.exchange import among, grow_largest, keep_largest_weights
+from lightning_graphon.pruning.allocation.top_k import keep_largest, true_count
+from lightning_graphon.pruning.growth.exchange import among, keep_largest_weights
 from lightning_graphon.pruning.growth.registry import GrowthContext, register_growth
 from lightning_graphon.pruning.growth.schedule import count_of
 
@@ -41,9 +41,11 @@ def _updated(weight: Tensor, gradient: Tensor, mask: Tensor, context: GrowthCont
     active = _active_units(survivors, gradient, dropped, count, share)
     fan_in = fan_in_of(count, int(active.count_nonzero()), mask.shape[1], context.floors.get(name, 0))
     survivors &= active[:, None]
-    if bool((survivors.sum(1) > fan_in).any()):  # the smallest leave of units with more than the others have inputs
-        survivors = keep_in_rows(among(survivors, weight), survivors.sum(1).clamp(max=fan_in))
-    missing = (fan_in - survivors.sum(1)) * active
+    present = counts_of_rows(survivors)
+    if bool((present > fan_in).any()):  # the smallest leave of units with more than the others have inputs
+        present = present.clamp(max=fan_in)
+        survivors = keep_in_rows(among(survivors, weight), present)
+    missing = (fan_in - present) * active
     return survivors | keep_in_rows(among(~survivors, gradient), missing)
 
 
@@ -52,7 +54,7 @@ def _active_units(survivors: Tensor, gradient: Tensor, dropped: int, count: int,
     units, inputs = survivors.shape
     if not share:
         return torch.ones(units, dtype=torch.bool, device=survivors.device)
-    salient = (survivors | grow_largest(torch.zeros_like(survivors), gradient, dropped)).sum(1)
+    salient = counts_of_rows(survivors | keep_largest({"": gradient}, dropped)[""])
     least = max(1, count_of(share, fan_in_of(count, units, inputs)))
     needed = min(units, max(1, -(-count // inputs)))
     best = salient.sort(descending=True, stable=True).indices[:needed]
@@ -84,5 +86,10 @@ def keep_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
     if true_count(taken) > int(counts.sum()):  # of the ties that are too many the earlier stay
         above = scores > smallest
         ties = taken & ~above
-        taken = (above & taken) | (ties & (ties.cumsum(1) <= (counts - above.sum(1))[:, None]))
+        taken = (above & taken) | (ties & (ties.cumsum(1) <= (counts - counts_of_rows(above))[:, None]))
     return taken
+
+
+def counts_of_rows(flags: Tensor) -> Tensor:
+    """Numbers [rows] of True entries."""
+    return flags.float().sum(1).long()  # sums of bools are slow

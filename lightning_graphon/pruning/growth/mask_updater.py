@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.weight_layout import layout_of
 from lightning_graphon.pruning.allocation.layer_budgets import floor_counts
+from lightning_graphon.pruning.allocation.top_k import true_count
 from lightning_graphon.pruning.config import PruningConfig
 from lightning_graphon.pruning.growth.beginning import keep_counts
 from lightning_graphon.pruning.growth.config import GrowthConfig
@@ -51,7 +52,7 @@ class MaskUpdater:
         self.config, self.schedule, self.seed, self.steps = config, schedule, seed, 0
         self._layouts = {name: layout_of(model, name) for name in masks}
         shapes = {name: mask.shape for name, mask in masks.items()}
-        self.counts = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
+        self.counts = {name: true_count(mask) for name, mask in masks.items()}
         if pruning is not None and config.resolved.begins in ("dense", "constant fan-in"):
             self.counts = dict(keep_counts(model, pruning, masks).kept)
         self._floors = floor_counts(shapes, pruning.min_density if pruning else None, sum(self.counts.values()))
@@ -107,9 +108,13 @@ class MaskUpdater:
         options = self.config.options
         new = self.config.resolved.update(context, **options) if names else {}
         if self.config.redistribute:
-            self.counts.update({name: int(mask.count_nonzero()) for name, mask in new.items()})
+            self.counts.update({name: true_count(mask) for name, mask in new.items()})
         self._momentum = {}
         return new
+
+    def changes(self, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, tuple[int, int, int]]:
+        """Name -> numbers of weights kept before, kept now, and kept now but not before."""
+        return {n: (true_count(old[n]), true_count(mask), true_count(mask & ~old[n])) for n, mask in new.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors: what goes on where it was left."""
