@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.data import DataLoader
 
@@ -288,26 +289,24 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     assert parts.masks == whole.masks
 
 
+def scaled(**scaler):
+    return {"plugins": MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", **scaler))}
+
+
+@pytest.mark.parametrize("scaler", [{"init_scale": 256.0}, {"init_scale": 1.0, "growth_factor": 4.0}])
 @pytest.mark.parametrize("method", ["rigl", "snfs"])
-def test_under_a_gradient_scaler_masks_are_those_without(method):
-    """A factor of two changes no digit, as long as float16 neither overflows nor underflows."""
+def test_under_a_gradient_scaler_masks_are_those_without(method, scaler):
+    """Factors of two change no digit, as long as float16 neither overflows nor underflows."""
 
     def masks(**kwargs):
         pruner, model = moving(method), Classifier(optimizer=adam)
         probe = Probe(pruner)
-        trainer = make_trainer(pruner, probe, max_epochs=4, **kwargs)
+        trainer = make_trainer(pruner, probe, max_epochs=2, **scaled(growth_interval=1, **kwargs))
         trainer.fit(model, loader())
         assert probe.worst == CLEAN
         return pruner.masks
 
-    scaled, plain = masks(**half_with_scaler()), masks(plugins=unscaled())
-    assert scaled == plain
-
-
-def unscaled():
-    from lightning.pytorch.plugins.precision import MixedPrecision
-
-    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1.0))
+    assert masks(**scaler) == masks(init_scale=1.0, growth_factor=1.0 + 1e-9)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"redistribute": True}])
