@@ -226,11 +226,13 @@ class Kill(Callback):
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["restored before", "restored after"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "redistributed"])
 def test_killed_between_two_updates_and_resumed_equals_uninterrupted(method, late, tmp_path):
     data = DataLoader([next(iter(loader()))] * 4, batch_size=None)  # lightning takes up an epoch from its first batch
     options = {"max_epochs": 5, "limit_train_batches": 4}
-    own = {"every_n_steps": 3, "options": {"momentum": 0.8}} if method == "snfs" else {"every_n_steps": 3}
+    own = {"every_n_steps": 3, "redistribute": method == "redistributed"}
+    own |= {"options": {"momentum": 0.8}} if method == "snfs" else {}
+    method = "rigl" if method == "redistributed" else method
     whole, through, expected = Recorder(), moving(method, **own), Classifier(optimizer=adam)
     history = History(through)
     make_trainer(through, whole, history, **options).fit(expected, data)
