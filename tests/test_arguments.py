@@ -161,6 +161,7 @@ BAD = {
 
 # Take nothing that could be wrong, a trainer's own objects, or matplotlib's.
 LEFT = {
+    "beginning_masks", "growth_methods", "local_shard", "register_growth",
     "check_readable", "compute_masks", "few_ticks", "full_tensor", "is_sharded", "methods", "new_figure",
     "find_copies", "p_value_text", "plot_graphon_grid", "plot_input_density", "register_activation", "register_layer",
     "register_method", "summon_full_params", "transport_distance", "unregister_activation",

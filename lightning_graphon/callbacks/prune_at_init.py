@@ -1,7 +1,6 @@
 """`PruneAtInit`: prune any LightningModule on fit start and train it sparse."""
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -14,18 +13,15 @@ from lightning_graphon._shared.checks import check_choice, plain
 from lightning_graphon._shared.choices import Rescale, Schedule
 from lightning_graphon._shared.weight_layout import in_rows
 from lightning_graphon.callbacks._distributed import agreement
-from lightning_graphon.callbacks._logging.scalars import limit_scalars, log_layer_table, log_scalars, print_masks
-from lightning_graphon.callbacks._module.scoring import score_module, untrained_parameters
+from lightning_graphon.callbacks._logging.scalars import limit_scalars, print_masks
+from lightning_graphon.callbacks._module.scoring import score_module
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
 from lightning_graphon.callbacks._sparsity.sparse_callback import SparseCallback
 from lightning_graphon.pruning import (
-    CopyWatch,
-    Enforcer,
     GivenMasks,
     Masks,
     PruningConfig,
     as_masks,
-    find_copies,
     rescale_,
     sparsity_of,
 )
@@ -110,7 +106,7 @@ class PruneAtInit(SparseCallback):
         layer_scalars: bool = False,
         rescale: Rescale | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(verbose, layer_scalars)
         self.config: PruningConfig | None = None
         self._given = Masks({})
         if method == "given":
@@ -128,13 +124,9 @@ class PruneAtInit(SparseCallback):
             raise ValueError(f"batches must be a number of batches, at least 1, or a list of batches, got {batches!r}")
         self.loss_fn = loss_fn
         self.eval_mode = eval_mode
-        self.verbose = verbose
         self.report_limits = report_limits
-        self.layer_scalars = layer_scalars
         self.rescale: Rescale | None = plain(rescale)
         self._limits: dict[str, float] = {}
-        self._fresh = False
-        self._resumes = True
 
     @classmethod
     def from_masks(cls, masks: GivenMasks, *, rescale: Rescale | None = None, verbose: bool = True) -> "PruneAtInit":
@@ -156,39 +148,6 @@ class PruneAtInit(SparseCallback):
         """
         return cls("given", options={"masks": masks}, rescale=rescale, verbose=verbose)
 
-    @override
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        agreement.refuse_other_package(trainer)
-        self._resumes = stage == "fit"
-        if self._resumes:
-            agreement.refuse_flattened(trainer)
-
-    @override
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Some strategies restore a checkpoint, and our masks with it, only after this hook.
-        if not trainer.strategy.restore_checkpoint_after_setup:
-            self.install(trainer, pl_module)
-
-    @override
-    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.install(trainer, pl_module)
-
-    @override
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        masks, enforcer = self.install(trainer, pl_module)
-        if self._fresh and trainer.global_step > 0:
-            warnings.warn(
-                f"PruneAtInit pruned weights that were already trained for {trainer.global_step} steps: the checkpoint "
-                "that was resumed has no masks",
-                stacklevel=2,
-            )
-        self._fresh = False
-        enforcer.zero_state()  # the optimizers' states may have been restored since
-        layers = {**{f"sparsity/{row['layer']}": row["sparsity"] for row in masks.table()}, **self._limits}
-        scalars = {**layers, "sparsity/total": masks.sparsity, "sparsity/model": _model_sparsity(trainer)}
-        log_scalars(trainer, scalars, () if self.layer_scalars else layers)
-        log_layer_table(trainer, "sparsity/layers", layers)
-
     @property
     @override
     def state_key(self) -> str:
@@ -201,21 +160,6 @@ class PruneAtInit(SparseCallback):
         if self._masks is None:
             return {}
         return {**agreement.identity(self.config, self._given, self.rescale), **self._masks.state_dict()}
-
-    @override
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        if not self._resumes:
-            return
-        states = checkpoint.get("callbacks") or {}
-        others = [key for key in states if key.startswith(type(self).__qualname__) and states[key]]
-        mine = {c.state_key for c in getattr(trainer, "callbacks", []) if isinstance(c, PruneAtInit)}
-        if self.state_key not in states and set(others) - mine:
-            raise ValueError(
-                f"the checkpoint has masks of {', '.join(others)} but none of this {self.state_key}: resume with the "
-                "same include and exclude"
-            )
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -235,38 +179,23 @@ class PruneAtInit(SparseCallback):
         if self.verbose:
             rank_zero_info(f"PruneAtInit goes on with the checkpoint's {masks}")
 
-    def install(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Masks, Enforcer]:
-        """Find the masks if there are none for this module yet, and start to enforce them.
+    @override
+    def _layer_numbers(self) -> dict[str, float]:
+        return self._limits
 
-        Every process must call it.
-        """
-        if self._masks is None or self._enforcer is None:
-            other = self._module is not None and self._module() is not pl_module
-            masks = self._find(trainer, pl_module) if self._masks is None or other else self._masks
-            return masks, self._enforce(trainer, pl_module, masks)
-        return self._masks, self._enforcer
+    @override
+    def _search(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
+        return self._given if self.config is None else self._score(trainer, pl_module, self.config)
 
+    @override
     def _find(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
-        """The masks given or by the method, the same on all processes, and a table of them."""
-        masks, title = self._given, "the masks given"
-        if self.config is not None:
-            masks = self._score(trainer, pl_module, self.config)
-            title = str(self.config)
-        masks.pairs(pl_module)
-        agreement.check_same_masks(trainer, pl_module, masks)
-        self._fresh = True
-        self._watch_copies(trainer, pl_module, masks)
+        masks = super()._find(trainer, pl_module)
         if self.rescale is not None:
             rescale_(pl_module, masks, self.rescale)
         if self.verbose and trainer.is_global_zero:
+            title = "the masks given" if self.config is None else str(self.config)
             print_masks(masks, f"PruneAtInit: {title}", self._limits, pl_module)
         return masks
-
-    def _watch_copies(self, trainer: pl.Trainer, pl_module: pl.LightningModule, masks: Masks) -> None:
-        copies = find_copies(pl_module, masks, untrained_parameters(trainer, pl_module))
-        self._copies = CopyWatch(pl_module, copies)
-        if copies and self.verbose:
-            rank_zero_info(f"PruneAtInit prunes {', '.join(copies)}, copies of weights, once they follow their weights")
 
     def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule, config: PruningConfig) -> Masks:
         first: dict[str, Tensor] = {}
@@ -278,12 +207,6 @@ class PruneAtInit(SparseCallback):
         if trainer.is_global_zero:
             self._limits = limit_scalars(in_rows(pl_module, first), Masks(in_rows(pl_module, masks)))
         return masks
-
-
-def _model_sparsity(trainer: pl.Trainer) -> float:
-    """Fraction of all parameters that the callbacks of the trainer remove together."""
-    masks = [c.masks for c in trainer.callbacks if isinstance(c, PruneAtInit) and c.masks is not None]  # type: ignore[attr-defined]
-    return sum(m.total - m.kept for m in masks) / sum(p.numel() for p in trainer.lightning_module.parameters())
 
 
 def _refuse_beside_masks(arguments: Mapping[str, Any]) -> None:

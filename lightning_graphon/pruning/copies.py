@@ -1,6 +1,6 @@
 """Copies of pruned weights that no optimizer trains: a teacher, a target network, an average; or a dense reference."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -60,6 +60,7 @@ class CopyWatch:
     def __init__(self, model: nn.Module, copies: dict[str, str]) -> None:
         tensors = _tensors(model)
         self._copies = {name: (source, _sample(tensors[name]).clone()) for name, source in copies.items()}
+        self._pruned: dict[str, str] = {}
 
     @torch.no_grad()
     def prune_changed(self, model: nn.Module, masks: Masks) -> list[str]:
@@ -72,11 +73,23 @@ class CopyWatch:
             for name, (source, before) in self._copies.items()
             if name in tensors and source in masks and not torch.equal(_sample(tensors[name]), before)
         }
-        for name, source in changed.items():
-            tensor = tensors[name]
-            local_shard(tensor).masked_fill_(~local_shard_like(masks[source], tensor), 0)
+        for name in changed:
             del self._copies[name]
+        self._pruned |= changed
+        _prune(tensors, changed, masks)
         return list(changed)
+
+    @torch.no_grad()
+    def prune_again(self, model: nn.Module, masks: Masks) -> None:
+        """Zero the pruned entries of copies that were pruned before, by masks that have changed since."""
+        if self._pruned:
+            _prune(_tensors(model), self._pruned, masks)
+
+
+def _prune(tensors: Mapping[str, Tensor], copies: Mapping[str, str], masks: Masks) -> None:
+    for name, source in copies.items():
+        if name in tensors and source in masks:
+            local_shard(tensors[name]).masked_fill_(~local_shard_like(masks[source], tensors[name]), 0)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

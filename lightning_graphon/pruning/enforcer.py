@@ -1,7 +1,6 @@
 """Keep pruned weights at zero during training with any optimizer."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
 from operator import attrgetter
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_graphon._shared.objects.hooks import AfterCall, hook_gradient, runs_hooks
 from lightning_graphon.pruning.masks import Masks
 from lightning_graphon.pruning.sharding import is_sharded, local_shard, local_shard_like, reshard
 
@@ -68,20 +68,21 @@ class Enforcer:
         self._always_zeroed: set[nn.Parameter] = set()
         self._tiny = max((torch.finfo(parameter.dtype).tiny for parameter in self._erasers), default=0.0)
         self._steps = 0
+        self._dense: dict[nn.Parameter, Tensor] | None = None  # gradients of all weights, while they are collected
         self.zero_weights()
         for parameter, eraser in self._erasers.items():
             self._weight_versions[parameter] = self._version(parameter)
-            self._handles.append(_hook_gradient(parameter, self._on_grad(eraser)))
+            self._handles.append(hook_gradient(parameter, self._on_grad(eraser)))
         for optimizer in optimizers:
             self._attach(optimizer)
 
     def _attach(self, optimizer: Optimizer) -> None:
-        if _runs_hooks(optimizer):
+        if runs_hooks(optimizer):
             self._handles.append(optimizer.register_load_state_dict_post_hook(lambda opt: self.zero_state()))
             self._handles.append(optimizer.register_step_post_hook(lambda opt, args, kwargs: self._after_step(opt)))
         else:
-            self._handles.append(_After(optimizer, "load_state_dict", self.zero_state))
-            self._handles.append(_After(optimizer, "step", lambda: self._after_step(optimizer)))
+            self._handles.append(AfterCall(optimizer, "load_state_dict", self.zero_state))
+            self._handles.append(AfterCall(optimizer, "step", lambda: self._after_step(optimizer)))
         self.zero_state()
 
     def is_of(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> bool:
@@ -97,6 +98,8 @@ class Enforcer:
         def hook(parameter: nn.Parameter) -> None:
             grad = parameter.grad
             if grad is not None:
+                if self._dense is not None:
+                    self._add_dense(self._dense, parameter, grad)
                 erase(grad)
                 self._grad_versions[parameter] = id(grad), version(grad)
             if version(parameter) != self._weight_versions[parameter]:  # written to since the last step
@@ -104,6 +107,50 @@ class Enforcer:
                 self._weight_versions[parameter] = version(parameter)
 
         return hook
+
+    def collect_gradients(self) -> None:
+        """Keep the gradients of all weights, pruned ones too, of the backward passes from here on."""
+        self._dense = {} if self._dense is None else self._dense
+
+    def take_gradients(self) -> dict[str, Tensor]:
+        """What was collected, by the weight's name: of this process, summed over backward passes; and stop collecting.
+
+        Weights without a gradient are left out; those of sharded weights are sharded.
+        """
+        dense, self._dense = self._dense or {}, None
+        return {name: dense[parameter] for name, parameter in self._named.items() if parameter in dense}
+
+    @torch.no_grad()
+    def _add_dense(self, dense: dict[nn.Parameter, Tensor], parameter: nn.Parameter, grad: Tensor) -> None:
+        if parameter in dense:
+            # `grad` has the sum of all passes for kept weights, and of the pruned ones this pass alone.
+            self._erasers[parameter].add_pruned(grad, dense[parameter])
+        dense[parameter] = grad.detach().clone()
+
+    @torch.no_grad()
+    def update(self, masks: Mapping[str, Tensor]) -> None:
+        """Replace the masks of some weights, in place: who holds the old ones sees the new ones.
+
+        No hook is added or removed, so nothing compiled is compiled again. Weights that leave are zeroed. So are the
+        optimizer states of those that leave and of those that come, which begin at zero.
+
+        Args:
+            masks: Name -> new bool mask.
+        """
+        for name, mask in masks.items():
+            parameter = self._named[name]
+            erase = self._erasers[parameter]
+            stays = erase.replace(mask)
+            for tensor in (parameter, parameter.grad, *self._states(parameter)):
+                if tensor is not None:
+                    stays(tensor)
+            self._weight_versions[parameter] = self._version(parameter)
+        self._steps = 0
+
+    def _states(self, parameter: nn.Parameter) -> list[Tensor]:
+        """Tensors of the optimizers' states that have an entry for every weight."""
+        values = [v for optimizer in self._optimizers for v in optimizer.state.get(parameter, {}).values()]
+        return [v for v in values if isinstance(v, Tensor) and v.shape == parameter.shape]
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer) -> None:
@@ -144,11 +191,9 @@ class Enforcer:
     @torch.no_grad()
     def zero_state(self) -> None:
         """Zero the optimizer state of pruned weights: every state tensor of a weight's shape."""
-        for optimizer in self._optimizers:
-            for parameter, erase in self._erasers.items():
-                for value in optimizer.state.get(parameter, {}).values():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        erase(value)
+        for parameter, erase in self._erasers.items():
+            for value in self._states(parameter):
+                erase(value)
         self._steps = 0
 
     def _floor_second_moments(self, optimizer: Optimizer) -> None:
@@ -187,49 +232,6 @@ class Enforcer:
         self.detach()
 
 
-def _runs_hooks(optimizer: Optimizer) -> bool:
-    """Whether hooks of torch are called; not by Lookahead and other wrappers that never call `Optimizer.__init__`."""
-    # By private names, since torch has no others for what that call leaves on the class and on the optimizer.
-    marked = getattr(getattr(type(optimizer), "step", None), "hooked", False)
-    return marked and hasattr(optimizer, "_optimizer_load_state_dict_post_hooks")
-
-
-def _hook_gradient(parameter: nn.Parameter, hook: Callable[[nn.Parameter], None]) -> Any:
-    """Register a hook that waits for a frozen weight to thaw."""
-    frozen = not parameter.requires_grad
-    try:
-        return parameter.requires_grad_(True).register_post_accumulate_grad_hook(hook)
-    finally:
-        parameter.requires_grad_(not frozen)
-
-
-class _After:
-    """Calls a function after each call of a method of one object, until it is removed."""
-
-    def __init__(self, owner: Any, name: str, function: Callable[[], None]) -> None:
-        method = getattr(owner, name)
-
-        @wraps(method)
-        def shadow(*args: Any, **kwargs: Any) -> Any:
-            result = method(*args, **kwargs)
-            if self._active:
-                function()
-            return result
-
-        self._active, self._owner, self._name, self._shadow = True, owner, name, shadow
-        self._before = vars(owner).get(name)
-        setattr(owner, name, shadow)
-
-    def remove(self) -> None:
-        """Put back what was there, unless others have shadowed the method since."""
-        self._active = False
-        if vars(self._owner).get(self._name) is self._shadow:
-            if self._before is None:
-                delattr(self._owner, self._name)
-            else:
-                setattr(self._owner, self._name, self._before)
-
-
 class _Eraser:
     """Sets pruned entries of a tensor to zero, even if they are NaN or infinite."""
 
@@ -263,6 +265,19 @@ class _Eraser:
                 self._pruned = (~self._mask).nonzero()[:1].tolist()
             if self._pruned and float(tensor[tuple(self._pruned[0])]) < _FLOOR:
                 tensor.masked_fill_(~self._mask.to(tensor.device), 1)
+
+    def replace(self, mask: Tensor) -> "_Eraser":
+        """Take another mask, in place; an eraser of all entries but those kept by both."""
+        mask = mask.to(self._mask.device)
+        stays = _Eraser(self._mask & mask)
+        self._mask.copy_(mask)
+        self._pruned, self._cache = None, {}
+        return stays
+
+    def add_pruned(self, tensor: Tensor, other: Tensor) -> None:
+        """Add pruned entries of another tensor."""
+        kept = local_shard_like(self._mask, tensor)
+        local_shard(tensor).add_(local_shard(other).masked_fill(kept, 0))
 
     def would_change(self, tensor: Tensor) -> bool:
         """Whether a pruned entry that this process holds is not zero."""

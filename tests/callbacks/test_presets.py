@@ -8,8 +8,10 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks import DynamicSparsity, GraphonMonitor, LossDecayMonitor, PruneAtInit
 from lightning_graphon.presets import preset_path, presets
+from lightning_graphon.pruning import prune
+from lightning_graphon.pruning.growth import get_growth
 from lightning_graphon.pruning.scoring.registry import get_method
 from tests.helpers.modules import METHODS, Classifier, loader, pruned_max
 
@@ -194,3 +196,39 @@ def test_nothing_of_the_preset_is_code():
     for name in presets():
         assert yaml.safe_load(preset_path(name).read_text())
     assert not any(module.startswith("lightning_graphon._presets.") for module in sys.modules)
+
+
+MOVING = ["rigl", "set", "srigl", "gmp"]
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_presets_of_masks_that_move_write_out_every_default_and_train(name, cli):
+    (entry,) = yaml.safe_load(preset_path(name).read_text())["trainer"]["callbacks+"]
+    given, defaults = entry["init_args"], defaults_of(DynamicSparsity)
+    assert list(given) == list(defaults)
+    options = get_growth(name).defaults
+    assert given == {**defaults, "method": name, "sparsity": 0.9, "options": options}
+    made = cli(preset_path(name))
+    (pruner,) = [c for c in made.trainer.callbacks if isinstance(c, DynamicSparsity)]
+    assert pruner.growth.method == name
+    pruner.verbose, pruner.growth = False, dataclasses.replace(pruner.growth, every_n_steps=1, stop=2)
+    made.trainer.fit(made.model)
+    # A constant fan-in is rounded down.
+    assert pruner.masks.sparsity == pytest.approx(0.9, abs=2e-2 if name == "srigl" else 1e-3)
+    assert pruned_max(made.model, pruner.masks) == 0.0
+
+
+def test_a_file_of_masks_or_a_method_to_start_with_can_be_named(cli, tmp_path):
+    prune(Toy(), "magnitude", sparsity=0.5).save(tmp_path / "masks.pt")
+    text = preset_path("rigl").read_text()
+    changed = tmp_path / "changed.yaml"
+    for start, sparsity in ((str(tmp_path / "masks.pt"), "null"), ("snip", "0.5")):
+        changed.write_text(
+            text.replace("start: null", f"start: {start}")
+            .replace("sparsity: 0.9", f"sparsity: {sparsity}")
+            .replace("verbose: true", "verbose: false")
+        )
+        made = cli(changed)
+        (pruner,) = [c for c in made.trainer.callbacks if isinstance(c, DynamicSparsity)]
+        made.trainer.fit(made.model)
+        assert pruner.masks.sparsity == pytest.approx(0.5, abs=1e-3)

@@ -394,3 +394,55 @@ def test_frozen_weights_are_zeroed_and_stay_so_when_they_thaw() -> None:
             assert not net[0].weight.grad[~masks["0.weight"]].any()
             optimizer.step()
             assert not pruned_entries(net, masks).any()
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_collected_gradients_are_those_of_all_weights(accumulate: int) -> None:
+    net, masks = network()
+    dense = seeded(mlp)
+    masks.apply_(dense)
+    for _ in range(accumulate):
+        loss(dense).backward()
+    with Enforcer(net, masks, torch.optim.SGD(net.parameters(), lr=0.1)) as enforcer:
+        loss(net).backward()
+        net.zero_grad()
+        enforcer.collect_gradients()
+        for _ in range(accumulate):
+            loss(net).backward()
+            enforcer.collect_gradients()  # which is on already
+            assert not any(net.get_parameter(name).grad[~mask].any() for name, mask in masks.items())
+        found = enforcer.take_gradients()
+        assert list(found) == list(masks)
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, dense.get_parameter(name).grad)
+        loss(net).backward()
+        assert enforcer.take_gradients() == {}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_masks_are_replaced_in_place_and_what_comes_begins_at_zero(name: str) -> None:
+    net, masks = network()
+    optimizer = OPTIMIZERS[name](net.parameters())
+    given = masks["0.weight"]
+    old = {n: mask.clone() for n, mask in masks.items()}
+    with Enforcer(net, masks, optimizer) as enforcer:
+        train(net, optimizer, 3)
+        kept = net.get_parameter("0.weight").detach().clone()
+        enforcer.update(prune(net, "random", sparsity=0.6, seed=4))
+        assert masks["0.weight"] is given
+        for n, mask in masks.items():
+            parameter, stays = net.get_parameter(n), mask & old[n]
+            assert (mask != old[n]).any()
+            for tensor in (parameter.detach(), parameter.grad):
+                assert tensor is not None
+                assert not tensor[~stays].any()
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == mask.shape:
+                    assert not value[~stays].any()
+        stays = given & old["0.weight"]
+        assert torch.equal(net.get_parameter("0.weight")[stays], kept[stays])
+        for _ in range(70):  # past a check of second moments
+            train(net, optimizer, 1)
+            assert not pruned_entries(net, masks).any()
+        grown = given & ~old["0.weight"]
+        assert (net.get_parameter("0.weight")[grown] != 0).float().mean() > 0.1

@@ -4,21 +4,19 @@ from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
-from lightning_graphon.callbacks.prune_at_init import PruneAtInit
+from lightning_graphon.callbacks._sparsity.sparse_callback import sparse_callbacks
 from lightning_graphon.pruning import Masks, read_masks
 
 
 def ensure_pruned(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Let every PruneAtInit prune that has not yet; every process must call it.
+    """Let every PruneAtInit and DynamicSparsity prune that has not yet; every process must call it.
 
     Strategies that restore checkpoints late make it wait until training starts, perhaps behind who asks for the masks.
     """
-    for callback in getattr(trainer, "callbacks", []):
-        if isinstance(callback, PruneAtInit):
-            callback.install(trainer, pl_module)
+    for callback in sparse_callbacks(trainer):
+        callback.install(trainer, pl_module)
 
 
 def enforced_masks(trainer: pl.Trainer) -> Masks | None:
@@ -34,15 +32,15 @@ def masks_in_use(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
 ) -> Masks:
-    """The masks of PruneAtInit as they are; anything else from the model.
+    """The masks of a PruneAtInit or DynamicSparsity as they are; anything else from the model.
 
     Raises:
         InsufficientMemoryError: They are to be gathered, and do not fit.
         ValueError: There is no weight to read.
     """
-    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
-    pruners = [c.masks for c in callbacks if isinstance(c, PruneAtInit) and c.masks is not None]
-    if len(pruners) == 1 and include is None and exclude is None:
-        return pruners[0]
+    pruners = [c for c in sparse_callbacks(trainer) if c.masks is not None]
+    if include is None and exclude is None and (len(pruners) == 1 or any(c.moves for c in pruners)):
+        # Weights that have just grown are zero, so masks that move cannot be read from the model.
+        return Masks({name: mask for c in pruners for name, mask in (c.masks or {}).items()})
     check_memory_on_all_ranks(trainer.strategy, pl_module, dtype=torch.bool)
     return read_masks(pl_module, include, exclude)

@@ -14,7 +14,7 @@ from lightning_graphon.pruning import Masks, PruningConfig
 _FLATTENING = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
-def refuse_flattened(trainer: pl.Trainer) -> None:
+def refuse_flattened(trainer: pl.Trainer, who: str = "PruneAtInit") -> None:
     """Raise where parameters are flattened and cut over processes.
 
     Raises:
@@ -22,7 +22,7 @@ def refuse_flattened(trainer: pl.Trainer) -> None:
     """
     if flattens_parameters(trainer):
         raise RuntimeError(
-            f"PruneAtInit does not support {type(trainer.strategy).__name__}: it flattens the parameters and cuts "
+            f"{who} does not support {type(trainer.strategy).__name__}: it flattens the parameters and cuts "
             "them into shards, where masks of weights would silently do nothing. Use ModelParallelStrategy with "
             "fully_shard (FSDP2) in configure_model, strategy='ddp' or one device."
         )
@@ -33,7 +33,7 @@ def flattens_parameters(trainer: pl.Trainer) -> bool:
     return _is_one_of(trainer, _FLATTENING)
 
 
-def refuse_other_package(trainer: pl.Trainer) -> None:
+def refuse_other_package(trainer: pl.Trainer, who: str = "PruneAtInit") -> None:
     """Raise where the trainer is that of `pytorch_lightning`, whose classes are others under the same names.
 
     Raises:
@@ -41,7 +41,7 @@ def refuse_other_package(trainer: pl.Trainer) -> None:
     """
     if not isinstance(trainer, pl.Trainer):
         raise TypeError(
-            f"PruneAtInit works with lightning.pytorch, but the Trainer comes from {type(trainer).__module__}: "
+            f"{who} works with lightning.pytorch, but the Trainer comes from {type(trainer).__module__}: "
             "use `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl`"
         )
 
@@ -92,7 +92,7 @@ def identity(config: PruningConfig | None, given: Masks, rescale: str | None) ->
     }
 
 
-def check_same(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+def check_same(mine: Mapping[str, Any], saved: Mapping[str, Any], who: str = "PruneAtInit") -> None:
     """Refuse to resume what was pruned in another way.
 
     Raises:
@@ -101,6 +101,6 @@ def check_same(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     for name, value in mine.items():
         if saved.get(name) != value:
             raise ValueError(
-                f"the checkpoint was pruned with {name}={saved.get(name)!r} but this PruneAtInit has {name}={value!r}: "
+                f"the checkpoint was pruned with {name}={saved.get(name)!r} but this {who} has {name}={value!r}: "
                 "resume with the same arguments, or start anew from the checkpoint's weights"
             )

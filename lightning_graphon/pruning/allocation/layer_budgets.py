@@ -54,12 +54,23 @@ def layer_budgets(
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     wanted = {name: sizes[name] * _PROFILES[profile](shape) for name, shape in (matrices or shapes).items()}
+    return proportional_counts(wanted, sizes, floors, keep)
+
+
+def proportional_counts(
+    wanted: Mapping[str, float], sizes: Mapping[str, int], floors: Mapping[str, int], keep: int
+) -> dict[str, int]:
+    """Numbers proportional to `wanted`, but at most `sizes` and at least `floors`, that sum to `keep` exactly.
+
+    >>> proportional_counts({"a": 1.0, "b": 3.0}, {"a": 9, "b": 5}, {}, 8)
+    {'a': 3, 'b': 5}
+    """
 
     def counts(scale: float) -> dict[str, float]:
-        return {n: min(sizes[n], max(floors.get(n, 0), scale * wanted[n])) for n in shapes}
+        return {n: min(sizes[n], max(floors.get(n, 0), scale * wanted[n])) for n in wanted}
 
     # The total grows with the scale, so bisection finds it, down to the spacing of floats.
-    low, high = 0.0, max((sizes[n] / wanted[n] for n in shapes if wanted[n]), default=1.0)
+    low, high = 0.0, max((sizes[n] / wanted[n] for n in wanted if wanted[n]), default=1.0)
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (low, middle) if sum(counts(middle).values()) >= keep else (middle, high)

@@ -55,7 +55,7 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
     sample = _sample(scores, total)
     for lower, upper in _brackets(sample, keep, total):
         masks, inside, places = _split(scores, lower, upper, sample.dtype)
-        missing = keep - sum(map(_count, masks.values()))
+        missing = keep - sum(map(true_count, masks.values()))
         if 0 <= missing <= inside.numel():
             _fill(places, _largest(inside, missing, total))
             return masks
@@ -104,7 +104,7 @@ def _split(
         for part, above in zip(score.reshape(-1).split(chunk), masks[name].view(-1).split(chunk), strict=True):
             part = part.to(dtype)
             above.copy_(_exceeds(part, upper))
-            between = _positions(_exceeds(part, lower) ^ above)
+            between = true_positions(_exceeds(part, lower) ^ above)
             inside.append(part[between])
             places.append((above, between))
     return masks, torch.cat([part.to(inside[0].device) for part in inside]), places
@@ -123,7 +123,7 @@ def _keep_ties(
     """Keep the first `missing` of the scores equal to `value`; whether there are so many."""
     for name, score in scores.items():
         # In the common dtype: in a narrower one `value` would be rounded, and equal what is not.
-        ties = _positions(score.reshape(-1).to(dtype) == value)[:missing]
+        ties = true_positions(score.reshape(-1).to(dtype) == value)[:missing]
         masks[name].view(-1)[ties] = True
         missing -= ties.numel()
         if not missing:
@@ -142,7 +142,7 @@ def _largest(values: Tensor, keep: int, total: int) -> Tensor:
         array = values.numpy()
         bound = float(np.partition(array, -keep)[-keep])
         found = torch.from_numpy(array > bound)
-        found[_positions(values == bound)[: keep - _count(found)]] = True
+        found[true_positions(values == bound)[: keep - true_count(found)]] = True
     return found
 
 
@@ -157,10 +157,11 @@ def _exceeds(values: Tensor, bound: float) -> Tensor:
     return torch.from_numpy(values.numpy() > bound) if _for_numpy(values) else values > bound
 
 
-def _count(flags: Tensor) -> int:
+def true_count(flags: Tensor) -> int:
+    """Number of True entries."""
     return int(np.count_nonzero(flags.numpy()) if _for_numpy(flags) else flags.count_nonzero())
 
 
-def _positions(flags: Tensor) -> Tensor:
+def true_positions(flags: Tensor) -> Tensor:
     """Indices [k], ascending, of the True entries of a vector."""
     return torch.from_numpy(np.flatnonzero(flags.numpy())) if _for_numpy(flags) else flags.nonzero().squeeze(1)

@@ -14,7 +14,7 @@ from lightning_graphon.graphon import StepGraphon, as_graphon
 from lightning_graphon.pruning.scoring.registry import ScoringContext, register_method
 
 # Log-odds of cells with W = 1 or 0: finite, but beyond any logistic noise.
-_CERTAIN = 1e4
+CERTAIN = 1e4
 
 
 @register_method("graphon", needs="nothing")
@@ -38,8 +38,8 @@ def graphon(context: ScoringContext, *, graphons: Any = None) -> dict[str, Tenso
         raise ValueError(
             "method 'graphon' needs the graphons to draw from: options={'graphons': {'family': 'product'}}"
         )
-    layers = {name: _graphon_of(name, graphons, context.density) for name in context.weights}
-    _check_patterns(context.weights, graphons)
+    layers = {name: graphon_of(name, graphons, context.density) for name in context.weights}
+    check_patterns(context.weights, graphons)
     _check_support(context, layers)
     source = generator(context.seed, "graphon masks")
     return {
@@ -53,7 +53,7 @@ def _log_odds(step: StepGraphon, shape: torch.Size, layout: WeightLayout, source
     # The logit of a uniform number is logistic, and P(logit W > logistic) = W.
     noise = layout.rows(torch.logit(torch.rand(shape, generator=source).clamp_(1e-7, 1 - 1e-7)))
     u, v = ((torch.arange(side, dtype=torch.float64) + 0.5) / side for side in noise.shape[:2])
-    odds = torch.logit(step.to("cpu", torch.float32)(u[:, None], v)).clamp_(-_CERTAIN, _CERTAIN)
+    odds = torch.logit(step.to("cpu", torch.float32)(u[:, None], v)).clamp_(-CERTAIN, CERTAIN)
     return layout.stored(odds.reshape(*odds.shape, *[1] * (noise.ndim - 2)) - noise)
 
 
@@ -73,7 +73,7 @@ def _check_support(context: ScoringContext, layers: Mapping[str, StepGraphon]) -
         )
 
 
-def _graphon_of(name: str, graphons: Any, density: float) -> StepGraphon:
+def graphon_of(name: str, graphons: Any, density: float) -> StepGraphon:
     """The graphon of a layer."""
     if not isinstance(graphons, Mapping) or "family" in graphons:
         return as_graphon(_with_density(graphons, density))
@@ -90,7 +90,7 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
 
 
-def _check_patterns(names: Mapping[str, Any], graphons: Any) -> None:
+def check_patterns(names: Mapping[str, Any], graphons: Any) -> None:
     """Raise if a pattern names no layer."""
     if isinstance(graphons, Mapping) and "family" not in graphons:
         for pattern in graphons:
