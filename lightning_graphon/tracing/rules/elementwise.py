@@ -1,0 +1,145 @@
+"""Elementwise functions of one tensor, sums and products of several."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_graphon.tracing.rules.parts import join_positions
+from lightning_graphon.tracing.steps import Part, Pointwise, Product, Sum
+from lightning_graphon.tracing.tracer import Call, Tracer, refusal, rule
+from lightning_graphon.tracing.views import View, encode
+
+_FUNCTIONS = (
+    "relu", "leaky_relu", "prelu", "rrelu", "gelu", "silu", "elu", "selu", "celu", "tanh", "sigmoid", "softplus",
+    "softsign", "mish", "hardtanh", "relu6", "hardsigmoid", "hardswish", "hardshrink", "softshrink", "threshold",
+    "logsigmoid", "log_sigmoid", "tanhshrink", "erf", "sin", "cos", "exp", "abs", "square", "atan", "sinh", "asinh",
+    "sign", "sqrt", "rsqrt", "log", "log1p", "expm1", "reciprocal", "neg", "negative", "pow", "float_power",
+    "__rpow__", "clamp", "clamp_min", "clamp_max", "clip", "sinc", "cosh", "arctan", "erfc", "heaviside", "logit",
+)  # fmt: skip
+_SUMS, _PRODUCTS = ("add", "sub", "subtract", "rsub"), ("mul", "multiply")
+_ARITHMETIC = (*_SUMS, *_PRODUCTS, "div", "divide", "true_divide", "__rdiv__", "__rtruediv__", "maximum", "minimum",
+               "where")  # fmt: skip
+
+
+@rule(*_FUNCTIONS, *_ARITHMETIC)
+def _elementwise(tracer: Tracer, call: Call) -> None:
+    constants = [t for t in _tensors(call) if t.numel() > 1 and not any(t is other for other in call.tracked)]
+    views = [tracer.view(t, call.label) for t in call.tracked]
+    if call.name == "prelu":
+        _check_slopes(call)
+        constants = []
+    if not constants and _same_root(views, tracer):
+        _pointwise(tracer, call, views)
+    elif call.name in _SUMS:
+        _sum(tracer, call)
+    elif call.name in _PRODUCTS:
+        _product(tracer, call)
+    elif call.name in ("div", "divide", "true_divide") and constants and len(call.tracked) == 1:
+        _product(tracer, call, divisor=constants[0])
+    else:
+        raise refusal(f"{call.label} of several tensors")
+
+
+@rule("glu")
+def _glu(tracer: Tracer, call: Call) -> None:
+    view, dim = tracer.view(call.tracked[0]), call.argument(1, "dim", -1)
+    left, right = (view.with_codes(c) for c in view.codes.chunk(2, dim))
+    gate = Pointwise(
+        call.label, view.step.units, view.step.positions, (view.index,), function=torch.sigmoid, source=torch.sigmoid
+    )
+    gated = tracer.record(torch.empty(0), gate, right.codes, [right], torch.sigmoid)
+    _join(tracer, call, Product, [left, gated], lambda a, b: a * b)
+
+
+# ---- one tensor
+
+
+def _pointwise(tracer: Tracer, call: Call, views: list[View]) -> None:
+    base = _root(views[0], tracer)
+    inner = [_function(view) for view in views]
+
+    def function(z: Tensor) -> Tensor:
+        # Copies, as the function may write to its argument.
+        out: Tensor = call.run(*(f(z).clone() for f in inner))
+        return out
+
+    alone = all(view.index == base.index for view in views)
+    step = Pointwise(
+        call.label, base.step.units, base.step.positions, (base.index,), base.step.batched,
+        function=function, source=call if alone else None,
+    )  # fmt: skip
+    tracer.record(call.out, step, base.codes, [base], function)
+
+
+def _root(view: View, tracer: Tracer) -> View:
+    """What a tensor is an elementwise function of."""
+    if not isinstance(view.step, Pointwise):
+        return view
+    (index,) = view.step.inputs
+    return View(index, tracer.steps[index], view.codes)
+
+
+def _function(view: View) -> Callable[[Tensor], Tensor]:
+    return view.step.function if isinstance(view.step, Pointwise) else lambda z: z
+
+
+def _same_root(views: list[View], tracer: Tracer) -> bool:
+    roots = [_root(view, tracer) for view in views]
+    return all(r.index == roots[0].index and torch.equal(r.codes, roots[0].codes) for r in roots)
+
+
+def _check_slopes(call: Call) -> None:
+    slopes = call.argument(1, "weight").numel()
+    if slopes > 1:
+        raise refusal(f"{call.label}: PReLU with {slopes} slopes is a different activation in every unit and")
+
+
+# ---- several tensors
+
+
+def _tensors(call: Call) -> list[Tensor]:
+    return [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, Tensor)]
+
+
+def _sum(tracer: Tracer, call: Call) -> None:
+    left, right = _operands(call)
+    alpha = float(call.kwargs.get("alpha", 1))
+    signs = {"add": (1.0, alpha), "rsub": (-alpha, 1.0)}.get(call.name, (1.0, -alpha))
+    views = [tracer.view(t, call.label) for t in (left, right)]
+    _join(tracer, call, Sum, views, lambda a, b: signs[0] * a + signs[1] * b, coefficients=signs)
+
+
+def _product(tracer: Tracer, call: Call, divisor: Tensor | None = None) -> None:
+    left, right = _operands(call)
+    views = [tracer.view(t, call.label) for t in (left, right if divisor is None else 1 / divisor)]
+    _join(tracer, call, Product, views, lambda a, b: a * b)
+
+
+def _operands(call: Call) -> tuple[Tensor, Tensor]:
+    left, right = call.argument(0, "input"), call.argument(1, "other")
+    if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
+        raise refusal(f"{call.label} of several tensors")
+    return left, right
+
+
+def _join(
+    tracer: Tracer, call: Call, kind: type[Sum] | type[Product], views: list[View],
+    run: Callable[..., Tensor], **options: Any,
+) -> None:  # fmt: skip
+    shape = call.out.shape
+    expanded = [view.with_codes(view.codes.expand(shape)) for view in views]
+    if any(bool((view.codes < 0).any()) for view in views):
+        raise refusal(f"{call.label} of a padded tensor")
+    batched = next(view for view in expanded if view.step.batched)
+    unit, unit_index, units = join_positions([view.unit for view in expanded])
+    position, position_index, positions = join_positions([view.position for view in expanded])
+    if any(len(index.unique()) < units for index in unit_index):
+        raise refusal(f"{call.label}, which spreads one unit over several,")
+    owners = [view.step.units[index] for view, index in zip(views, unit_index, strict=True)]
+    tracer.joined += [(owners[0], other) for other in owners[1:]]
+    parts = tuple(Part(u, p) for u, p in zip(unit_index, position_index, strict=True))
+    step = kind(call.label, owners[0], positions, tuple(view.index for view in views), parts=parts, **options)
+    codes = encode(batched.sample, unit, position, step)
+    tracer.record(call.out, step, codes, views, run)
