@@ -1,7 +1,7 @@
-"""The Graphon NTK of a module: joint graphons of its masks and weights, and their kernel."""
+"""The Graphon NTK of a module: joint positions of its units, and the kernel of its masks and weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,21 @@ from lightning_graphon._shared.checks import checked, nearest
 from lightning_graphon._shared.choices import Get, Parameterization, ParameterTerm, Positions, Propagate, Reduce
 from lightning_graphon._shared.unmasked_zeros import warn_of_unmasked_zeros
 from lightning_graphon.graphon import layer_graphons
+from lightning_graphon.graphon.estimation.unit_bins import unit_bins
 from lightning_graphon.ntk.activations.base import DualActivation
-from lightning_graphon.ntk.infinite.chain import Affine, read_chain
+from lightning_graphon.ntk.infinite.chain import ChainLayer, kept_variance, read_chain, with_own_parameters
 from lightning_graphon.ntk.infinite.graphon_ntk import check_options, layers_kernel
 from lightning_graphon.ntk.infinite.layer_building import build_layers
 from lightning_graphon.ntk.infinite.layers import Layer
+from lightning_graphon.ntk.infinite.nodes.registry import build_nodes
+from lightning_graphon.ntk.infinite.setting import Setting
+from lightning_graphon.ntk.infinite.walk import Readout, network_kernel
+from lightning_graphon.ntk.operators.tiling import TileShard
+from lightning_graphon.tracing import NotReadableError, Trace, trace
+from lightning_graphon.tracing.steps import Affine, Embedding, Pointwise
+
+_DEFAULT_BINS = 16
+_ALTERNATIVE = "use `sampled_ntk` or `empirical_ntk`, which take any module"
 
 
 @checked
@@ -76,68 +86,112 @@ def graphon_ntk_from_model(
     torch.Size([3, 3])
     """
     check_options(propagate, parameterization, get, parameter_term, reduce)
-    chain = read_chain(model, x)
-    warn_of_unmasked_zeros({layer.weight_name: layer.module.weight.detach() for layer in chain}, masks)
-    # The chain needs a mask of each layer, so that neurons of dense layers have positions too.
-    full = _all_masks(chain, masks)
-    # Float64 whatever the model's dtype: small eigenvalues need its digits.
-    flat = x.detach().flatten(1).to(torch.float64)
-    other = None if x2 is None else x2.detach().flatten(1).to(torch.float64)
-    rule: Positions = positions or ("spectral" if propagate == "drift" else "degree")
-    count = bins if bins is not None else (8 if propagate == "drift" else 64)
-    drift, needs_variance = propagate == "drift", propagate == "density" or parameterization == "ntk"
-    graphons = layer_graphons(full, model=model, bins=count, order="joint", positions=rule, drift=drift)
-    variances = [weight_variance or (_variance(a, full[a.weight_name]) if needs_variance else 1.0) for a in chain]
-    layers = build_layers(
-        list(graphons.values()), flat, propagate=propagate, parameterization=parameterization,
-        widths=[*(a.module.in_features for a in chain), chain[-1].module.out_features],
-        weight_variance=variances, bias_variance=0.0, parameter_term=parameter_term, train_bias=False,
-    )  # fmt: skip
-    layers = [_with_own_parameters(la, a, parameterization, propagate) for la, a in zip(layers, chain, strict=True)]
-    duals: Sequence[DualActivation] = [a.dual for a in chain if a.dual is not None]
+    options = Options(bins, propagate, parameterization, positions, weight_variance, parameter_term)
+    try:
+        network = trace(model, x)
+        _check_readout(network)
+        full = _all_masks(network, masks)
+        warn_of_unmasked_zeros({name: weight.detach() for name, weight in _weights(network).items()}, masks)
+        # Float64 whatever the model's dtype: small eigenvalues need its digits.
+        flat = x.detach().flatten(1).to(torch.float64)
+        other = None if x2 is None else x2.detach().flatten(1).to(torch.float64)
+        chain = read_chain(network)
+        if chain is None:
+            shard = TileShard.from_group(group)
+            return _network_kernel(network, flat, other, full, options, reduce, get, max_memory, shard)
+    except NotReadableError as error:
+        raise ValueError(f"{error}; {_ALTERNATIVE}") from error
+    layers = _chain_layers(chain, model, flat, full, options)
+    duals: Sequence[DualActivation] = [layer.dual for layer in chain if layer.dual is not None]
     return layers_kernel(flat, layers, duals, reduce=reduce, x2=other, get=get, max_memory=max_memory, group=group)
 
 
-def _all_masks(chain: list[Affine], masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """A bool mask for every layer of the chain; all ones where none is given."""
-    given = dict(masks or {})
-    full = {}
-    for layer in chain:
-        mask = given.pop(layer.weight_name, None)
-        if mask is None:
-            mask = torch.ones_like(layer.module.weight, dtype=torch.bool)
-        full[layer.weight_name] = mask if mask.dtype == torch.bool else mask != 0
+class Options(NamedTuple):
+    """Options of `graphon_ntk_from_model` that say which kernel it is."""
+
+    bins: int | None
+    propagate: Propagate
+    parameterization: Parameterization
+    positions: Positions | None
+    weight_variance: float | None
+    parameter_term: ParameterTerm
+
+
+def _chain_layers(
+    chain: list[ChainLayer], model: nn.Module, x: Tensor, masks: Mapping[str, Tensor], options: Options
+) -> list[Layer]:
+    drift = options.propagate == "drift"
+    rule: Positions = options.positions or ("spectral" if drift else "degree")
+    count = options.bins if options.bins is not None else (8 if drift else 64)
+    own = {layer.step.weight_name: masks[layer.step.weight_name] for layer in chain}
+    graphons = layer_graphons(own, model=model, bins=count, order="joint", positions=rule, drift=drift)
+    needs_variance = options.propagate == "density" or options.parameterization == "ntk"
+    variances = [
+        options.weight_variance or (kept_variance(la, own[la.step.weight_name]) if needs_variance else 1.0)
+        for la in chain
+    ]
+    layers = build_layers(
+        list(graphons.values()), x, propagate=options.propagate, parameterization=options.parameterization,
+        widths=[*(layer.step.fan_in for layer in chain), len(chain[-1].step.units)],
+        weight_variance=variances, bias_variance=0.0, parameter_term=options.parameter_term, train_bias=False,
+    )  # fmt: skip
+    return [
+        with_own_parameters(built, layer, options.parameterization, options.propagate)
+        for built, layer in zip(layers, chain, strict=True)
+    ]
+
+
+def _network_kernel(
+    network: Trace, x: Tensor, x2: Tensor | None, masks: Mapping[str, Tensor], options: Options,
+    reduce: Reduce | None, get: Get, max_memory: int | None, shard: TileShard,
+) -> Tensor:  # fmt: skip
+    """Kernel of a network that is no chain."""
+    if options.propagate == "drift":
+        raise NotReadableError("propagate='drift' is for chains of Linear layers: this network")
+    count = options.bins if options.bins is not None else _DEFAULT_BINS
+    bin_of = unit_bins(network, masks, count, options.positions or "degree")
+    setting = Setting(
+        network, bin_of, masks, options.propagate, options.parameterization, options.weight_variance,
+        options.parameter_term,
+    )  # fmt: skip
+    nodes, output = build_nodes(setting), network.output
+    if not nodes[output.index].gaussian:
+        raise NotReadableError(f"{nodes[output.index].step.label} at the end, after the last layer,")
+    bins = nodes[output.index].bin_of_unit[output.unit[0].reshape(-1)]
+    readout = Readout(bins, output.position[0].reshape(-1), output.index)
+    kernel = network_kernel(
+        nodes, readout, x, x2, get=get, mean=reduce == "mean", max_memory=max_memory, shard=shard
+    )  # fmt: skip
+    return kernel[0] if reduce == "mean" else kernel
+
+
+def _check_readout(network: Trace) -> None:
+    step = network.output.step
+    if isinstance(step, Pointwise):
+        raise NotReadableError(
+            f"{step.label}: an activation follows the last layer, but the kernel is that of a linear readout: return "
+            "the logits; the network"
+        )
+    if not any(isinstance(step, Affine) for step in network.steps):
+        raise NotReadableError("a network without a Linear layer or convolution")
+    outside = bool((network.output.codes < 0).any())
+    if outside or not torch.equal(network.output.sample[:, None].flatten(2)[..., 0].reshape(-1), torch.arange(len(network.output.codes))):
+        raise NotReadableError("an output whose first axis is not that of the samples")
+
+
+def _weights(network: Trace) -> dict[str, Tensor]:
+    """Weights that may have a mask, by name."""
+    return {s.weight_name: s.weight for s in network.steps if isinstance(s, (Affine, Embedding))}
+
+
+def _all_masks(network: Trace, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """A bool mask for every layer; all ones where none is given."""
+    given, full = dict(masks or {}), {}
+    for name, weight in _weights(network).items():
+        mask = given.pop(name, None)
+        mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+        full[name] = mask if mask.dtype == torch.bool else mask != 0
     if given:
         name = next(iter(given))
-        raise KeyError(f"mask {name!r} names no Linear weight of the chain. {nearest(name, full)}")
+        raise KeyError(f"mask {name!r} names no weight of a layer that is read. {nearest(name, full)}")
     return full
-
-
-def _variance(layer: Affine, mask: Tensor) -> float:
-    """Fan-in times the mean square of the kept weights."""
-    kept = layer.module.weight.detach()[mask].to(torch.float64)
-    return layer.module.in_features * float(kept.square().mean()) if len(kept) else 0.0
-
-
-def _with_own_parameters(
-    built: Layer, layer: Affine, parameterization: Parameterization, propagate: Propagate
-) -> Layer:
-    """The layer with the module's own biases, and without parameter terms of frozen parameters."""
-    weight, bias = layer.module.weight, layer.module.bias
-    changes: dict[str, object] = {}
-    if not weight.requires_grad:
-        changes |= {"parameter_map": torch.zeros_like(built.parameter_map), "ratio": 0.0}
-    if bias is not None:
-        b = bias.detach().to(built.bias_variance)
-        # Hidden neurons are exchangeable, so their biases enter with the mean over the layer.
-        own = len(b) == len(built.bias_variance) and layer.dual is None  # outputs keep their identity
-        mean = b if own else b.mean().expand_as(built.bias_variance)
-        square = b.square() if own else b.square().mean().expand_as(built.bias_variance)
-        # Without drift pre-activations are centred by definition, so a bias enters with its second moment.
-        drift = propagate == "drift"
-        changes |= {"bias_variance": (square - mean.square()).clamp_min(0) if drift else square}
-        if drift:
-            changes |= {"bias_mean": mean}
-        gamma = 1.0 if parameterization == "standard" else float(b.square().mean())
-        changes |= {"bias_term": gamma if bias.requires_grad else 0.0}
-    return replace(built, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,60 @@
+"""One position for every unit of a traced network: residual streams in one order for all their blocks."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_graphon._shared.choices import Positions
+from lightning_graphon.graphon.estimation.joint_positions import nested_quantile_labels
+from lightning_graphon.tracing import Trace
+from lightning_graphon.tracing.axes import exchangeable_groups, same_units
+from lightning_graphon.tracing.steps import Affine
+
+
+def unit_bins(trace: Trace, masks: Mapping[str, Tensor], bins: int, positions: Positions) -> Tensor:
+    """Bin [units] of every unit id of a traced network.
+
+    Units of one residual stream are in one bin in all its blocks. Quantiles are those of `layer_graphons` with
+    `order="joint"`, where sums run over all that writes into a unit and all that reads it.
+
+    Args:
+        trace: The network's steps.
+        masks: Mask of each layer by the name of its weight; dense where there is none.
+        bins: Largest number of bins of units that lie in the same steps.
+        positions: "degree" or "energy".
+
+    Raises:
+        ValueError: `positions` is "spectral".
+    """
+    if positions == "spectral":
+        raise ValueError("positions='spectral' is for chains of Linear layers; use 'degree' or 'energy'")
+    classes = same_units(trace)
+    written, read = _degrees(trace, masks, classes, positions)
+    group = exchangeable_groups(trace, classes)
+    label, start = torch.empty_like(group), 0
+    for number in group.unique().tolist():
+        members = (group == number).nonzero()[:, 0]
+        own = number < 0
+        part = torch.arange(len(members)) if own else nested_quantile_labels(written[members], read[members], bins)
+        label[members] = part + start
+        start += int(part.max()) + 1
+    return label[classes]
+
+
+def _degrees(
+    trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, positions: Positions
+) -> tuple[Tensor, Tensor]:
+    """Sums of M or w²M over all that writes into each class of units, and over all that reads it."""
+    written = torch.zeros(int(classes.max()) + 1, dtype=torch.float64)
+    read = torch.zeros_like(written)
+    for step in trace.steps:
+        if not isinstance(step, Affine):
+            continue
+        values = torch.ones_like(step.weight) if positions == "degree" else step.weight.detach().square()
+        mask = masks.get(step.weight_name)
+        values = step.matrix((values if mask is None else values * (mask != 0)).double()).cpu()
+        written.index_add_(0, classes[step.units], values.sum(1))
+        (source,) = step.inputs
+        read.index_add_(0, classes[trace.steps[source].units[step.features]], values.sum(0))
+    return written, read

@@ -1,0 +1,85 @@
+"""What a node of a network's kernel must tell."""
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_graphon.ntk.infinite.fields import Field, Moments
+from lightning_graphon.ntk.infinite.pairs import Pairs, PositionMap
+from lightning_graphon.ntk.infinite.setting import Setting
+from lightning_graphon.tracing.steps import Step
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a tile, flattened: x [n, d], x' [m, d]; with `paired` x' is x, one by one."""
+
+    left: Tensor
+    right: Tensor
+    paired: bool
+    tangent: bool = True
+
+    def outer(self, left: Tensor, right: Tensor) -> Tensor:
+        """Products [R, K, n, m] of values [R, K, n] of x and [R, K, m] of x'."""
+        return (left * right)[..., None] if self.paired else left[..., None] * right[:, :, None, :]
+
+
+class Node(ABC):
+    """Kernels of one step, from those of its inputs.
+
+    Attributes:
+        step: The step.
+        inputs: Nodes of its inputs.
+        bin_of_unit: Bin [U] of each unit.
+        bins: Number of bins K.
+        places: For each input which positions are read; None for the same positions.
+        atoms: Independent random arrays that the units are functions of; none where they are known for certain.
+        gaussian: Whether the units are jointly Gaussian.
+        centred: Whether all means are zero.
+        uses_squares: Whether each sample's own second moments of the inputs are needed.
+        uses_means: Whether means of the inputs are needed.
+    """
+
+    def __init__(self, step: Step, inputs: Sequence["Node"], setting: Setting) -> None:
+        self.step, self.inputs = step, list(inputs)
+        self.bin_of_unit = setting.bins(step)
+        self.bins = int(self.bin_of_unit.max()) + 1
+        self.places: list[PositionMap | None] = [None] * len(self.inputs)
+        self.atoms: frozenset[int] = frozenset().union(*(node.atoms for node in self.inputs))
+        self.gaussian = all(node.gaussian for node in self.inputs)
+        self.centred = all(node.centred for node in self.inputs)
+        self.uses_squares = self.uses_means = False
+        self.build(setting)
+
+    def build(self, setting: Setting) -> None:
+        """Read the step; the attributes above have their defaults here."""
+        return
+
+    @property
+    def certain(self) -> bool:
+        """Whether the units depend on no weight."""
+        return not self.atoms
+
+    def reads(self, number: int, pairs: Pairs) -> Pairs:
+        """Pairs of the input `number` that these pairs of the output need."""
+        places = self.places[number]
+        return pairs if places is None else places.reads(pairs)
+
+    @abstractmethod
+    def propagate(self, inputs: Sequence[Field], pairs: Pairs, samples: Samples) -> tuple[Tensor, Tensor | None]:
+        """E[h h'] and the tangent kernel [R, K, n, m] at `pairs`, from those of the inputs at pairs that they `reads`."""
+
+    def mean(self, inputs: Sequence[Moments], x: Tensor) -> Tensor | None:
+        """Means [P, K, N] from those of the inputs, for samples [N, d]; None for zero."""
+        return None
+
+
+_atoms = itertools.count()
+
+
+def new_atom() -> frozenset[int]:
+    """An atom of its own."""
+    return frozenset({next(_atoms)})

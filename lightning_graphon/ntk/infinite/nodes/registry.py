@@ -1,0 +1,43 @@
+"""Which node stands for which step; a new kind of layer is one line here."""
+
+from lightning_graphon.ntk.infinite.nodes.affine import AffineNode
+from lightning_graphon.ntk.infinite.nodes.base import Node
+from lightning_graphon.ntk.infinite.nodes.joins import ConcatenationNode, ProductNode, SumNode
+from lightning_graphon.ntk.infinite.nodes.pointwise import PointwiseNode
+from lightning_graphon.ntk.infinite.nodes.source import InputNode, ParameterNode
+from lightning_graphon.ntk.infinite.nodes.spatial import SpatialNode
+from lightning_graphon.ntk.infinite.setting import Setting
+from lightning_graphon.tracing.steps import (
+    Affine,
+    Concatenation,
+    Input,
+    Parameter,
+    Pointwise,
+    Product,
+    Spatial,
+    Step,
+    Sum,
+)
+
+NODES: dict[type[Step], type[Node]] = {
+    Input: InputNode,
+    Parameter: ParameterNode,
+    Affine: AffineNode,
+    Pointwise: PointwiseNode,
+    Spatial: SpatialNode,
+    Sum: SumNode,
+    Product: ProductNode,
+    Concatenation: ConcatenationNode,
+}
+
+
+def build_nodes(setting: Setting) -> list[Node]:
+    """A node for every step, in order.
+
+    Raises:
+        ValueError: A step has no node.
+    """
+    nodes: list[Node] = []
+    for step in setting.trace.steps:
+        nodes.append(NODES[type(step)](step, [nodes[i] for i in step.inputs], setting))
+    return nodes

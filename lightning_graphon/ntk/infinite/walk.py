@@ -1,0 +1,206 @@
+"""The kernel of a network, node by node, tile by tile over pairs of samples.
+
+Walking back from the output tells at which pairs of positions each node is needed. A first walk over single samples
+gives each sample's own moments, which the second, over pairs of samples, reads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_graphon._shared.choices import Get
+from lightning_graphon.ntk.infinite.fields import Field, Moments
+from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
+from lightning_graphon.ntk.infinite.pairs import Pairs
+from lightning_graphon.ntk.operators.tiling import TileShard, tiles
+
+_DEFAULT_MEMORY = 1 << 28  # bytes
+_FIELDS = 3  # temporary tensors of a node's size, beside what is kept
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Which entries of the last node are the outputs.
+
+    Attributes:
+        bins: Bin [C] of each output's unit.
+        positions: Its position [C].
+        node: Number of the node.
+    """
+
+    bins: Tensor
+    positions: Tensor
+    node: int
+
+    def weights(self, pairs: Pairs, bins: int, mean: bool) -> Tensor:
+        """Matrix [C, pairs · bins] that takes each output's kernel from those of the node; with `mean` their mean [1]."""
+        column = pairs.find(self.positions, self.positions) * bins + self.bins
+        rows = torch.zeros_like(column) if mean else torch.arange(len(column))
+        value = 1 / len(column) if mean else 1.0
+        out = torch.zeros(1 if mean else len(column), len(pairs) * bins, dtype=torch.float64)
+        return out.index_put((rows, column), torch.full(column.shape, value, dtype=torch.float64), accumulate=True)
+
+
+def network_kernel(
+    nodes: Sequence[Node], readout: Readout, x: Tensor, x2: Tensor | None, *,
+    get: Get, mean: bool, max_memory: int | None, shard: TileShard,
+) -> Tensor:  # fmt: skip
+    """Kernels [C, N, M] of the outputs, or their mean [1, N, M].
+
+    Args:
+        nodes: In order.
+        readout: The outputs.
+        x: Samples [N, d], flattened.
+        x2: Other samples [M, d].
+        get: "ntk" or "nngp".
+        mean: Whether to average over outputs.
+        max_memory: Bytes for temporary tensors.
+        shard: This process's part of the tiles.
+    """
+    places = readout.positions.unique()
+    last = nodes[readout.node].step.positions
+    needed = needed_pairs(nodes, {readout.node: Pairs.diagonal(places, last)})
+    budget = max_memory or _DEFAULT_MEMORY
+    left = all_moments(nodes, needed, x, budget)
+    right = left if x2 is None else all_moments(nodes, needed, x2, budget)
+    y = x if x2 is None else x2
+    weights = readout.weights(needed[readout.node], nodes[readout.node].bins, mean).to(x)  # type: ignore[arg-type]
+    edge = max(1, int((budget / _bytes_per_pair(nodes, needed, x, get)) ** 0.5))
+    edge = shard.edge(min(edge, max(len(x), len(y))), max(len(x), len(y)))
+    out = x.new_zeros(len(weights), len(x), len(y))
+    for rows, cols in shard.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
+        samples = Samples(x[rows], y[cols], paired=False, tangent=get == "ntk")
+        fields = _forward(nodes, needed, samples, left, right, (rows, cols))
+        field = fields[readout.node]
+        kernel = field.k if get == "nngp" else field.t
+        block = x.new_zeros(()) if kernel is None else torch.einsum("cr,rij->cij", weights, kernel.flatten(0, 1))
+        diagonal = x2 is None and rows == cols
+        out[:, rows, cols] = 0.5 * (block + block.mT) if diagonal and block.ndim else block
+        if x2 is None and not diagonal:
+            out[:, cols, rows] = block.mT
+    return shard.collect(out)
+
+
+Needed = Sequence[Pairs | None]
+
+
+def needed_pairs(nodes: Sequence[Node], requests: dict[int, Pairs], closed: bool = False) -> list[Pairs | None]:
+    """Pairs at which each node is needed for the requests; None where it is not.
+
+    Args:
+        nodes: In order.
+        requests: Pairs by the number of the node.
+        closed: Whether where second moments are used (p, p) is needed with every (p, p').
+    """
+    place = {id(node): number for number, node in enumerate(nodes)}
+    needed: list[Pairs | None] = [requests.get(number) for number in range(len(nodes))]
+    for number in range(len(nodes) - 1, -1, -1):
+        pairs = needed[number]
+        if pairs is None:
+            continue
+        for i, source in enumerate(nodes[number].inputs):
+            request = nodes[number].reads(i, pairs)
+            if closed and nodes[number].uses_squares:
+                request = request | Pairs.diagonal(request.places, request.positions)
+            before = needed[place[id(source)]]
+            needed[place[id(source)]] = request if before is None else before | request
+    return needed
+
+
+# ---- single samples
+
+
+def all_moments(nodes: Sequence[Node], needed: Needed, x: Tensor, budget: int) -> list[Moments]:
+    """Moments of each sample at each node, of what nodes ask for, a few samples at a time."""
+    own = _own_pairs(nodes, needed)
+    per_sample = _bytes_per_pair(nodes, own, x, "nngp")
+    chunk = max(1, int(budget / max(1, per_sample)))
+    parts = [_moments(nodes, own, part) for part in x.split(chunk)] if len(x) else [_moments(nodes, own, x)]
+    return [_concatenate([part[number] for part in parts]) for number in range(len(nodes))]
+
+
+def _own_pairs(nodes: Sequence[Node], needed: Needed) -> list[Pairs | None]:
+    place = {id(node): number for number, node in enumerate(nodes)}
+    requests: dict[int, Pairs] = {}
+    means = any(node.uses_means for node in nodes)
+    for number, node in enumerate(nodes):
+        pairs = needed[number]
+        for i, source in enumerate(node.inputs):
+            if pairs is not None and (node.uses_squares or (means and not source.certain)):
+                read = node.reads(i, pairs)
+                own = Pairs.diagonal(read.places, read.positions)
+                before = requests.get(place[id(source)])
+                requests[place[id(source)]] = own if before is None else before | own
+    return needed_pairs(nodes, requests, closed=True)
+
+
+def _moments(nodes: Sequence[Node], own: Needed, x: Tensor) -> list[Moments]:
+    samples = Samples(x, x, paired=True, tangent=False)
+    found: list[Moments] = []
+    _forward(nodes, own, samples, found, found, None)
+    return found
+
+
+def _concatenate(parts: list[Moments]) -> Moments:
+    means, squares = [p.mean for p in parts], [p.square for p in parts]
+    return Moments(*(None if t[0] is None else torch.cat(t, -1) for t in (means, squares)))  # type: ignore[arg-type]
+
+
+def _own_moments(node: Node, k: Tensor | None, pairs: Pairs | None, before: list[Moments], x: Tensor, means: bool) -> Moments:
+    square = None
+    if k is not None and pairs is not None:
+        places = pairs.places
+        row = pairs.find(places, places)
+        inside = (pairs.codes[row] == places * pairs.positions + places).nonzero()[:, 0]
+        square = k.new_zeros(pairs.positions, k.shape[1], k.shape[2])
+        square[places[inside]] = k[row[inside], :, :, 0]
+    usable = means and not node.centred and (square is not None or node.certain)
+    return Moments(node.mean(before, x) if usable else None, square)
+
+
+# ---- both
+
+
+def _forward(
+    nodes: Sequence[Node], needed: Needed, samples: Samples, left: list[Moments], right: list[Moments],
+    tile: tuple[slice, slice] | None,
+) -> dict[int, Field]:  # fmt: skip
+    """Fields of the nodes that nobody reads any more; without a tile the moments are found and added to `left`."""
+    place = {id(node): number for number, node in enumerate(nodes)}
+    means = any(node.uses_means for node in nodes)
+    readers = [0] * len(nodes)
+    for number, node in enumerate(nodes):
+        for source in node.inputs if needed[number] is not None else ():
+            readers[place[id(source)]] += 1
+    fields: dict[int, Field] = {}
+    for number, node in enumerate(nodes):
+        pairs, sources = needed[number], [place[id(source)] for source in node.inputs]
+        k = t = None
+        if pairs is not None:
+            k, t = node.propagate([fields[i] for i in sources], pairs, samples)
+            for i in sources:
+                readers[i] -= 1
+                if not readers[i]:
+                    del fields[i]
+        if tile is None:
+            left.append(_own_moments(node, k, pairs, [left[i] for i in sources], samples.left, means))
+            ends = left[number], left[number]
+        else:
+            ends = left[number].select(tile[0]), right[number].select(tile[1])
+        if k is not None and pairs is not None:
+            fields[number] = Field(pairs, k, t, *ends, paired=samples.paired)
+    return fields
+
+
+def _bytes_per_pair(nodes: Sequence[Node], needed: Needed, x: Tensor, get: Get) -> int:
+    """Bytes that a walk holds at its widest place for one pair of samples."""
+    place = {id(node): number for number, node in enumerate(nodes)}
+    last = {place[id(source)]: n for n, node in enumerate(nodes) if needed[n] is not None for source in node.inputs}
+    size = [0 if pairs is None else len(pairs) * node.bins for node, pairs in zip(nodes, needed, strict=True)]
+    widest = 0
+    for number in range(len(nodes)):
+        held = sum(size[i] for i in range(number) if last.get(i, -1) >= number)
+        widest = max(widest, (2 if get == "ntk" else 1) * (held + size[number]) + _FIELDS * size[number])
+    return max(1, widest) * x.element_size()
