@@ -174,8 +174,13 @@ class Norm(Step):
 
 @dataclass(eq=False)
 class BatchNorm(Step):
-    """BatchNorm in eval: (z - mean) / √(variance + eps), times weight plus bias, of each unit; None as in torch."""
+    """BatchNorm in eval: (z - mean) / √(variance + eps), times weight plus bias, of each unit; None as in torch.
 
+    Attributes:
+        place: Entry [U] of weight and bias of each unit; `mean` and `variance` are in the order of the units.
+    """
+
+    place: Tensor = field(kw_only=True)
     mean: Tensor = field(kw_only=True)
     variance: Tensor = field(kw_only=True)
     eps: float = field(kw_only=True)
@@ -187,12 +192,19 @@ class BatchNorm(Step):
 
 @dataclass(eq=False)
 class Embedding(Step):
-    """Rows of a weight [words, U] by the tokens at each position; the input gives them, or `words` [P] do."""
+    """Rows of a weight [words, U].
+
+    Attributes:
+        tokens: Entries [P] of the flattened sample that are the words at each position, or None.
+        words: The words [P] themselves, or None.
+        padding: Word whose row is zero, or None.
+    """
 
     weight_name: str = field(kw_only=True)
     weight: Tensor = field(kw_only=True)
-    tokens: Tensor | None = field(kw_only=True)  # entries [P] of the flattened sample, or
+    tokens: Tensor | None = field(kw_only=True)
     words: Tensor | None = field(kw_only=True)
+    padding: int | None = field(kw_only=True)
 
 
 @dataclass(eq=False)

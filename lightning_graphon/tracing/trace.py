@@ -1,6 +1,5 @@
 """Read a module: the steps of its forward pass, checked against what it returns."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,18 +51,20 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
         x = x.to(floating)
     with eval_semantics(model, x.device), torch.no_grad():
         # Images have their channels first, tokens last; what comes later shows which of them these are.
-        errors: list[NotReadableError] = []
-        for channels_last in (False, True) if x.ndim > 2 and x.is_floating_point() else (True,):
-            try:
-                return _trace(model, x, channels_last)
-            except NotReadableError as error:
-                errors.append(error)
-    raise _later(errors)
+        layouts = (False, True) if x.ndim > 2 and x.is_floating_point() else (True,)
+        readings: list[Trace | NotReadableError] = []
+        for channels_last in layouts:
+            readings.append(_try(model, x, channels_last))
+            if isinstance(readings[-1], Trace):
+                return readings[-1]
+    raise max((r for r in readings if not isinstance(r, Trace)), key=lambda error: error.steps)  # that came further
 
 
-def _later(errors: Sequence[NotReadableError]) -> NotReadableError:
-    """The error of the reading that came further."""
-    return max(errors, key=lambda error: getattr(error, "steps", 0))
+def _try(model: nn.Module, x: Tensor, channels_last: bool) -> "Trace | NotReadableError":
+    try:
+        return _trace(model, x, channels_last)
+    except NotReadableError as error:
+        return error
 
 
 def _trace(model: nn.Module, x: Tensor, channels_last: bool) -> Trace:
@@ -80,7 +81,7 @@ def _trace(model: nn.Module, x: Tensor, channels_last: bool) -> Trace:
         view = tracer.view(out)
         _check(tracer, view, x, model(x))
     except NotReadableError as error:
-        error.steps = len(tracer.steps)  # type: ignore[attr-defined]
+        error.steps = len(tracer.steps)
         raise
     return _needed(tracer, view)
 

@@ -15,27 +15,30 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_graphon.tracing.steps import Parameter, Step
+from lightning_graphon.tracing.steps import Input, Parameter, Step
 from lightning_graphon.tracing.views import View
 
 # What would let Python decide by the samples.
 _VALUES = {"__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "nonzero", "equal",
            "allclose"}  # fmt: skip
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_HINTS = {
-    "max_pool": "use average pooling",
-    "batch_norm": "",
-    "rnn": "", "lstm": "", "gru": "",
-}  # fmt: skip
+_HINTS = {"max_pool": "AvgPool", "maxpool": "AvgPool", "instance_norm": "GroupNorm"}  # what to use instead
 
 
 class NotReadableError(ValueError):
-    """A module does something that has no rule; the message names the layer."""
+    """A module does something that has no rule; the message names the layer.
+
+    Attributes:
+        steps: Number of steps that were read before.
+    """
+
+    steps = 0
 
 
 Rule = Callable[["Tracer", "Call"], None]
 RULES: dict[str, Rule] = {}
 ON_PARAMETERS: set[str] = set()  # functions that are followed where parameters alone go in: reshapes
+ON_WEIGHTS = {"embedding"}  # those that read a parameter as their weight
 
 
 def rule(*names: str, on_parameters: bool = False) -> Callable[[Rule], Rule]:
@@ -114,9 +117,7 @@ class Tracer(TorchFunctionMode):
         self.units += count
         return torch.arange(self.units - count, self.units)
 
-    def record(
-        self, out: Tensor, step: Step, codes: Tensor, reads: Sequence[View], run: Callable[..., Tensor]
-    ) -> View:
+    def record(self, out: Tensor, step: Step, codes: Tensor, reads: Sequence[View], run: Callable[..., Tensor]) -> View:
         """Add a step whose array holds `out` at `codes`."""
         self.steps.append(step)
         self.replays.append((list(reads), run, codes))
@@ -127,6 +128,10 @@ class Tracer(TorchFunctionMode):
         self._views[id(tensor)] = (tensor, view)  # kept alive, so that no other tensor gets its id
         return view
 
+    def follows(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on the samples or is a moved parameter."""
+        return id(tensor) in self._views
+
     def view(self, tensor: Tensor, label: str = "") -> View:
         """What a tensor is; parameters and constants become steps of their own."""
         if id(tensor) in self._views:
@@ -134,6 +139,18 @@ class Tracer(TorchFunctionMode):
         if id(tensor) in self._computed:
             raise refusal(f"{label}, which reads what is computed from parameters,")
         return self._constant(tensor, label)
+
+    def with_units_along(self, view: View, dim: int) -> View:
+        """A view of the samples with one unit for each entry of an axis: samples may be reshaped as one likes."""
+        if not isinstance(view.step, Input) or bool((view.codes < 0).any()):
+            return view
+        size = len(view.step.units) * view.step.positions
+        entry = view.step.entries.reshape(-1)[view.codes[0] % size].movedim(dim - 1, 0)
+        table = entry.reshape(len(entry), -1)
+        step = Input("the input", self.new_units(len(table)), table.shape[1], entries=table, inputs=())
+        codes = torch.arange(table.numel()).reshape(entry.shape).movedim(0, dim - 1)
+        offset = table.numel() * torch.arange(len(view.codes)).reshape(-1, *[1] * codes.ndim)
+        return self.record(torch.empty(0), step, codes + offset, [view], lambda tensor: tensor)
 
     def weight_name(self, tensor: Tensor, key: str, label: str) -> str:
         """Qualified name of a layer's weight or bias.
@@ -195,6 +212,8 @@ class Tracer(TorchFunctionMode):
         followed = [t for t in tensors if id(t) in self._views]
         if any(self._views[id(t)][1].step.batched for t in followed):
             return followed
+        if name in ON_WEIGHTS:
+            return [t for t in tensors if id(t) in self._names]
         if name not in ON_PARAMETERS:
             return []
         for tensor in tensors:
@@ -216,7 +235,7 @@ class Tracer(TorchFunctionMode):
     def _label(self, name: str) -> str:
         module = self.module
         own = any(kind.__module__.startswith("torch.nn.modules") for kind in type(module).__mro__[:-2])
-        if self.path and own and not isinstance(module, _CONTAINERS) and not type(module) is nn.Module:
+        if self.path and own and not isinstance(module, _CONTAINERS) and type(module) is not nn.Module:
             return f"layer {self.path[-1]!r} ({type(module).__name__})"
         return f"the operation {name!r}" + (f" of {self.path[-1]!r}" if self.path and self.path[-1] else "")
 
@@ -259,7 +278,7 @@ def array_layout(shape: Sequence[int], channels_last: bool) -> tuple[Tensor, int
 
 def refusal(what: str) -> NotReadableError:
     """The error for something that has no rule."""
-    hint = next((f"; {hint}" for name, hint in _HINTS.items() if hint and name in what.lower().replace("maxpool", "max_pool")), "")
+    hint = next((f" (but {instead} has one)" for name, instead in _HINTS.items() if name in what.lower()), "")
     return NotReadableError(f"{what} has no infinite-width limit that is known here{hint}")
 
 

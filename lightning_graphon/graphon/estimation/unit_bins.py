@@ -42,9 +42,7 @@ def unit_bins(trace: Trace, masks: Mapping[str, Tensor], bins: int, positions: P
     return label[classes]
 
 
-def _degrees(
-    trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, positions: Positions
-) -> tuple[Tensor, Tensor]:
+def _degrees(trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
     """Sums of M or w²M over all that writes into each class of units, and over all that reads it."""
     written = torch.zeros(int(classes.max()) + 1, dtype=torch.float64)
     read = torch.zeros_like(written)

@@ -175,7 +175,9 @@ def _check_readout(network: Trace) -> None:
     if not any(isinstance(step, Affine) for step in network.steps):
         raise NotReadableError("a network without a Linear layer or convolution")
     outside = bool((network.output.codes < 0).any())
-    if outside or not torch.equal(network.output.sample[:, None].flatten(2)[..., 0].reshape(-1), torch.arange(len(network.output.codes))):
+    if outside or not torch.equal(
+        network.output.sample[:, None].flatten(2)[..., 0].reshape(-1), torch.arange(len(network.output.codes))
+    ):
         raise NotReadableError("an output whose first axis is not that of the samples")
 
 

@@ -103,7 +103,7 @@ def needed_pairs(nodes: Sequence[Node], requests: dict[int, Pairs], closed: bool
         for i, source in enumerate(nodes[number].inputs):
             request = nodes[number].reads(i, pairs)
             if closed and nodes[number].uses_squares:
-                request = request | Pairs.diagonal(request.places, request.positions)
+                request = request | Pairs.diagonal(nodes[number].own_places(i, request), request.positions)
             before = needed[place[id(source)]]
             needed[place[id(source)]] = request if before is None else before | request
     return needed
@@ -130,7 +130,7 @@ def _own_pairs(nodes: Sequence[Node], needed: Needed) -> list[Pairs | None]:
         for i, source in enumerate(node.inputs):
             if pairs is not None and (node.uses_squares or (means and not source.certain)):
                 read = node.reads(i, pairs)
-                own = Pairs.diagonal(read.places, read.positions)
+                own = Pairs.diagonal(node.own_places(i, read), read.positions)
                 before = requests.get(place[id(source)])
                 requests[place[id(source)]] = own if before is None else before | own
     return needed_pairs(nodes, requests, closed=True)
@@ -148,7 +148,9 @@ def _concatenate(parts: list[Moments]) -> Moments:
     return Moments(*(None if t[0] is None else torch.cat(t, -1) for t in (means, squares)))  # type: ignore[arg-type]
 
 
-def _own_moments(node: Node, k: Tensor | None, pairs: Pairs | None, before: list[Moments], x: Tensor, means: bool) -> Moments:
+def _own_moments(
+    node: Node, k: Tensor | None, pairs: Pairs | None, before: list[Moments], x: Tensor, means: bool
+) -> Moments:
     square = None
     if k is not None and pairs is not None:
         places = pairs.places

@@ -14,14 +14,16 @@ from lightning_graphon.tracing.views import View, constant_along, encode
 @rule("linear")
 def _linear(tracer: Tracer, call: Call) -> None:
     view = tracer.view(call.tracked[0])
-    step, codes = linear_step(tracer, call.label, view, call.argument(1, "weight"), call.argument(2, "bias"))
+    step, codes, view = linear_step(tracer, call.label, view, call.argument(1, "weight"), call.argument(2, "bias"))
     tracer.record(call.out, step, codes, [view], call.run)
 
 
 def linear_step(
     tracer: Tracer, label: str, view: View, weight: Tensor, bias: Tensor | None, rows: slice | None = None
-) -> tuple[Affine, Tensor]:
+) -> tuple[Affine, Tensor, View]:
     """A Linear layer over the last axis of a view, with all rows of its weight or some."""
+    if constant_along(view.unit, *range(view.codes.ndim - 1)) is None:
+        view = tracer.with_units_along(view, view.codes.ndim - 1)
     unit = constant_along(view.unit, *range(view.codes.ndim - 1))
     sample = constant_along(view.sample, -1 % view.codes.ndim)
     if unit is None or sample is None or bool((view.codes < 0).any()):
@@ -36,7 +38,7 @@ def linear_step(
         **_parameters(tracer, label, weight, bias, rows),
     )  # fmt: skip
     place = place.reshape(view.codes.shape[:-1])
-    return step, encode(sample[..., None], torch.arange(out), place[..., None], step)
+    return step, encode(sample[..., None], torch.arange(out), place[..., None], step), view
 
 
 def _parameters(tracer: Tracer, label: str, weight: Tensor, bias: Tensor | None, rows: slice | None) -> dict[str, Any]:
@@ -50,6 +52,8 @@ def _convolution(tracer: Tracer, call: Call) -> None:
     view, weight, bias = tracer.view(call.tracked[0]), call.argument(1, "weight"), call.argument(2, "bias")
     dims = weight.ndim - 2
     space = tuple(range(2, 2 + dims))
+    if view.codes.ndim == dims + 2 and constant_along(_filled(view.unit, view.codes), 0, *space) is None:
+        view = tracer.with_units_along(view, 1)
     inside = view.codes.clamp_min(0)  # of zero padding the place is known below
     unit = constant_along(_filled(view.unit, view.codes), 0, *space) if view.codes.ndim == dims + 2 else None
     if unit is None or constant_along(_filled(view.sample, view.codes), *range(1, 2 + dims)) is None:

@@ -91,7 +91,9 @@ def _units_elsewhere(units: list[Tensor], dim: int) -> bool:
     return any(_varies(u, d) for u in units for d in range(u.ndim) if d != dim)
 
 
-def _along_units(tracer: Tracer, call: Call, views: list[View], dim: int) -> tuple[Concatenation, tuple[Tensor, Tensor]]:
+def _along_units(
+    tracer: Tracer, call: Call, views: list[View], dim: int
+) -> tuple[Concatenation, tuple[Tensor, Tensor]]:
     firsts = [view.position.narrow(dim, 0, 1) for view in views]
     position, indices, count = join_positions(firsts)
     parts, globals_, locals_, start = [], [], [], 0

@@ -20,7 +20,5 @@ def join_positions(numbers: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], int
         key = key * (int(other.max()) + 1) + other
     found, inverse = key.unique(return_inverse=True)
     # Any entry of a tuple tells its members.
-    entry = torch.empty(len(found), dtype=torch.long).index_put(
-        (inverse.reshape(-1),), torch.arange(inverse.numel())
-    )
+    entry = torch.empty(len(found), dtype=torch.long).index_put((inverse.reshape(-1),), torch.arange(inverse.numel()))
     return inverse, [number.reshape(-1)[entry] for number in numbers], len(found)

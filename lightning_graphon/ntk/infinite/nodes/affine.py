@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.ntk.infinite.fields import Field
-from lightning_graphon.ntk.infinite.nodes.base import Node, Samples, new_atom
+from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
 from lightning_graphon.ntk.infinite.pairs import Pairs, Taps, sparse_rows
 from lightning_graphon.ntk.infinite.setting import Setting, bin_means
 from lightning_graphon.tracing.steps import Affine
@@ -23,7 +23,7 @@ class AffineNode(Node):
         """Maps between bins [taps, K_out, K_in] of second moments, and of the weights' own part."""
         step, (source,) = self.step, self.inputs
         self.places = [Taps(step.taps, source.step.positions)]
-        self.atoms, self.gaussian, self.centred = new_atom(), True, True
+        self.atoms, self.gaussian, self.centred = self.new_atom(), True, True
         mask, weight = setting.mask(step.weight_name, step.weight), step.weight.detach().to("cpu", torch.float64)
         density = self._cells(mask)
         ntk = setting.parameterization == "ntk"

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_graphon.ntk.infinite.fields import Field, Moments
@@ -36,7 +37,8 @@ class Node(ABC):
         bin_of_unit: Bin [U] of each unit.
         bins: Number of bins K.
         places: For each input which positions are read; None for the same positions.
-        atoms: Independent random arrays that the units are functions of; none where they are known for certain.
+        atoms: Independent random arrays that the units are functions of, and which of their units [U, n], -1 for none;
+            no array where they are known for certain.
         gaussian: Whether the units are jointly Gaussian.
         centred: Whether all means are zero.
         uses_squares: Whether each sample's own second moments of the inputs are needed.
@@ -48,7 +50,7 @@ class Node(ABC):
         self.bin_of_unit = setting.bins(step)
         self.bins = int(self.bin_of_unit.max()) + 1
         self.places: list[PositionMap | None] = [None] * len(self.inputs)
-        self.atoms: frozenset[int] = frozenset().union(*(node.atoms for node in self.inputs))
+        self.atoms: dict[int, Tensor] = dict(self.inputs[0].atoms) if self.inputs else {}
         self.gaussian = all(node.gaussian for node in self.inputs)
         self.centred = all(node.centred for node in self.inputs)
         self.uses_squares = self.uses_means = False
@@ -68,6 +70,10 @@ class Node(ABC):
         places = self.places[number]
         return pairs if places is None else places.reads(pairs)
 
+    def own_places(self, number: int, pairs: Pairs) -> Tensor:
+        """Positions of the input `number` whose own moments are needed for these pairs of it."""
+        return pairs.places
+
     @abstractmethod
     def propagate(self, inputs: Sequence[Field], pairs: Pairs, samples: Samples) -> tuple[Tensor, Tensor | None]:
         """E[h h'] and the tangent kernel [R, K, n, m] at `pairs`, from those of the inputs at pairs that they `reads`."""
@@ -76,10 +82,9 @@ class Node(ABC):
         """Means [P, K, N] from those of the inputs, for samples [N, d]; None for zero."""
         return None
 
+    def new_atom(self) -> dict[int, Tensor]:
+        """An atom of its own."""
+        return {next(_atoms): torch.arange(len(self.step.units))[:, None]}
+
 
 _atoms = itertools.count()
-
-
-def new_atom() -> frozenset[int]:
-    """An atom of its own."""
-    return frozenset({next(_atoms)})

@@ -9,6 +9,7 @@ from lightning_graphon.ntk.infinite.fields import Field, Moments
 from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
 from lightning_graphon.ntk.infinite.pairs import Pairs, Taps
 from lightning_graphon.ntk.infinite.setting import Setting
+from lightning_graphon.tracing import NotReadableError
 from lightning_graphon.tracing.steps import Concatenation, Join, Product, Sum
 
 
@@ -19,7 +20,7 @@ class JoinNode(Node):
 
     def build(self, setting: Setting) -> None:
         """Where the output's bins and positions are in each input; -1 where they are not."""
-        self._check_atoms()
+        self._join_atoms()
         self.input_bins: list[Tensor] = []
         for number, (node, part) in enumerate(zip(self.inputs, self.step.parts, strict=True)):
             inside = part.units >= 0
@@ -29,14 +30,17 @@ class JoinNode(Node):
             same = torch.equal(part.positions, torch.arange(node.step.positions))
             self.places[number] = None if same else Taps(part.positions[None], node.step.positions)
 
-    def _check_atoms(self) -> None:
-        for number, node in enumerate(self.inputs):
-            for other in self.inputs[:number]:
-                if node.atoms & other.atoms:
-                    raise ValueError(
-                        f"{self.step.label} joins {node.step.label} and {other.step.label}, which depend on the same "
-                        "weights: their joint distribution is not known"
-                    )
+    def _join_atoms(self) -> None:
+        """Units of the inputs are independent unless they are functions of the same unit of the same atom."""
+        self.atoms = {}
+        for node, part in zip(self.inputs, self.step.parts, strict=True):
+            for atom, units in node.atoms.items():
+                own = _take(units + 1, part.units, 0) - 1
+                before = self.atoms.get(atom)
+                if before is not None and bool(((own[:, :, None] == before[:, None]) & (own[:, :, None] >= 0)).any()):
+                    others = " and ".join(node.step.label for node in self.inputs)
+                    raise NotReadableError(f"{self.step.label} of {others}, which depend on the same weights,")
+                self.atoms[atom] = own if before is None else torch.cat([before, own], 1)
 
     def at(self, number: int, values: Tensor | None, pairs: Pairs, inputs: Pairs) -> Tensor | None:
         """Kernels of an input [pairs, K, n, m] at the output's pairs and bins, zero where it has none."""
@@ -144,17 +148,13 @@ class ConcatenationNode(JoinNode):
     step: Concatenation
 
     def build(self, setting: Setting) -> None:
-        """Units beside each other may depend on the same weights, as they do not meet."""
+        """Means meet where the inputs are positions of the same units."""
         super().build(setting)
         self.uses_means = self._shares_units and not all(node.centred for node in self.inputs)
 
     @property
     def _shares_units(self) -> bool:
         return sum((part.units >= 0).long() for part in self.step.parts).max() > 1  # type: ignore[union-attr, return-value]
-
-    def _check_atoms(self) -> None:
-        if self._shares_units:
-            super()._check_atoms()
 
     def propagate(self, inputs: Sequence[Field], pairs: Pairs, samples: Samples) -> tuple[Tensor, Tensor | None]:
         """Sums of what is zero elsewhere."""

@@ -13,6 +13,7 @@ from lightning_graphon.ntk.infinite.fields import Field, Moments
 from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
 from lightning_graphon.ntk.infinite.pairs import Pairs
 from lightning_graphon.ntk.infinite.setting import Setting
+from lightning_graphon.tracing import NotReadableError
 from lightning_graphon.tracing.steps import Pointwise
 from lightning_graphon.tracing.tracer import Call
 
@@ -32,7 +33,7 @@ def read_dual(step: Pointwise) -> DualActivation:
     try:
         return dual_from_values(step.function, name)
     except ValueError as error:
-        raise ValueError(f"{step.label}: {error}") from None
+        raise NotReadableError(f"{step.label}: {error}") from None
 
 
 def _options(call: Call) -> dict[str, Any]:
@@ -124,5 +125,3 @@ class PointwiseNode(Node):
         if mean is not None:
             return a * mean + b
         return x.new_full((self.step.positions, self.bins, samples), b) if b else None
-
-

@@ -2,15 +2,20 @@
 
 from lightning_graphon.ntk.infinite.nodes.affine import AffineNode
 from lightning_graphon.ntk.infinite.nodes.base import Node
+from lightning_graphon.ntk.infinite.nodes.embedding import EmbeddingNode
 from lightning_graphon.ntk.infinite.nodes.joins import ConcatenationNode, ProductNode, SumNode
+from lightning_graphon.ntk.infinite.nodes.norms import BatchNormNode, NormNode
 from lightning_graphon.ntk.infinite.nodes.pointwise import PointwiseNode
 from lightning_graphon.ntk.infinite.nodes.source import InputNode, ParameterNode
 from lightning_graphon.ntk.infinite.nodes.spatial import SpatialNode
 from lightning_graphon.ntk.infinite.setting import Setting
 from lightning_graphon.tracing.steps import (
     Affine,
+    BatchNorm,
     Concatenation,
+    Embedding,
     Input,
+    Norm,
     Parameter,
     Pointwise,
     Product,
@@ -28,6 +33,9 @@ NODES: dict[type[Step], type[Node]] = {
     Sum: SumNode,
     Product: ProductNode,
     Concatenation: ConcatenationNode,
+    Norm: NormNode,
+    BatchNorm: BatchNormNode,
+    Embedding: EmbeddingNode,
 }
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.ntk.infinite.fields import Field, Moments
-from lightning_graphon.ntk.infinite.nodes.base import Node, Samples, new_atom
+from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
 from lightning_graphon.ntk.infinite.pairs import Pairs
 from lightning_graphon.ntk.infinite.setting import Setting, bin_means
 from lightning_graphon.tracing.steps import Input, Parameter
@@ -51,7 +51,7 @@ class ParameterNode(Node):
             count = torch.bincount(self.bin_of_unit).double()
             noise = ((self.squares - self.means.square()).clamp_min(0) / count).sqrt()
             self.means = torch.where(self.means.abs() > _FAR * noise, self.means, 0.0)
-            self.atoms = new_atom()
+            self.atoms = self.new_atom()
         self.trained = bool(step.name) and tensor.requires_grad
         self.centred = not bool(self.means.any())
 
