@@ -132,6 +132,10 @@ class Tracer(TorchFunctionMode):
         """Whether a tensor depends on the samples or is a moved parameter."""
         return id(tensor) in self._views
 
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Whether a tensor is one of the module's parameters."""
+        return id(tensor) in self._names
+
     def view(self, tensor: Tensor, label: str = "") -> View:
         """What a tensor is; parameters and constants become steps of their own."""
         if id(tensor) in self._views:
@@ -234,10 +238,10 @@ class Tracer(TorchFunctionMode):
 
     def _label(self, name: str) -> str:
         module = self.module
-        own = any(kind.__module__.startswith("torch.nn.modules") for kind in type(module).__mro__[:-2])
-        if self.path and own and not isinstance(module, _CONTAINERS) and type(module) is not nn.Module:
+        own = type(module).__module__.startswith("torch.nn.") and not isinstance(module, _CONTAINERS)
+        if self.path and own:
             return f"layer {self.path[-1]!r} ({type(module).__name__})"
-        return f"the operation {name!r}" + (f" of {self.path[-1]!r}" if self.path and self.path[-1] else "")
+        return f"the operation {name!r}" + (f" in {self.path[-1]!r}" if self.path and self.path[-1] else "")
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -30,6 +30,8 @@ def _elementwise(tracer: Tracer, call: Call) -> None:
     if call.name == "prelu":
         _check_slopes(call)
         constants = []
+    elif any(tracer.is_parameter(t) and t.requires_grad and t.numel() == 1 for t in _tensors(call)):
+        raise refusal(f"{call.label} with one trained number for all units")
     if not constants and _same_root(views, tracer):
         _pointwise(tracer, call, views)
     elif call.name in _SUMS:
