@@ -5,12 +5,14 @@ of a window. Walking from the output to the input tells which.
 """
 
 import warnings
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+_T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Pairs:
@@ -19,10 +21,19 @@ class Pairs:
     Attributes:
         codes: Sorted numbers first · positions + second.
         positions: Number of positions.
+        links: See `link`.
     """
 
     codes: Tensor
     positions: int
+    links: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def link(self, owner: object, inputs: "Pairs", build: Callable[[], _T]) -> _T:
+        """What `build` gives, once for all tiles: how an owner's pairs come from those of its input."""
+        key = id(owner), id(inputs)
+        if key not in self.links:
+            self.links[key] = (build(), owner, inputs)  # kept alive, so that their ids stay theirs
+        return self.links[key][0]  # type: ignore[no-any-return]
 
     @classmethod
     def from_ends(cls, first: Tensor, second: Tensor, positions: int) -> "Pairs":
@@ -90,7 +101,9 @@ class Taps:
 
     def rows(self, pairs: Pairs, inputs: Pairs) -> Tensor:
         """Numbers [taps, pairs] of the input pairs; -1 outside."""
-        return inputs.find(self.index[:, pairs.first], self.index[:, pairs.second])
+        return pairs.link(
+            self, inputs, lambda: inputs.find(self.index[:, pairs.first], self.index[:, pairs.second])
+        )
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,9 @@ class Windows:
 
     def matrix(self, pairs: Pairs, inputs: Pairs, like: Tensor) -> Tensor:
         """Sparse matrix [pairs, input pairs]."""
+        return pairs.link(self, inputs, lambda: self._matrix(pairs, inputs, like))
+
+    def _matrix(self, pairs: Pairs, inputs: Pairs, like: Tensor) -> Tensor:
         first, second = self._ends(pairs)
         left, right = self.weights[pairs.first], self.weights[pairs.second]
         rows = inputs.find(first, second).flatten(1)

@@ -16,7 +16,7 @@ from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
 from lightning_graphon.ntk.infinite.pairs import Pairs
 from lightning_graphon.ntk.operators.tiling import TileShard, tiles
 
-_DEFAULT_MEMORY = 1 << 28  # bytes
+_DEFAULT_MEMORY = {"cpu": 8 << 20, "cuda": 512 << 20}  # bytes for each thread: what fits the cache
 _FIELDS = 3  # temporary tensors of a node's size, beside what is kept
 
 
@@ -62,7 +62,7 @@ def network_kernel(
     places = readout.positions.unique()
     last = nodes[readout.node].step.positions
     needed = needed_pairs(nodes, {readout.node: Pairs.diagonal(places, last)})
-    budget = max_memory or _DEFAULT_MEMORY
+    budget = max_memory or _default_memory(x.device.type)
     left = all_moments(nodes, needed, x, budget)
     right = left if x2 is None else all_moments(nodes, needed, x2, budget)
     y = x if x2 is None else x2
@@ -81,6 +81,10 @@ def network_kernel(
         if x2 is None and not diagonal:
             out[:, cols, rows] = block.mT
     return shard.collect(out)
+
+
+def _default_memory(device: str) -> int:
+    return _DEFAULT_MEMORY.get(device, 64 << 20) * (torch.get_num_threads() if device == "cpu" else 1)
 
 
 Needed = Sequence[Pairs | None]

@@ -60,38 +60,48 @@ class AffineNode(Node):
         taps = self.places[0]
         assert isinstance(taps, Taps)  # noqa: S101
         rows = taps.rows(pairs, z.pairs)
-        k = apply_taps(self.covariance_map, rows, z.k)
-        t = self._tangent(rows, z, k) if samples.tangent else None
+        propagate, own = pairs.link(
+            self, z.pairs, lambda: (TapProduct(self.covariance_map, rows, z.k), TapProduct(self.parameter_map, rows, z.k))
+        )
+        k = propagate(z.k)
+        t = self._tangent(propagate, own, z, k) if samples.tangent else None
         return k.add_(self.bias_square.to(k)[:, None, None]), t
 
-    def _tangent(self, rows: Tensor, z: Field, k: Tensor) -> Tensor:
-        if self.ratio is not None:
-            own = k * self.ratio
-        else:
-            own = apply_taps(self.parameter_map, rows, z.k)
-        own.add_(self.bias_term)
-        return own if z.t is None else own.add_(apply_taps(self.covariance_map, rows, z.t))
+    def _tangent(self, propagate: "TapProduct", own: "TapProduct", z: Field, k: Tensor) -> Tensor:
+        t = (own(z.k) if self.ratio is None else self.ratio * k).add_(self.bias_term)
+        return t if z.t is None else t.add_(propagate(z.t))
 
 
-def apply_taps(maps: Tensor, rows: Tensor, field: Tensor) -> Tensor:
+class TapProduct:
     """Σ_τ maps[τ] · field[rows[τ]], [R, K_out, n, m].
 
     Args:
         maps: Matrices [taps, K_out, K_in].
         rows: Numbers [taps, R] of pairs of the field; -1 is zero.
-        field: Kernels [pairs, K_in, n, m].
+        like: A field [pairs, K_in, n, m].
     """
-    maps, (n, m) = maps.to(field), field.shape[2:]
-    flat, (taps, outs, ins) = field.reshape(len(field), field.shape[1], -1), maps.shape
-    if outs == ins == 1:  # the sparse product reads each tap once and writes once
-        matrix = sparse_rows(rows.T, maps[:, 0, 0].expand(rows.shape[1], -1), len(field))
-        return (matrix @ flat[:, 0]).reshape(-1, 1, n, m)
-    matrix = maps.transpose(0, 1).reshape(outs, taps * ins)
-    out = flat.new_empty(rows.shape[1], outs, flat.shape[2])
-    step = max(1, _GATHERED // (taps * ins * flat.shape[2]))
-    for start in range(0, rows.shape[1], step):
-        part = rows[:, start : start + step].T
-        gathered = flat[part.clamp_min(0).reshape(-1)].unflatten(0, part.shape)
-        gathered[part < 0] = 0
-        torch.matmul(matrix, gathered.flatten(1, 2), out=out[start : start + step])
-    return out.unflatten(2, (n, m))
+
+    def __init__(self, maps: Tensor, rows: Tensor, like: Tensor) -> None:
+        self.maps, self.rows = maps.to(like), rows.to(like.device)
+        self._sparse: Tensor | None = None
+        if maps.shape[1] == maps.shape[2] == 1:  # the sparse product reads each tap once and writes once
+            self._sparse = sparse_rows(self.rows.T, self.maps[:, 0, 0].expand(rows.shape[1], -1), len(like))
+
+    def __call__(self, field: Tensor) -> Tensor:
+        """The sum for one field."""
+        n, m = field.shape[2:]
+        flat = field.flatten(2)
+        out = self._gathered(flat) if self._sparse is None else (self._sparse @ flat[:, 0])[:, None]
+        return out.unflatten(2, (n, m))
+
+    def _gathered(self, field: Tensor) -> Tensor:
+        taps, outs, ins = self.maps.shape
+        matrix = self.maps.transpose(0, 1).reshape(outs, taps * ins)
+        out = field.new_empty(self.rows.shape[1], outs, field.shape[2])
+        step = max(1, _GATHERED // (taps * ins * field.shape[2]))
+        for start in range(0, len(out), step):
+            part = self.rows[:, start : start + step].T
+            gathered = field[part.clamp_min(0).reshape(-1)].unflatten(0, part.shape)
+            gathered[part < 0] = 0
+            torch.matmul(matrix, gathered.flatten(1, 2), out=out[start : start + step])
+        return out
