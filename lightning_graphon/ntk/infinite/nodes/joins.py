@@ -68,6 +68,8 @@ class JoinNode(Node):
 
 def _take(values: Tensor, index: Tensor, dim: int) -> Tensor:
     """Entries along a dimension; 0 for the index -1."""
+    if not values.shape[dim]:  # an input that has none of the positions that are asked for
+        return values.new_zeros([len(index) if d == dim else size for d, size in enumerate(values.shape)])
     taken = values.index_select(dim, index.clamp_min(0).to(values.device))
     if bool((index < 0).any()):
         taken.index_fill_(dim, (index < 0).nonzero()[:, 0].to(values.device), 0)

@@ -1,0 +1,230 @@
+"""The kernel of networks that are no chains, against neural-tangents and against wide networks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model
+from tests.helpers.layers import Beside, Function, Residual, conv, linear
+from tests.helpers.ntk_oracles import relative
+
+FIXTURES = np.load(Path(__file__).parents[2] / "fixtures" / "networks" / "kernels.npz")
+S, R, W = nn.Sequential, nn.ReLU, 16
+
+
+def norm():
+    return nn.LayerNorm(W, eps=1e-12, elementwise_affine=False)
+
+
+def mlp(activation):
+    return S(nn.Flatten(), linear(64, W), activation(), linear(W, W), activation(), linear(W, 1))
+
+
+NETWORKS = {
+    "mlp_relu": lambda: mlp(R),
+    "cnn_flat": lambda: S(conv(1, W), R(), conv(W, W), R(), nn.Flatten(), linear(64 * W, 1)),
+    "cnn_flat_bias_stride": lambda: S(
+        conv(1, W, True), R(), conv(W, W, True, stride=2, padding=0), R(), nn.Flatten(), linear(9 * W, 1, True)
+    ),
+    "cnn_gap": lambda: S(conv(1, W), R(), conv(W, W), R(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(W, 1)),
+    "res_mlp": lambda: S(
+        nn.Flatten(), linear(64, W), Residual(R(), linear(W, W)), Residual(R(), linear(W, W)), R(), linear(W, 1)
+    ),
+    "res_cnn_flat": lambda: S(
+        conv(1, W), Residual(R(), conv(W, W), R(), conv(W, W)), R(), nn.Flatten(), linear(64 * W, 1)
+    ),
+    "ln_mlp": lambda: S(nn.Flatten(), linear(64, W), norm(), R(), linear(W, W), norm(), R(), linear(W, 1)),
+    "concat_mlp": lambda: S(
+        nn.Flatten(), linear(64, W), R(), Beside(linear(W, W), S(linear(W, W), R(), linear(W, W))),
+        linear(2 * W, W), R(), linear(W, 1),
+    ),
+    "mlp_gauss": lambda: mlp(lambda: Function(lambda z: torch.exp(-(z**2)))),
+    "mlp_mono3": lambda: mlp(lambda: Function(lambda z: z * z * z)),
+    "mlp_poly": lambda: mlp(lambda: Function(lambda z: 0.5 + z + 0.3 * z**2)),
+}  # fmt: skip
+
+
+def digit_images(n=16):
+    return torch.from_numpy(FIXTURES["x"][:n])
+
+
+@pytest.mark.parametrize("get", ["ntk", "nngp"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_ones_masks_are_neural_tangents(name, get):
+    model = NETWORKS[name]().double()
+    for key, parameter in model.named_parameters():
+        if key.endswith("bias"):
+            nn.init.constant_(parameter, 0.3)
+    masks = {key: torch.ones_like(p) for key, p in model.named_parameters() if p.ndim > 1}
+    kernel = graphon_ntk_from_model(
+        model, digit_images(), masks, propagate="density", parameterization="ntk", weight_variance=2.0, get=get
+    )
+    assert relative(kernel, torch.from_numpy(FIXTURES[f"{name}/{get}"])) < 1e-10
+
+
+class Words(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.word, self.place = nn.Embedding(11, n), nn.Embedding(5, n)
+        self.hidden, self.out = nn.Linear(n, n), nn.Linear(n, 1)
+
+    def forward(self, x):
+        h = self.word(x) + self.place(torch.arange(x.shape[1]))
+        return self.out(torch.relu(self.hidden(h)).mean(1))
+
+
+class Tokens(nn.Module):
+    """A class token, learned positions, a scaled branch after a LayerNorm."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.embed, self.norm, self.hidden, self.out = nn.Linear(6, n), nn.LayerNorm(n), nn.Linear(n, n), nn.Linear(n, 1)
+        self.first, self.place = nn.Parameter(torch.randn(1, 1, n)), nn.Parameter(torch.randn(1, 6, n))
+        self.scale = nn.Parameter(torch.full((n,), 0.5))
+
+    def forward(self, x):
+        h = torch.cat([self.first.expand(len(x), -1, -1), self.embed(x)], 1) + self.place
+        return self.out(torch.relu(h + self.scale * self.hidden(torch.relu(self.norm(h))))[:, 0])
+
+
+class Gated(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, n), nn.Linear(n, 2 * n), nn.Linear(n, 1)
+
+    def forward(self, x):
+        u, v = self.b(F.gelu(self.a(x))).chunk(2, -1)
+        return self.c(F.silu(u) * v)
+
+
+def images():
+    return torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def vectors():
+    return torch.randn(6, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def sequences():
+    return torch.randn(5, 5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def words():
+    return torch.randint(0, 11, (5, 5), generator=torch.Generator().manual_seed(1))
+
+
+def end(n, positions=1):
+    return nn.Flatten(), nn.Linear(positions * n, 1)
+
+
+WIDE = {
+    "pooling": (lambda n: S(conv(2, n), R(), nn.AvgPool2d(2), conv(n, n), nn.Tanh(), *end(n, 9)), images),
+    "erf and GAP": (
+        lambda n: S(conv(2, n), Function(torch.erf), conv(n, n), Function(torch.erf),
+                    Function(lambda h: h.mean((2, 3))), *end(n)), images,
+    ),
+    "residual with GAP": (
+        lambda n: S(conv(2, n, True), Residual(R(), conv(n, n), R(), conv(n, n)), R(), nn.AdaptiveAvgPool2d(1), *end(n)),
+        images,
+    ),
+    "groups and strides": (lambda n: S(conv(2, n), R(), conv(n, n, groups=4, stride=2), R(), *end(n, 9)), images),
+    "one dimension": (
+        lambda n: S(Function(lambda x: x.mT), nn.Conv1d(6, n, 3, dilation=2, padding=2), R(), nn.Conv1d(n, n, 1),
+                    nn.SiLU(), *end(n, 5)), sequences,
+    ),
+    "gates": (Gated, vectors),
+    "GLU": (lambda n: S(nn.Linear(8, 2 * n), nn.GLU(), nn.Linear(n, 2 * n), nn.GLU(), nn.Linear(n, 1)), vectors),
+    "LayerNorm after ReLU": (
+        lambda n: S(nn.Linear(8, n), R(), nn.LayerNorm(n), nn.Linear(n, n), nn.LayerNorm(n), R(), nn.Linear(n, 1)),
+        vectors,
+    ),
+    "RMSNorm": (lambda n: S(nn.Linear(8, n), R(), nn.RMSNorm(n), nn.Linear(n, n), R(), nn.Linear(n, 1)), vectors),
+    "GroupNorm": (lambda n: S(conv(2, n), R(), nn.GroupNorm(4, n), conv(n, n), R(), *end(n, 36)), images),
+    "LayerNorm of maps": (lambda n: S(conv(2, n), nn.LayerNorm([n, 6, 6]), R(), conv(n, n), R(), *end(n, 36)), images),
+    "fresh BatchNorm": (
+        lambda n: S(conv(2, n), nn.BatchNorm2d(n), R(), conv(n, n), nn.BatchNorm2d(n), R(), *end(n, 36)), images
+    ),
+    "words": (Words, words),
+    "tokens": (Tokens, sequences),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_is_the_mean_of_wide_networks(name):
+    build, samples = WIDE[name]
+    x, kernels, limits = samples(), [], []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model = build(96).double()
+        kernels.append(empirical_ntk(model, x))
+        if seed < 3:
+            limits.append(graphon_ntk_from_model(model, x))
+    kernels, limit = torch.stack(kernels), torch.stack(limits).mean(0)
+    mean = kernels.mean(0)
+    error = float((kernels.var(0).sum() / len(kernels)).sqrt() / mean.norm())
+    # Twice the standard error of the mean, and 2 % for the width.
+    assert float((limit - mean).norm() / mean.norm()) < 2 * error + 0.02
+
+
+def half(shape):
+    """A mask that keeps every other input at each tap of each output."""
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[0::2, 0::2] = mask[1::2, 1::2] = True
+    return mask
+
+
+def test_the_constant_graphon_has_its_law():
+    """Half of the inputs everywhere: the kernel is that of the dense network times 1/2 for each masked layer."""
+    model = NETWORKS["res_cnn_flat"]().double()
+    plain = NETWORKS["cnn_flat"]().double()
+    options = {"propagate": "density", "parameterization": "ntk", "weight_variance": 2.0, "bins": 1}
+    x = digit_images(6)
+    masks = {"2.weight": half((W, W, 3, 3)), "5.weight": half((1, W, 64)).flatten(1)}
+    dense = graphon_ntk_from_model(plain, x, **options)
+    assert relative(graphon_ntk_from_model(plain, x, masks, **options), dense / 4) < 1e-12
+    branch = {"1.f.1.weight": half((W, W, 3, 3))}
+    masked, dense = (graphon_ntk_from_model(model, x, m, **options) for m in (branch, None))
+    assert not torch.allclose(masked, dense / 2, rtol=0.1)  # the stream itself is not masked
+
+
+def test_two_sets_and_each_output():
+    torch.manual_seed(0)
+    model = S(conv(1, W), R(), nn.AvgPool2d(2), nn.Flatten(), linear(16 * W, 3)).double()
+    x = digit_images(7)
+    whole = graphon_ntk_from_model(model, x, reduce=None)
+    assert whole.shape == (3, 7, 7)
+    torch.testing.assert_close(whole.mean(0), graphon_ntk_from_model(model, x))
+    torch.testing.assert_close(graphon_ntk_from_model(model, x[:3], x2=x[3:], reduce=None), whole[:, :3, 3:])
+    parts = []
+    for layer in (model[0], model[4]):
+        model.requires_grad_(False)
+        layer.requires_grad_(True)
+        parts.append(graphon_ntk_from_model(model, x, reduce=None))
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-10, atol=1e-10)
+
+
+def keep_largest(model, density):
+    scores = {name: p.detach().abs() for name, p in model.named_parameters() if p.ndim > 1}
+    threshold = torch.cat([s.flatten() for s in scores.values()]).quantile(1 - density)
+    return {name: score >= threshold for name, score in scores.items()}
+
+
+def test_energy_describes_what_magnitude_keeps():
+    x, errors = digit_images(8), {"energy": [], "density": []}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = S(conv(1, 64), R(), conv(64, 64), R(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(64, 4)).double()
+        for parameter in model.parameters():
+            nn.init.kaiming_normal_(parameter)
+        masks = keep_largest(model, 0.2)
+        truth = empirical_ntk(model, x, masks=masks)
+        for propagate, found in errors.items():
+            kernel = graphon_ntk_from_model(
+                model, x, masks, propagate=propagate, weight_variance=2.0 if propagate == "density" else None
+            )
+            found.append(float((kernel - truth).norm() / truth.norm()))
+    assert sum(errors["energy"]) < 0.6 * sum(errors["density"])
