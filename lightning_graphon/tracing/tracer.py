@@ -141,7 +141,7 @@ class Tracer(TorchFunctionMode):
         if id(tensor) in self._views:
             return self._views[id(tensor)][1]
         if id(tensor) in self._computed:
-            raise refusal(f"{label}, which reads what is computed from parameters,")
+            raise refusal(f"{label}, which reads what is computed from parameters or attention weights,")
         return self._constant(tensor, label)
 
     def with_units_along(self, view: View, dim: int) -> View:
@@ -155,6 +155,10 @@ class Tracer(TorchFunctionMode):
         codes = torch.arange(table.numel()).reshape(entry.shape).movedim(0, dim - 1)
         offset = table.numel() * torch.arange(len(view.codes)).reshape(-1, *[1] * codes.ndim)
         return self.record(torch.empty(0), step, codes + offset, [view], lambda tensor: tensor)
+
+    def hide(self, tensor: Tensor) -> None:
+        """Refuse whatever reads a tensor."""
+        self._computed[id(tensor)] = tensor
 
     def weight_name(self, tensor: Tensor, key: str, label: str) -> str:
         """Qualified name of a layer's weight or bias.

@@ -44,10 +44,12 @@ class Field:
     right: Moments
     paired: bool
 
-    def with_kernels(self, k: Tensor, t: Tensor | None, pairs: Pairs | None = None) -> "Field":
-        """Other kernels; their moments are added by the walk."""
-        nothing = Moments(None, None)
-        return replace(self, k=k, t=t, pairs=pairs or self.pairs, left=nothing, right=nothing)
+    def at(self, pairs: Pairs) -> "Field":
+        """The field at some of its pairs."""
+        if len(pairs) == len(self.pairs):
+            return self
+        rows = pairs.link(self.pairs, self.pairs, lambda: self.pairs.find(pairs.first, pairs.second)).to(self.k.device)
+        return replace(self, pairs=pairs, k=self.k[rows], t=None if self.t is None else self.t[rows])
 
     @property
     def means(self) -> tuple[Tensor, Tensor] | None:
@@ -70,9 +72,3 @@ class Field:
     def _ends(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         at_first, at_second = left[self.pairs.first][..., None], right[self.pairs.second]
         return at_first, at_second[..., None] if self.paired else at_second[:, :, None, :]
-
-
-def product_of_means(field: Field) -> Tensor | None:
-    """μ μ' at each pair, None where there are no means."""
-    means = field.means
-    return None if means is None else means[0] * means[1]

@@ -4,7 +4,7 @@ Walking back from the output tells at which pairs of positions each node is need
 gives each sample's own moments, which the second, over pairs of samples, reads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,28 +59,73 @@ def network_kernel(
         max_memory: Bytes for temporary tensors.
         shard: This process's part of the tiles.
     """
-    places = readout.positions.unique()
-    last = nodes[readout.node].step.positions
-    needed = needed_pairs(nodes, {readout.node: Pairs.diagonal(places, last)})
     budget = max_memory or _default_memory(x.device.type)
-    left = all_moments(nodes, needed, x, budget)
-    right = left if x2 is None else all_moments(nodes, needed, x2, budget)
-    y = x if x2 is None else x2
-    weights = readout.weights(needed[readout.node], nodes[readout.node].bins, mean).to(x)  # type: ignore[arg-type]
+    _draw(nodes, x if x2 is None else torch.cat([x, x2]), budget)
+    last = nodes[readout.node]
+    needed = needed_pairs(nodes, {readout.node: Pairs.diagonal(readout.positions.unique(), last.step.positions)})
+    pairs = needed[readout.node]
+    assert pairs is not None  # noqa: S101
+    weights = readout.weights(pairs, last.bins, mean).to(x)
+
+    def read(fields: dict[int, Field]) -> Tensor:
+        kernel = fields[readout.node].k if get == "nngp" else fields[readout.node].t
+        if kernel is None:  # nothing is trained
+            kernel = torch.zeros_like(fields[readout.node].k)
+        return torch.einsum("cr,rij->cij", weights, kernel.flatten(0, 1))
+
+    return _tiled(nodes, needed, x, x2, get, budget, shard, len(weights), read)
+
+
+def _draw(nodes: Sequence[Node], x: Tensor, budget: int) -> None:
+    """Give nodes that ask for them the kernels of their inputs between all samples."""
+    place = {id(node): number for number, node in enumerate(nodes)}
+    for node in nodes:
+        kernels = []
+        for number, pairs in node.drawn_inputs.items():
+            source = place[id(node.inputs[number])]
+            needed = needed_pairs(nodes, {source: pairs})
+            kernel = _tiled(
+                nodes, needed, x, None, "nngp", budget, TileShard(), len(pairs) * node.inputs[number].bins,
+                lambda fields, source=source: fields[source].k.flatten(0, 1),
+                mirror=pairs,
+            )  # fmt: skip
+            kernels.append(kernel.unflatten(0, (len(pairs), -1)))
+        node.draw(kernels)
+
+
+def _tiled(
+    nodes: Sequence[Node], needed: "Needed", x: Tensor, x2: Tensor | None, get: Get, budget: int, shard: TileShard,
+    count: int, read: Callable[[dict[int, Field]], Tensor], mirror: Pairs | None = None,
+) -> Tensor:  # fmt: skip
+    """What is read [count, N, M] of the fields of every tile.
+
+    With `mirror` the rows are those of pairs of positions, which change places where the samples do.
+    """
+    left = all_moments(nodes, needed, x, 0, budget)
+    right = left if x2 is None else all_moments(nodes, needed, x2, len(x), budget)
+    y, offset = (x, 0) if x2 is None else (x2, len(x))
     edge = max(1, int((budget / _bytes_per_pair(nodes, needed, x, get)) ** 0.5))
     edge = shard.edge(min(edge, max(len(x), len(y))), max(len(x), len(y)))
-    out = x.new_zeros(len(weights), len(x), len(y))
+    out = x.new_zeros(count, len(x), len(y))
     for rows, cols in shard.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
-        samples = Samples(x[rows], y[cols], paired=False, tangent=get == "ntk")
-        fields = _forward(nodes, needed, samples, left, right, (rows, cols))
-        field = fields[readout.node]
-        kernel = field.k if get == "nngp" else field.t
-        block = x.new_zeros(()) if kernel is None else torch.einsum("cr,rij->cij", weights, kernel.flatten(0, 1))
-        diagonal = x2 is None and rows == cols
-        out[:, rows, cols] = 0.5 * (block + block.mT) if diagonal and block.ndim else block
-        if x2 is None and not diagonal:
-            out[:, cols, rows] = block.mT
+        samples = Samples(x[rows], y[cols], rows, _shifted(cols, offset), tangent=get == "ntk")
+        block = read(_forward(nodes, needed, samples, left, right, (rows, cols)))
+        out[:, rows, cols] = block
+        if x2 is None and rows == cols and mirror is None:
+            out[:, rows, cols] = 0.5 * (block + block.mT)
+        elif x2 is None and rows != cols:
+            out[:, cols, rows] = (block if mirror is None else _exchanged(block, mirror)).mT
     return shard.collect(out)
+
+
+def _exchanged(block: Tensor, pairs: Pairs) -> Tensor:
+    """Rows of pairs (p, p') in the places of (p', p)."""
+    order = pairs.find(pairs.second, pairs.first)
+    return block.unflatten(0, (len(pairs), -1))[order].flatten(0, 1)
+
+
+def _shifted(part: slice, offset: int) -> slice:
+    return slice(part.start + offset, part.stop + offset)
 
 
 def _default_memory(device: str) -> int:
@@ -116,12 +161,13 @@ def needed_pairs(nodes: Sequence[Node], requests: dict[int, Pairs], closed: bool
 # ---- single samples
 
 
-def all_moments(nodes: Sequence[Node], needed: Needed, x: Tensor, budget: int) -> list[Moments]:
-    """Moments of each sample at each node, of what nodes ask for, a few samples at a time."""
+def all_moments(nodes: Sequence[Node], needed: Needed, x: Tensor, offset: int, budget: int) -> list[Moments]:
+    """Moments of each sample at each node, of what nodes ask for, a few samples at a time; `offset` is their first."""
     own = _own_pairs(nodes, needed)
     per_sample = _bytes_per_pair(nodes, own, x, "nngp")
     chunk = max(1, int(budget / max(1, per_sample)))
-    parts = [_moments(nodes, own, part) for part in x.split(chunk)] if len(x) else [_moments(nodes, own, x)]
+    starts = range(0, max(1, len(x)), chunk)
+    parts = [_moments(nodes, own, x[start : start + chunk], offset + start) for start in starts]
     return [_concatenate([part[number] for part in parts]) for number in range(len(nodes))]
 
 
@@ -140,8 +186,9 @@ def _own_pairs(nodes: Sequence[Node], needed: Needed) -> list[Pairs | None]:
     return needed_pairs(nodes, requests, closed=True)
 
 
-def _moments(nodes: Sequence[Node], own: Needed, x: Tensor) -> list[Moments]:
-    samples = Samples(x, x, paired=True, tangent=False)
+def _moments(nodes: Sequence[Node], own: Needed, x: Tensor, start: int) -> list[Moments]:
+    part = slice(start, start + len(x))
+    samples = Samples(x, x, part, part, paired=True, tangent=False)
     found: list[Moments] = []
     _forward(nodes, own, samples, found, found, None)
     return found
@@ -185,7 +232,7 @@ def _forward(
         pairs, sources = needed[number], [place[id(source)] for source in node.inputs]
         k = t = None
         if pairs is not None:
-            k, t = node.propagate([fields[i] for i in sources], pairs, samples)
+            k, t = node.propagate(_inputs(node, [fields[i] for i in sources], pairs), pairs, samples)
             for i in sources:
                 readers[i] -= 1
                 if not readers[i]:
@@ -198,6 +245,12 @@ def _forward(
         if k is not None and pairs is not None:
             fields[number] = Field(pairs, k, t, *ends, paired=samples.paired)
     return fields
+
+
+def _inputs(node: Node, fields: list[Field], pairs: Pairs) -> list[Field]:
+    """Fields at the node's own pairs, where it reads the same positions; other readers may need more of them."""
+    same = [places is None for places in node.places]
+    return [field.at(pairs) if own else field for field, own in zip(fields, same, strict=True)]
 
 
 def _bytes_per_pair(nodes: Sequence[Node], needed: Needed, x: Tensor, get: Get) -> int:

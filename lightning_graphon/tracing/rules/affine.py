@@ -14,14 +14,15 @@ from lightning_graphon.tracing.views import View, constant_along, encode
 @rule("linear")
 def _linear(tracer: Tracer, call: Call) -> None:
     view = tracer.view(call.tracked[0])
-    step, codes, view = linear_step(tracer, call.label, view, call.argument(1, "weight"), call.argument(2, "bias"))
+    parameters = layer_parameters(tracer, call.label, call.argument(1, "weight"), call.argument(2, "bias"))
+    step, codes, view = linear_step(tracer, call.label, view, parameters)
     tracer.record(call.out, step, codes, [view], call.run)
 
 
 def linear_step(
-    tracer: Tracer, label: str, view: View, weight: Tensor, bias: Tensor | None, rows: slice | None = None
+    tracer: Tracer, label: str, view: View, parameters: dict[str, Any], rows: slice | None = None
 ) -> tuple[Affine, Tensor, View]:
-    """A Linear layer over the last axis of a view, with all rows of its weight or some."""
+    """A Linear layer over the last axis of a view, with all rows of its weight or some: step, codes, what it reads."""
     if constant_along(view.unit, *range(view.codes.ndim - 1)) is None:
         view = tracer.with_units_along(view, view.codes.ndim - 1)
     unit = constant_along(view.unit, *range(view.codes.ndim - 1))
@@ -31,19 +32,26 @@ def linear_step(
     # Rows that read the same positions differ by their sample.
     reads, place = view.position.flatten(0, -2).unique(dim=0, return_inverse=True)
     taps, tap_of = reads.unique(dim=1, return_inverse=True)
-    out = len(weight) if rows is None else rows.stop - rows.start
+    out = len(parameters["weight"]) if rows is None else rows.stop - rows.start
     step = Affine(
         label, tracer.new_units(out), len(reads), (view.index,),
         module=tracer.module, features=unit, tap_of=tap_of, taps=taps.T.contiguous(), rows=rows,
-        **_parameters(tracer, label, weight, bias, rows),
+        **parameters,
     )  # fmt: skip
     place = place.reshape(view.codes.shape[:-1])
     return step, encode(sample[..., None], torch.arange(out), place[..., None], step), view
 
 
-def _parameters(tracer: Tracer, label: str, weight: Tensor, bias: Tensor | None, rows: slice | None) -> dict[str, Any]:
-    name = tracer.weight_name(weight, "weight", label)
-    bias_name = None if bias is None else tracer.weight_name(bias, "bias", label)
+def layer_parameters(
+    tracer: Tracer, label: str, weight: Tensor, bias: Tensor | None, prefix: str = ""
+) -> dict[str, Any]:
+    """A layer's weight and bias with their names.
+
+    Raises:
+        NotReadableError: They are computed, or another layer has them.
+    """
+    name = tracer.weight_name(weight, f"{prefix}weight", label)
+    bias_name = None if bias is None else tracer.weight_name(bias, f"{prefix}bias", label)
     return {"weight_name": name, "weight": weight, "bias_name": bias_name, "bias": bias}
 
 
@@ -68,7 +76,7 @@ def _convolution(tracer: Tracer, call: Call) -> None:
     step = Affine(
         call.label, tracer.new_units(len(weight)), taps[0].numel(), (view.index,), module=tracer.module,
         features=unit.repeat_interleave(count), tap_of=torch.arange(count).repeat(len(unit)), taps=taps.flatten(1),
-        groups=groups, **_parameters(tracer, call.label, weight, bias, None),
+        groups=groups, **layer_parameters(tracer, call.label, weight, bias),
     )  # fmt: skip
     shape = [1, -1, *[1] * dims]
     samples = torch.arange(len(view.codes)).reshape(-1, *[1] * (dims + 1))

@@ -16,11 +16,22 @@ from lightning_graphon.tracing.steps import Step
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a tile, flattened: x [n, d], x' [m, d]; with `paired` x' is x, one by one."""
+    """The samples of a tile.
+
+    Attributes:
+        left: Samples x [n, d], flattened.
+        right: Samples x' [m, d].
+        rows: Which of all samples x are.
+        cols: Which of all samples x' are.
+        paired: Whether x' is x, one by one.
+        tangent: Whether tangent kernels are asked for.
+    """
 
     left: Tensor
     right: Tensor
-    paired: bool
+    rows: slice
+    cols: slice
+    paired: bool = False
     tangent: bool = True
 
     def outer(self, left: Tensor, right: Tensor) -> Tensor:
@@ -58,6 +69,15 @@ class Node(ABC):
 
     def build(self, setting: Setting) -> None:
         """Read the step; the attributes above have their defaults here."""
+        return
+
+    @property
+    def drawn_inputs(self) -> dict[int, Pairs]:
+        """Inputs whose kernels between all samples are needed before the walk, at these pairs; see `draw`."""
+        return {}
+
+    def draw(self, kernels: Sequence[Tensor]) -> None:
+        """Receive the kernels [R, K, N, N] of `drawn_inputs`."""
         return
 
     @property

@@ -1,6 +1,7 @@
 """Which node stands for which step; a new kind of layer is one line here."""
 
 from lightning_graphon.ntk.infinite.nodes.affine import AffineNode
+from lightning_graphon.ntk.infinite.nodes.attention import AttentionNode
 from lightning_graphon.ntk.infinite.nodes.base import Node
 from lightning_graphon.ntk.infinite.nodes.embedding import EmbeddingNode
 from lightning_graphon.ntk.infinite.nodes.joins import ConcatenationNode, ProductNode, SumNode
@@ -11,6 +12,7 @@ from lightning_graphon.ntk.infinite.nodes.spatial import SpatialNode
 from lightning_graphon.ntk.infinite.setting import Setting
 from lightning_graphon.tracing.steps import (
     Affine,
+    Attention,
     BatchNorm,
     Concatenation,
     Embedding,
@@ -36,6 +38,7 @@ NODES: dict[type[Step], type[Node]] = {
     Norm: NormNode,
     BatchNorm: BatchNormNode,
     Embedding: EmbeddingNode,
+    Attention: AttentionNode,
 }
 
 
