@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from lightning_graphon._shared.evaluation import eval_semantics
 from lightning_graphon.tracing.rules import install
 from lightning_graphon.tracing.steps import Input, Step
-from lightning_graphon.tracing.tracer import NotReadableError, Tracer, array_layout, refusal
-from lightning_graphon.tracing.views import View
+from lightning_graphon.tracing.tracer import NotReadableError, Tracer, refusal
+from lightning_graphon.tracing.views import View, array_layout
 
 _SAMPLES = 2  # that are run: more than one, so that what goes from sample to sample is seen
 

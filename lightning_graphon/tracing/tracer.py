@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_graphon.tracing.steps import Input, Parameter, Step
-from lightning_graphon.tracing.views import View
+from lightning_graphon.tracing.views import View, array_layout
 
 # What would let Python decide by the samples.
 _VALUES = {"__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "nonzero", "equal",
@@ -264,24 +264,6 @@ class Tracer(TorchFunctionMode):
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def array_layout(shape: Sequence[int], channels_last: bool) -> tuple[Tensor, int, int, Tensor]:
-    """Which axis of a tensor without samples is that of the units.
-
-    Returns:
-        Codes of its entries, number of units, of positions, and the entries [units, positions].
-    """
-    sizes = [*shape]
-    wide = [dim for dim, size in enumerate(sizes) if size > 1]
-    axis = (len(sizes) - 1 if channels_last else 0) if len(wide) != 1 else wide[0]
-    if len(wide) > 1 and len(sizes) == 4 and not channels_last:
-        axis = 1  # of an added [1, C, H, W]
-    entries = torch.arange(max(1, torch.Size(sizes).numel())).reshape(sizes)
-    table = entries.movedim(axis, 0).reshape(sizes[axis], -1) if sizes else entries.reshape(1, 1)
-    codes = torch.empty_like(entries)
-    codes.view(-1)[table.reshape(-1)] = torch.arange(table.numel())
-    return codes, *table.shape, table
 
 
 def refusal(what: str) -> NotReadableError:

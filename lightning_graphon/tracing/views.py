@@ -1,5 +1,6 @@
 """Tensors of the forward pass as units at positions of a step, through reshapes, slices and transposes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,3 +70,21 @@ def constant_along(t: Tensor, *dims: int) -> Tensor | None:
     for dim in sorted(dims, reverse=True):
         first = first.squeeze(dim)
     return first
+
+
+def array_layout(shape: Sequence[int], channels_last: bool) -> tuple[Tensor, int, int, Tensor]:
+    """Which axis of a tensor without samples is that of the units.
+
+    Returns:
+        Codes of its entries, number of units, of positions, and the entries [units, positions].
+    """
+    sizes = [*shape]
+    wide = [dim for dim, size in enumerate(sizes) if size > 1]
+    axis = (len(sizes) - 1 if channels_last else 0) if len(wide) != 1 else wide[0]
+    if len(wide) > 1 and len(sizes) == 4 and not channels_last:
+        axis = 1  # of an added [1, C, H, W]
+    entries = torch.arange(max(1, torch.Size(sizes).numel())).reshape(sizes)
+    table = entries.movedim(axis, 0).reshape(sizes[axis], -1) if sizes else entries.reshape(1, 1)
+    codes = torch.empty_like(entries)
+    codes.view(-1)[table.reshape(-1)] = torch.arange(table.numel())
+    return codes, *table.shape, table

@@ -1,8 +1,11 @@
-"""Networks that are chains of Linear layers, which have a recursion of their own: with the inputs' Gram matrix, and with
-squared distances, which keep the digits of near-duplicates.
+"""Networks that are chains of Linear layers, which have a recursion of their own.
+
+It has the inputs in a Gram matrix, and squared distances in place of covariances, so that near-duplicates keep their
+digits.
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,7 +40,7 @@ def read_chain(trace: Trace) -> list[ChainLayer] | None:
     if not isinstance(steps[0], Input) or not isinstance(steps[-1], Affine) or not _in_order(trace):
         return None
     layers: list[ChainLayer] = []
-    for before, step in zip(steps, steps[1:], strict=False):
+    for before, step in pairwise(steps):
         if isinstance(step, Affine) and _reads_all(step, before):
             layers.append(ChainLayer(step, dual_activation("identity")))
         elif isinstance(step, Pointwise) and isinstance(before, Affine):

@@ -1,7 +1,7 @@
 """Pairs of positions (p, p') at which a kernel is needed, and how maps between positions move them.
 
-A kernel of images is needed at few of its P² pairs: a network that flattens reads p = p' only, a pooling reads all pairs
-of a window. Walking from the output to the input tells which.
+A kernel of images is needed at few of its P² pairs: a network that flattens reads p = p' only, a pooling reads all
+pairs of a window. Walking from the output to the input tells which.
 """
 
 import warnings
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -33,7 +34,7 @@ class Pairs:
         key = id(owner), id(inputs)
         if key not in self.links:
             self.links[key] = (build(), owner, inputs)  # kept alive, so that their ids stay theirs
-        return self.links[key][0]  # type: ignore[no-any-return]
+        return self.links[key][0]
 
     @classmethod
     def from_ends(cls, first: Tensor, second: Tensor, positions: int) -> "Pairs":
@@ -84,6 +85,17 @@ class PositionMap(Protocol):
 
 
 @dataclass(frozen=True)
+class Nowhere:
+    """No kernel of the input is read."""
+
+    positions: int
+
+    def reads(self, pairs: Pairs) -> Pairs:
+        """Nothing."""
+        return Pairs(pairs.codes[:0], self.positions)
+
+
+@dataclass(frozen=True)
 class Taps:
     """Output position p reads `index[τ, p]`; both ends of a pair with the same tap τ, as taps have their own weights.
 
@@ -101,9 +113,7 @@ class Taps:
 
     def rows(self, pairs: Pairs, inputs: Pairs) -> Tensor:
         """Numbers [taps, pairs] of the input pairs; -1 outside."""
-        return pairs.link(
-            self, inputs, lambda: inputs.find(self.index[:, pairs.first], self.index[:, pairs.second])
-        )
+        return pairs.link(self, inputs, lambda: inputs.find(self.index[:, pairs.first], self.index[:, pairs.second]))
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ class Windows:
 
     def _ends(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         left, right = self.index[pairs.first], self.index[pairs.second]
-        return torch.broadcast_tensors(left[:, :, None], right[:, None, :])  # type: ignore[return-value]
+        return torch.broadcast_tensors(left[:, :, None], right[:, None, :])
 
 
 def sparse_rows(columns: Tensor, values: Tensor, width: int) -> Tensor:

@@ -6,6 +6,7 @@ gives each sample's own moments, which the second, over pairs of samples, reads.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class Readout:
     node: int
 
     def weights(self, pairs: Pairs, bins: int, mean: bool) -> Tensor:
-        """Matrix [C, pairs · bins] that takes each output's kernel from those of the node; with `mean` their mean [1]."""
+        """Matrix [C, pairs · bins] from the kernels of the node to those of the outputs, or [1, ..] to their mean."""
         column = pairs.find(self.positions, self.positions) * bins + self.bins
         rows = torch.zeros_like(column) if mean else torch.arange(len(column))
         value = 1 / len(column) if mean else 1.0
@@ -84,13 +85,15 @@ def _draw(nodes: Sequence[Node], x: Tensor, budget: int) -> None:
         for number, pairs in node.drawn_inputs.items():
             source = place[id(node.inputs[number])]
             needed = needed_pairs(nodes, {source: pairs})
-            kernel = _tiled(
-                nodes, needed, x, None, "nngp", budget, TileShard(), len(pairs) * node.inputs[number].bins,
-                lambda fields, source=source: fields[source].k.flatten(0, 1),
-                mirror=pairs,
-            )  # fmt: skip
+            read = partial(_second_moments, source)
+            count = len(pairs) * node.inputs[number].bins
+            kernel = _tiled(nodes, needed, x, None, "nngp", budget, TileShard(), count, read, mirror=pairs)
             kernels.append(kernel.unflatten(0, (len(pairs), -1)))
         node.draw(kernels)
+
+
+def _second_moments(number: int, fields: dict[int, Field]) -> Tensor:
+    return fields[number].k.flatten(0, 1)
 
 
 def _tiled(

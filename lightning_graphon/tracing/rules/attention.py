@@ -37,9 +37,7 @@ def _mask(mask: Tensor | None, causal: bool, views: list[View]) -> Tensor | None
     return mask.detach().to("cpu", torch.float64).expand(mask.shape[0] if mask.ndim == 3 else 1, queries, keys)
 
 
-def _record(
-    tracer: Tracer, label: str, out: Tensor, views: list[View], scale: float, mask: Tensor | None
-) -> View:
+def _record(tracer: Tracer, label: str, out: Tensor, views: list[View], scale: float, mask: Tensor | None) -> View:
     """A step for [samples, heads, positions, width], or without heads."""
     heads = [view.with_codes(view.codes[:, None]) if view.codes.ndim == 3 else view for view in views]
     if any(view.codes.ndim != 4 for view in heads):
@@ -72,7 +70,11 @@ def _part(label: str, view: View) -> Part:
 @rule("multi_head_attention_forward")
 def _multi_head(tracer: Tracer, call: Call) -> None:
     label, module = call.label, tracer.module
-    if call.argument(7, "bias_k") is not None or call.argument(9, "add_zero_attn") or call.kwargs.get("key_padding_mask") is not None:
+    if (
+        call.argument(7, "bias_k") is not None
+        or call.argument(9, "add_zero_attn")
+        or call.kwargs.get("key_padding_mask") is not None
+    ):
         raise refusal(f"{label} with key padding or added keys")
     query, key, value = (tracer.view(call.args[i], label) for i in range(3))
     heads, projections = int(call.args[4]), _projections(tracer, call)
@@ -114,6 +116,4 @@ def _projections(tracer: Tracer, call: Call) -> list[tuple[dict[str, object], sl
     if bias is not None:
         raise refusal(f"{call.label} with separate projections and a common bias")
     names = ("q_proj_", "k_proj_", "v_proj_")
-    return [
-        (layer_parameters(tracer, call.label, call.kwargs[f"{name}weight"], None, name), None) for name in names
-    ]
+    return [(layer_parameters(tracer, call.label, call.kwargs[f"{name}weight"], None, name), None) for name in names]

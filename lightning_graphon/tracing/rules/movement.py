@@ -119,7 +119,7 @@ def _along_positions(
     # Units of the parts are matched entry by entry, where they stand beside each other.
     firsts = [view.unit.narrow(dim, 0, 1) for view in views]
     shape = torch.broadcast_shapes(*(f.shape for f in firsts))
-    unit, indices, count = join_positions([f.expand(shape) for f in firsts])
+    unit, indices, _ = join_positions([f.expand(shape) for f in firsts])
     owners = [view.step.units[index] for view, index in zip(views, indices, strict=True)]
     tracer.joined += [(owners[0], other) for other in owners[1:]]
     parts, locals_, start = [], [], 0

@@ -61,7 +61,11 @@ def _name(tracer: Tracer, call: Call, tensor: Tensor | None, key: str) -> str | 
 
 @rule("batch_norm")
 def _batch_norm(tracer: Tracer, call: Call) -> None:
-    view, mean, variance = tracer.view(call.tracked[0]), call.argument(1, "running_mean"), call.argument(2, "running_var")
+    view, mean, variance = (
+        tracer.view(call.tracked[0]),
+        call.argument(1, "running_mean"),
+        call.argument(2, "running_var"),
+    )
     unit = constant_along(view.unit, 0, *range(2, view.codes.ndim))
     if call.argument(5, "training", False) or mean is None:
         raise refusal(f"{call.label} with the statistics of each batch")

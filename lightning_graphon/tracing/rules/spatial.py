@@ -25,7 +25,7 @@ def _pool(tracer: Tracer, call: Call) -> None:
     basis = (places == torch.arange(view.step.positions).reshape(-1, *[1] * (places.ndim - 1))).to(call.out.dtype)
     weights = call.run(basis)
     units = _units(call, unit)
-    if units is None or weights.ndim != call.out.ndim or len(weights) != view.step.positions:
+    if units is None or len(units) != 1 or weights.ndim < 2 or len(weights) != view.step.positions:
         raise refusal(f"{call.label}, which mixes units or samples,")
     shape = weights.shape[1:]
     matrix = weights.flatten(1).T

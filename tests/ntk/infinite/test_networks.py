@@ -82,7 +82,12 @@ class Tokens(nn.Module):
 
     def __init__(self, n):
         super().__init__()
-        self.embed, self.norm, self.hidden, self.out = nn.Linear(6, n), nn.LayerNorm(n), nn.Linear(n, n), nn.Linear(n, 1)
+        self.embed, self.norm, self.hidden, self.out = (
+            nn.Linear(6, n),
+            nn.LayerNorm(n),
+            nn.Linear(n, n),
+            nn.Linear(n, 1),
+        )
         self.first, self.place = nn.Parameter(torch.randn(1, 1, n)), nn.Parameter(torch.randn(1, 6, n))
         self.scale = nn.Parameter(torch.full((n,), 0.5))
 

@@ -61,7 +61,9 @@ class AffineNode(Node):
         assert isinstance(taps, Taps)  # noqa: S101
         rows = taps.rows(pairs, z.pairs)
         propagate, own = pairs.link(
-            self, z.pairs, lambda: (TapProduct(self.covariance_map, rows, z.k), TapProduct(self.parameter_map, rows, z.k))
+            self,
+            z.pairs,
+            lambda: (TapProduct(self.covariance_map, rows, z.k), TapProduct(self.parameter_map, rows, z.k)),
         )
         k = propagate(z.k)
         t = self._tangent(propagate, own, z, k) if samples.tangent else None

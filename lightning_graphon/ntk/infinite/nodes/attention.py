@@ -36,7 +36,7 @@ class AttentionNode(Node):
         self.atoms = {atom: units[self.step.value.units.reshape(-1)] for atom, units in value.atoms.items()}
         self.query_bins = query.bin_of_unit[self.step.query.units]  # [heads, width]
         self.key_bins = key.bin_of_unit[self.step.key.units]
-        heads, width = self.query_bins.shape
+        heads = len(self.query_bins)
         owner = torch.arange(heads).repeat_interleave(len(self.bin_of_unit) // heads)
         share = torch.zeros(self.bins, heads, dtype=torch.float64)
         share.index_put_((self.bin_of_unit, owner), torch.ones(len(owner), dtype=share.dtype), accumulate=True)
@@ -113,7 +113,9 @@ class AttentionNode(Node):
         """Kernels [K, n, m, tokens, tokens] of queries, keys or values; zero where they are not needed."""
         places = (self.step.query, self.step.key, self.step.value)[number].positions
         rows = field.pairs.find(places[:, None].expand(-1, len(places)), places.expand(len(places), -1))
-        known = (field.pairs.codes[rows.clamp_min(0)] == places[:, None] * field.pairs.positions + places)[..., None, None, None]
+        known = (field.pairs.codes[rows.clamp_min(0)] == places[:, None] * field.pairs.positions + places)[
+            ..., None, None, None
+        ]
         k, t = (None if f is None else (f[rows] * known.to(f)).permute(2, 3, 4, 0, 1) for f in (field.k, field.t))
         assert k is not None  # noqa: S101
         return k, t
@@ -140,7 +142,12 @@ class AttentionNode(Node):
             ab, ba = a @ inner, inner @ bt
             return a @ (kv[:, None] * inner) @ bt - (left * ab) @ bt - a @ (right * ba) + mixed * (ab @ bt)
 
-        q, q2, key, key2 = self.queries[:, ends[0]], self.queries[:, ends[1]], self.keys[:, ends[0]], self.keys[:, ends[1]]
+        q, q2, key, key2 = (
+            self.queries[:, ends[0]],
+            self.queries[:, ends[1]],
+            self.keys[:, ends[0]],
+            self.keys[:, ends[1]],
+        )
         for number in range(int(self.query_bins.max()) + 1):
             own = (self.query_bins[self.head_of_draw] == number).to(kv)[:, None, :]
             if tq is not None:

@@ -62,8 +62,8 @@ class Node(ABC):
         self.bins = int(self.bin_of_unit.max()) + 1
         self.places: list[PositionMap | None] = [None] * len(self.inputs)
         self.atoms: dict[int, Tensor] = dict(self.inputs[0].atoms) if self.inputs else {}
-        self.gaussian = all(node.gaussian for node in self.inputs)
-        self.centred = all(node.centred for node in self.inputs)
+        self.gaussian: bool = all(node.gaussian for node in self.inputs)
+        self.centred: bool = all(node.centred for node in self.inputs)
         self.uses_squares = self.uses_means = False
         self.build(setting)
 
@@ -96,7 +96,7 @@ class Node(ABC):
 
     @abstractmethod
     def propagate(self, inputs: Sequence[Field], pairs: Pairs, samples: Samples) -> tuple[Tensor, Tensor | None]:
-        """E[h h'] and the tangent kernel [R, K, n, m] at `pairs`, from those of the inputs at pairs that they `reads`."""
+        """E[h h'] and the tangent kernel [R, K, n, m] at `pairs`, from those of the inputs at what it `reads`."""
 
     def mean(self, inputs: Sequence[Moments], x: Tensor) -> Tensor | None:
         """Means [P, K, N] from those of the inputs, for samples [N, d]; None for zero."""

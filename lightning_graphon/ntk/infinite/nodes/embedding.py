@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_graphon.ntk.infinite.fields import Field
 from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
-from lightning_graphon.ntk.infinite.pairs import Pairs
+from lightning_graphon.ntk.infinite.pairs import Nowhere, Pairs
 from lightning_graphon.ntk.infinite.setting import Setting, bin_means
 from lightning_graphon.tracing.steps import Embedding
 
@@ -21,6 +21,7 @@ class EmbeddingNode(Node):
         """Second moments of each bin, over all words but that of the padding."""
         step, words = self.step, torch.arange(len(self.step.weight))
         self.atoms, self.gaussian, self.centred = self.new_atom(), True, True
+        self.places = [Nowhere(node.step.positions) for node in self.inputs]  # the tokens are read from the samples
         own = words if step.padding is None else words[words != step.padding]
         mask = setting.mask(step.weight_name, step.weight)[own]
         weight = step.weight.detach().to("cpu", torch.float64)[own]
@@ -29,10 +30,6 @@ class EmbeddingNode(Node):
         if setting.propagate == "density":
             kept = (weight.square() * mask).sum() / mask.sum().clamp_min(1)
             self.energy = float(kept) * self.density
-
-    def reads(self, number: int, pairs: Pairs) -> Pairs:
-        """The tokens are read from the samples."""
-        return Pairs(pairs.codes[:0], self.inputs[number].step.positions)
 
     def propagate(self, inputs: Sequence[Field], pairs: Pairs, samples: Samples) -> tuple[Tensor, Tensor | None]:
         """Where tokens are equal."""

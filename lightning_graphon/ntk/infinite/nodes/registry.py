@@ -3,9 +3,10 @@
 from lightning_graphon.ntk.infinite.nodes.affine import AffineNode
 from lightning_graphon.ntk.infinite.nodes.attention import AttentionNode
 from lightning_graphon.ntk.infinite.nodes.base import Node
+from lightning_graphon.ntk.infinite.nodes.batch_norm import BatchNormNode
 from lightning_graphon.ntk.infinite.nodes.embedding import EmbeddingNode
 from lightning_graphon.ntk.infinite.nodes.joins import ConcatenationNode, ProductNode, SumNode
-from lightning_graphon.ntk.infinite.nodes.norms import BatchNormNode, NormNode
+from lightning_graphon.ntk.infinite.nodes.norms import NormNode
 from lightning_graphon.ntk.infinite.nodes.pointwise import PointwiseNode
 from lightning_graphon.ntk.infinite.nodes.source import InputNode, ParameterNode
 from lightning_graphon.ntk.infinite.nodes.spatial import SpatialNode
