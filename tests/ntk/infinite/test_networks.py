@@ -133,7 +133,9 @@ WIDE = {
                     Function(lambda h: h.mean((2, 3))), *end(n)), images,
     ),
     "residual with GAP": (
-        lambda n: S(conv(2, n, True), Residual(R(), conv(n, n), R(), conv(n, n)), R(), nn.AdaptiveAvgPool2d(1), *end(n)),
+        lambda n: S(
+            conv(2, n, True), Residual(R(), conv(n, n), R(), conv(n, n)), R(), nn.AdaptiveAvgPool2d(1), *end(n)
+        ),
         images,
     ),
     "groups and strides": (lambda n: S(conv(2, n), R(), conv(n, n, groups=4, stride=2), R(), *end(n, 9)), images),
