@@ -18,7 +18,7 @@ from lightning_graphon.ntk.infinite.pairs import Pairs
 from lightning_graphon.ntk.operators.tiling import TileShard, tiles
 
 _DEFAULT_MEMORY = {"cpu": 8 << 20, "cuda": 512 << 20}  # bytes for each thread: what fits the cache
-_FIELDS = 3  # temporary tensors of a node's size, beside what is kept
+_FIELDS = 6  # temporary tensors of a node's size, beside what is kept; measured for ReLU
 
 
 @dataclass(frozen=True)

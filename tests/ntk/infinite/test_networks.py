@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model
 from tests.helpers.layers import Beside, Function, Residual, conv, linear
+from tests.helpers.live_memory import LiveMemory
 from tests.helpers.ntk_oracles import relative
 
 FIXTURES = np.load(Path(__file__).parents[2] / "fixtures" / "networks" / "kernels.npz")
@@ -235,3 +236,19 @@ def test_energy_describes_what_magnitude_keeps():
             )
             found.append(float((kernel - truth).norm() / truth.norm()))
     assert sum(errors["energy"]) < 0.6 * sum(errors["density"])
+
+
+@pytest.mark.parametrize(("name", "budget"), [("cnn_gap", 8 << 20), ("res_cnn_flat", 1 << 20)])
+def test_keeps_to_the_memory(name, budget):
+    model, x = NETWORKS[name]().double(), digit_images(16)
+    masks = {key: half(p.shape) for key, p in model.named_parameters() if p.ndim == 4 and p.shape[1] > 1}
+    whole, peaks = graphon_ntk_from_model(model, x, masks, bins=4), []
+    for limit in (budget, 1 << 30):
+        with LiveMemory() as memory:
+            found = graphon_ntk_from_model(model, x, masks, bins=4, max_memory=limit)
+        torch.testing.assert_close(found, whole)
+        peaks.append(memory.peak)
+    # What all tiles share comes on top: half a MiB to read the network, and the numbers of 9 taps' pairs of positions.
+    shared = (1 << 19) + 16 * 9 * 8 * (4096 if name == "cnn_gap" else 64)
+    assert peaks[0] < budget + shared
+    assert peaks[1] > 2 * peaks[0]  # the limit is what kept it small

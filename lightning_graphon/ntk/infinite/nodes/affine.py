@@ -11,8 +11,6 @@ from lightning_graphon.ntk.infinite.pairs import Pairs, Taps, sparse_rows
 from lightning_graphon.ntk.infinite.setting import Setting, bin_means
 from lightning_graphon.tracing.steps import Affine
 
-_GATHERED = 1 << 24  # entries of the input that are gathered at a time
-
 
 class AffineNode(Node):
     """A layer of independent weights with mean zero: a fresh atom, Gaussian and centred."""
@@ -100,7 +98,7 @@ class TapProduct:
         taps, outs, ins = self.maps.shape
         matrix = self.maps.transpose(0, 1).reshape(outs, taps * ins)
         out = field.new_empty(self.rows.shape[1], outs, field.shape[2])
-        step = max(1, _GATHERED // (taps * ins * field.shape[2]))
+        step = max(1, len(out) * outs // (taps * ins))  # what is gathered at a time is as large as the result
         for start in range(0, len(out), step):
             part = self.rows[:, start : start + step].T
             gathered = field[part.clamp_min(0).reshape(-1)].unflatten(0, part.shape)
