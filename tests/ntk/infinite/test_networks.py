@@ -238,7 +238,7 @@ def test_energy_describes_what_magnitude_keeps():
     assert sum(errors["energy"]) < 0.6 * sum(errors["density"])
 
 
-@pytest.mark.parametrize(("name", "budget"), [("cnn_gap", 8 << 20), ("res_cnn_flat", 1 << 20)])
+@pytest.mark.parametrize(("name", "budget"), [("cnn_gap", 8 << 20), ("res_cnn_flat", 1 << 19)])
 def test_keeps_to_the_memory(name, budget):
     model, x = NETWORKS[name]().double(), digit_images(16)
     masks = {key: half(p.shape) for key, p in model.named_parameters() if p.ndim == 4 and p.shape[1] > 1}
@@ -251,4 +251,4 @@ def test_keeps_to_the_memory(name, budget):
     # What all tiles share comes on top: half a MiB to read the network, and the numbers of 9 taps' pairs of positions.
     shared = (1 << 19) + 16 * 9 * 8 * (4096 if name == "cnn_gap" else 64)
     assert peaks[0] < budget + shared
-    assert peaks[1] > 2 * peaks[0]  # the limit is what kept it small
+    assert peaks[1] > 1.5 * peaks[0]  # the limit is what kept it small
