@@ -5,7 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.checks import nearest
 from lightning_graphon._shared.choices import Positions
+from lightning_graphon.graphon.estimation.binning import one_hot
 from lightning_graphon.graphon.estimation.joint_positions import nested_quantile_labels
 from lightning_graphon.tracing import Trace
 from lightning_graphon.tracing.axes import exchangeable_groups, same_units
@@ -56,3 +58,33 @@ def _degrees(trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, positio
         (source,) = step.inputs
         read.index_add_(0, classes[trace.steps[source].units[step.features]], values.sum(0))
     return written, read
+
+
+def layer_memberships(
+    trace: Trace, masks: Mapping[str, Tensor], bins: int, positions: Positions
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Membership of the rows [out, row bins] and columns [in, column bins] of every mask, by `unit_bins`.
+
+    Raises:
+        KeyError: A mask is of no Linear layer or convolution of the network.
+    """
+    bin_of = unit_bins(trace, masks, bins, positions)
+    steps: dict[str, list[Affine]] = {}
+    for step in trace.steps:
+        if isinstance(step, Affine):
+            steps.setdefault(step.weight_name, []).append(step)
+    for name in masks:
+        if name not in steps:
+            raise KeyError(f"mask {name!r} is of no Linear layer or convolution that is read. {nearest(name, steps)}")
+    return {name: _memberships(trace, steps[name], bin_of) for name in masks}
+
+
+def _memberships(trace: Trace, parts: list[Affine], bin_of: Tensor) -> tuple[Tensor, Tensor]:
+    # Queries, keys and values are rows of one weight, and read the same units.
+    ordered = sorted(parts, key=lambda step: step.rows.start if step.rows else 0)
+    rows = torch.cat([step.units for step in ordered])
+    step = ordered[0]
+    (source,) = step.inputs
+    features = step.features if step.weight.ndim == 2 else step.features[:: step.weight[0, 0].numel()]
+    columns = trace.steps[source].units[features]
+    return tuple(one_hot(bin_of[units].unique(return_inverse=True)[1]) for units in (rows, columns))  # type: ignore[return-value]
