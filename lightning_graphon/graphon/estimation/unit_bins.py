@@ -8,7 +8,8 @@ from torch import Tensor
 from lightning_graphon._shared.checks import nearest
 from lightning_graphon._shared.choices import Positions
 from lightning_graphon.graphon.estimation.binning import one_hot
-from lightning_graphon.graphon.estimation.joint_positions import nested_quantile_labels
+from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
+from lightning_graphon.graphon.estimation.joint_positions import nested_quantile_labels, spectral_labels
 from lightning_graphon.tracing import Trace
 from lightning_graphon.tracing.axes import exchangeable_groups, same_units
 from lightning_graphon.tracing.steps import Affine
@@ -24,13 +25,8 @@ def unit_bins(trace: Trace, masks: Mapping[str, Tensor], bins: int, positions: P
         trace: The network's steps.
         masks: Mask of each layer by the name of its weight; dense where there is none.
         bins: Largest number of bins of units that lie in the same steps.
-        positions: "degree" or "energy".
-
-    Raises:
-        ValueError: `positions` is "spectral".
+        positions: "degree", "energy" or "spectral".
     """
-    if positions == "spectral":
-        raise ValueError("positions='spectral' is for chains of Linear layers; use 'degree' or 'energy'")
     classes = same_units(trace)
     written, read = _degrees(trace, masks, classes, positions)
     group = exchangeable_groups(trace, classes)
@@ -38,10 +34,48 @@ def unit_bins(trace: Trace, masks: Mapping[str, Tensor], bins: int, positions: P
     for number in group.unique().tolist():
         members = (group == number).nonzero()[:, 0]
         own = number < 0
-        part = torch.arange(len(members)) if own else nested_quantile_labels(written[members], read[members], bins)
+        if own:
+            part = torch.arange(len(members))
+        elif positions == "spectral":
+            part = _spectral(trace, masks, classes, members, bins)
+        else:
+            part = nested_quantile_labels(written[members], read[members], bins)
         label[members] = part + start
         start += int(part.max()) + 1
     return label[classes]
+
+
+def _spectral(
+    trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, members: Tensor, bins: int
+) -> Tensor:
+    """Labels by the singular vectors of w²M of all layers that write into the units, and of all that read them."""
+    place = torch.full((int(classes.max()) + 1,), -1)
+    place[members] = torch.arange(len(members))
+    incoming, outgoing = [], []
+    for step in trace.steps:
+        if not isinstance(step, Affine):
+            continue
+        (source,) = step.inputs
+        rows = place[classes[step.units]]
+        columns = place[classes[trace.steps[source].units[step.features]]]
+        if bool((rows >= 0).any()):
+            values = _energies(step, masks)[rows >= 0]
+            incoming.append(values.new_zeros(len(members), values.shape[1]).index_add_(0, rows[rows >= 0], values))
+        if bool((columns >= 0).any()):
+            values = _energies(step, masks)[:, columns >= 0]
+            taken = values.new_zeros(len(values), len(members)).index_add_(1, columns[columns >= 0], values)
+            outgoing.append(taken)
+    if not incoming or not outgoing:
+        return torch.zeros(len(members), dtype=torch.long)
+    into, out_of = (ChannelGraph(torch.ones_like(t), t) for t in (torch.cat(incoming, 1), torch.cat(outgoing)))
+    return spectral_labels(into, out_of, torch.arange(len(members)), bins)
+
+
+def _energies(step: Affine, masks: Mapping[str, Tensor], energy: bool = True) -> Tensor:
+    """w²M or M of a layer, [out, features], float64."""
+    values = step.weight.detach().double().square() if energy else torch.ones_like(step.weight, dtype=torch.float64)
+    mask = masks.get(step.weight_name)
+    return step.matrix(values if mask is None else values * (mask != 0)).detach().cpu()
 
 
 def _degrees(trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
@@ -51,9 +85,7 @@ def _degrees(trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, positio
     for step in trace.steps:
         if not isinstance(step, Affine):
             continue
-        values = torch.ones_like(step.weight) if positions == "degree" else step.weight.detach().square()
-        mask = masks.get(step.weight_name)
-        values = step.matrix((values if mask is None else values * (mask != 0)).double()).cpu()
+        values = _energies(step, masks, energy=positions != "degree")
         written.index_add_(0, classes[step.units], values.sum(1))
         (source,) = step.inputs
         read.index_add_(0, classes[trace.steps[source].units[step.features]], values.sum(0))

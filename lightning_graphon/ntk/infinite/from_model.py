@@ -16,6 +16,7 @@ from lightning_graphon.ntk.infinite.chain import ChainLayer, kept_variance, read
 from lightning_graphon.ntk.infinite.graphon_ntk import check_options, layers_kernel
 from lightning_graphon.ntk.infinite.layer_building import build_layers
 from lightning_graphon.ntk.infinite.layers import Layer
+from lightning_graphon.ntk.infinite.network_drift import drift_network_kernel
 from lightning_graphon.ntk.infinite.nodes.registry import build_nodes
 from lightning_graphon.ntk.infinite.setting import Setting
 from lightning_graphon.ntk.infinite.walk import Readout, network_kernel
@@ -146,10 +147,10 @@ def _network_kernel(
     reduce: Reduce | None, get: Get, max_memory: int | None, shard: TileShard,
 ) -> Tensor:  # fmt: skip
     """Kernel of a network that is no chain."""
-    if options.propagate == "drift":
-        raise NotReadableError("propagate='drift' is for chains of Linear layers: this network")
-    count = options.bins if options.bins is not None else _DEFAULT_BINS
-    bin_of = unit_bins(network, masks, count, options.positions or "degree")
+    drift = options.propagate == "drift"
+    count = options.bins if options.bins is not None else (8 if drift else _DEFAULT_BINS)
+    rule: Positions = options.positions or ("spectral" if drift else "degree")
+    bin_of = unit_bins(network, masks, count, rule)
     setting = Setting(
         network, bin_of, masks, options.propagate, options.parameterization, options.weight_variance,
         options.parameter_term,
@@ -159,9 +160,11 @@ def _network_kernel(
         raise NotReadableError(f"{nodes[output.index].step.label} at the end, after the last layer,")
     bins = nodes[output.index].bin_of_unit[output.unit[0].reshape(-1)]
     readout = Readout(bins, output.position[0].reshape(-1), output.index)
-    kernel = network_kernel(
-        nodes, readout, x, x2, get=get, mean=reduce == "mean", max_memory=max_memory, shard=shard
-    )  # fmt: skip
+    mean = reduce == "mean"
+    if drift and get == "ntk":
+        kernel = drift_network_kernel(nodes, readout, x, x2, mean=mean, max_memory=max_memory, shard=shard)
+    else:
+        kernel = network_kernel(nodes, readout, x, x2, get=get, mean=mean, max_memory=max_memory, shard=shard)
     return kernel[0] if reduce == "mean" else kernel
 
 

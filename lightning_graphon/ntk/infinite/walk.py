@@ -35,6 +35,10 @@ class Readout:
     positions: Tensor
     node: int
 
+    def single(self, number: int) -> "Readout":
+        """One of the outputs."""
+        return Readout(self.bins[number : number + 1], self.positions[number : number + 1], self.node)
+
     def weights(self, pairs: Pairs, bins: int, mean: bool) -> Tensor:
         """Matrix [C, pairs · bins] from the kernels of the node to those of the outputs, or [1, ..] to their mean."""
         column = pairs.find(self.positions, self.positions) * bins + self.bins
@@ -60,7 +64,7 @@ def network_kernel(
         max_memory: Bytes for temporary tensors.
         shard: This process's part of the tiles.
     """
-    budget = max_memory or _default_memory(x.device.type)
+    budget = max_memory or default_memory(x.device.type)
     _draw(nodes, x if x2 is None else torch.cat([x, x2]), budget)
     last = nodes[readout.node]
     needed = needed_pairs(nodes, {readout.node: Pairs.diagonal(readout.positions.unique(), last.step.positions)})
@@ -112,7 +116,7 @@ def _tiled(
     out = x.new_zeros(count, len(x), len(y))
     for rows, cols in shard.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
         samples = Samples(x[rows], y[cols], rows, _shifted(cols, offset), tangent=get == "ntk")
-        block = read(_forward(nodes, needed, samples, left, right, (rows, cols)))
+        block = read(forward(nodes, needed, samples, left, right, (rows, cols)))
         out[:, rows, cols] = block
         if x2 is None and rows == cols and mirror is None:
             out[:, rows, cols] = 0.5 * (block + block.mT)
@@ -131,7 +135,8 @@ def _shifted(part: slice, offset: int) -> slice:
     return slice(part.start + offset, part.stop + offset)
 
 
-def _default_memory(device: str) -> int:
+def default_memory(device: str) -> int:
+    """Bytes for temporary tensors where no limit is given."""
     return _DEFAULT_MEMORY.get(device, 64 << 20) * (torch.get_num_threads() if device == "cpu" else 1)
 
 
@@ -193,7 +198,7 @@ def _moments(nodes: Sequence[Node], own: Needed, x: Tensor, start: int) -> list[
     part = slice(start, start + len(x))
     samples = Samples(x, x, part, part, paired=True, tangent=False)
     found: list[Moments] = []
-    _forward(nodes, own, samples, found, found, None)
+    forward(nodes, own, samples, found, found, None)
     return found
 
 
@@ -219,14 +224,17 @@ def _own_moments(
 # ---- both
 
 
-def _forward(
+def forward(
     nodes: Sequence[Node], needed: Needed, samples: Samples, left: list[Moments], right: list[Moments],
-    tile: tuple[slice, slice] | None,
+    tile: tuple[slice, slice] | None, keep: bool = False,
 ) -> dict[int, Field]:  # fmt: skip
-    """Fields of the nodes that nobody reads any more; without a tile the moments are found and added to `left`."""
+    """Fields of the nodes that nobody reads any more, or with `keep` of all.
+
+    Without a tile the moments are found and added to `left`.
+    """
     place = {id(node): number for number, node in enumerate(nodes)}
     means = any(node.uses_means for node in nodes)
-    readers = [0] * len(nodes)
+    readers = [int(keep)] * len(nodes)
     for number, node in enumerate(nodes):
         for source in node.inputs if needed[number] is not None else ():
             readers[place[id(source)]] += 1
@@ -235,7 +243,7 @@ def _forward(
         pairs, sources = needed[number], [place[id(source)] for source in node.inputs]
         k = t = None
         if pairs is not None:
-            k, t = node.propagate(_inputs(node, [fields[i] for i in sources], pairs), pairs, samples)
+            k, t = node.propagate(input_fields(node, [fields[i] for i in sources], pairs), pairs, samples)
             for i in sources:
                 readers[i] -= 1
                 if not readers[i]:
@@ -250,7 +258,7 @@ def _forward(
     return fields
 
 
-def _inputs(node: Node, fields: list[Field], pairs: Pairs) -> list[Field]:
+def input_fields(node: Node, fields: list[Field], pairs: Pairs) -> list[Field]:
     """Fields at the node's own pairs, where it reads the same positions; other readers may need more of them."""
     same = [places is None for places in node.places]
     return [field.at(pairs) if own else field for field, own in zip(fields, same, strict=True)]

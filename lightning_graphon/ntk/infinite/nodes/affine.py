@@ -103,5 +103,5 @@ class TapProduct:
             part = self.rows[:, start : start + step].T
             gathered = field[part.clamp_min(0).reshape(-1)].unflatten(0, part.shape)
             gathered[part < 0] = 0
-            torch.matmul(matrix, gathered.flatten(1, 2), out=out[start : start + step])
+            out[start : start + step] = matrix @ gathered.flatten(1, 2)
         return out

@@ -4,6 +4,7 @@ from lightning_graphon.ntk.infinite.nodes.affine import AffineNode
 from lightning_graphon.ntk.infinite.nodes.attention import AttentionNode
 from lightning_graphon.ntk.infinite.nodes.base import Node
 from lightning_graphon.ntk.infinite.nodes.batch_norm import BatchNormNode
+from lightning_graphon.ntk.infinite.nodes.drift_affine import DriftAffineNode
 from lightning_graphon.ntk.infinite.nodes.embedding import EmbeddingNode
 from lightning_graphon.ntk.infinite.nodes.joins import ConcatenationNode, ProductNode, SumNode
 from lightning_graphon.ntk.infinite.nodes.norms import NormNode
@@ -50,6 +51,7 @@ def build_nodes(setting: Setting) -> list[Node]:
         ValueError: A step has no node.
     """
     nodes: list[Node] = []
+    kinds = NODES | ({Affine: DriftAffineNode} if setting.propagate == "drift" else {})
     for step in setting.trace.steps:
-        nodes.append(NODES[type(step)](step, [nodes[i] for i in step.inputs], setting))
+        nodes.append(kinds[type(step)](step, [nodes[i] for i in step.inputs], setting))
     return nodes
