@@ -7,7 +7,9 @@ positions, numbered from 0.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 
@@ -100,6 +102,15 @@ class Pointwise(Step):
 
     function: Callable[[Tensor], Tensor] = field(kw_only=True)
     source: object = field(default=None, kw_only=True)
+
+    @cached_property
+    def linear(self) -> tuple[float, float] | None:
+        """a and b of a function a z + b; None of another."""
+        z = torch.tensor([0.0, 1.0, -1.0, 3.0, -0.7, 0.2], dtype=torch.float64)
+        values = self.function(z)
+        b, a = float(values[0]), float(values[1] - values[0])
+        near = 4e-12 * max(abs(a), abs(b), 1e-30)
+        return (a, b) if bool(((values - (a * z + b)).abs() <= near).all()) else None
 
 
 @dataclass(frozen=True)

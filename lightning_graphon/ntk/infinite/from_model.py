@@ -148,8 +148,10 @@ def _network_kernel(
 ) -> Tensor:  # fmt: skip
     """Kernel of a network that is no chain."""
     drift = options.propagate == "drift"
-    count = options.bins if options.bins is not None else (8 if drift else _DEFAULT_BINS)
-    rule: Positions = options.positions or ("spectral" if drift else "degree")
+    # Cells of a mean need many weights, which a layer of taps has fewer of.
+    default = (8 if any(step.positions > 1 for step in network.steps) else 32) if drift else _DEFAULT_BINS
+    count = options.bins if options.bins is not None else default
+    rule: Positions = options.positions or "degree"
     bin_of = unit_bins(network, masks, count, rule)
     setting = Setting(
         network, bin_of, masks, options.propagate, options.parameterization, options.weight_variance,

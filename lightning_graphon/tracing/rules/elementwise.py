@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.tracing.rules.parts import join_positions
-from lightning_graphon.tracing.steps import Part, Pointwise, Product, Sum
+from lightning_graphon.tracing.steps import Part, Pointwise, Product, Spatial, Step, Sum
 from lightning_graphon.tracing.tracer import Call, Tracer, refusal, rule
 from lightning_graphon.tracing.views import View, encode
 
@@ -109,8 +109,57 @@ def _sum(tracer: Tracer, call: Call) -> None:
     left, right = _operands(call)
     alpha = float(call.kwargs.get("alpha", 1))
     signs = {"add": (1.0, alpha), "rsub": (-alpha, 1.0)}.get(call.name, (1.0, -alpha))
-    views = [tracer.view(t, call.label) for t in (left, right)]
-    _join(tracer, call, Sum, views, lambda a, b: signs[0] * a + signs[1] * b, coefficients=signs)
+    terms = [(sign, tracer.view(t, call.label)) for sign, t in zip(signs, (left, right), strict=True)]
+    spread = [(sign * c, base) for sign, view in terms for c, base in _terms(view, tracer)]
+    if len({base.index for _, base in spread}) < len(spread):  # something comes twice: its coefficients are added
+        terms = _collected(spread)
+    if not _same_map(tracer, call, terms):
+        factors = tuple(c for c, _ in terms)
+        run = lambda *ts: sum(c * t for c, t in zip(factors, ts, strict=True))  # noqa: E731
+        _join(tracer, call, Sum, [view for _, view in terms], run, coefficients=factors)
+
+
+def _terms(view: View, tracer: Tracer) -> list[tuple[float, View]]:
+    """What a sum consists of, with coefficients; the tensor itself where it is none."""
+    step = view.step
+    if isinstance(step, Pointwise) and step.linear is not None and step.linear[1] == 0:
+        return [(step.linear[0] * c, base) for c, base in _terms(_root(view, tracer), tracer)]
+    if not isinstance(step, Sum) or not all(_is_whole(part, tracer.steps[i]) for part, i in zip(step.parts, step.inputs, strict=True)):
+        return [(1.0, view)]
+    found = zip(step.coefficients, step.inputs, strict=True)
+    return [(c * d, base) for c, i in found for d, base in _terms(View(i, tracer.steps[i], view.codes), tracer)]
+
+
+def _is_whole(part: Part, step: Step) -> bool:
+    """Whether the units and positions of an input are all there, in order."""
+    units, positions = torch.arange(len(step.units)), torch.arange(step.positions)
+    return step.batched and torch.equal(part.units, units) and torch.equal(part.positions, positions)
+
+
+def _collected(terms: list[tuple[float, View]]) -> list[tuple[float, View]]:
+    found: list[tuple[float, View]] = []
+    for c, view in terms:
+        same = [i for i, (_, v) in enumerate(found) if v.index == view.index and torch.equal(v.codes, view.codes)]
+        if same:
+            found[same[0]] = (found[same[0]][0] + c, view)
+        else:
+            found.append((c, view))
+    return found
+
+
+def _same_map(tracer: Tracer, call: Call, terms: list[tuple[float, View]]) -> bool:
+    """Record a sum of linear maps over the positions of one step as one map, as of pooling minus the tensor itself."""
+    bases = {view.step.inputs[0] if isinstance(view.step, Spatial) else view.index for _, view in terms}
+    codes = terms[0][1].codes
+    if len(bases) > 1 or not all(torch.equal(view.codes, codes) for _, view in terms):
+        return False
+    index = bases.pop()
+    base = View(index, tracer.steps[index], codes)
+    eye = torch.eye(base.step.positions, dtype=call.out.dtype)
+    weights = sum(c * (view.step.weights if isinstance(view.step, Spatial) else eye) for c, view in terms)
+    step = Spatial(call.label, base.step.units, base.step.positions, (base.index,), weights=weights)  # type: ignore[arg-type]
+    tracer.record(call.out, step, codes, [view for _, view in terms], lambda *ts: sum(c * t for (c, _), t in zip(terms, ts, strict=True)))
+    return True
 
 
 def _product(tracer: Tracer, call: Call, divisor: Tensor | None = None) -> None:

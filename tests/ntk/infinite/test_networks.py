@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk_from_model
+from lightning_graphon.ntk.infinite import from_model
 from tests.helpers.layers import Beside, Function, Residual, conv, linear
 from tests.helpers.live_memory import LiveMemory
 from tests.helpers.ntk_oracles import relative
@@ -107,6 +108,42 @@ class Gated(nn.Module):
         return self.c(F.silu(u) * v)
 
 
+class Attentive(nn.Module):
+    """Attention without its module, and causal; read at a token in the middle."""
+
+    def __init__(self, n, heads=8):
+        super().__init__()
+        self.embed, self.qkv, self.joined, self.out = (nn.Linear(*s) for s in ((6, n), (n, 3 * n), (n, n), (n, 1)))
+        self.heads = heads
+
+    def forward(self, x):
+        h = self.embed(x)
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(torch.relu(h + self.joined(attended.transpose(1, 2).flatten(2)))[:, 2])
+
+
+class Twice(nn.Module):
+    """A stream that is added to what it has become, and a pooling minus its input."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.first, self.second, self.third = conv(2, n), conv(n, n), conv(n, n)
+        self.out = nn.Linear(36 * n, 1)
+
+    def forward(self, x):
+        h = self.first(x)
+        stream = h + self.second(torch.relu(h))
+        stream = stream + self.third(torch.relu(stream)) - 0.5 * h
+        pooled = F.avg_pool2d(stream, 3, 1, 1, count_include_pad=False) - stream
+        return self.out(torch.tanh(pooled).flatten(1))
+
+
+def transformer(n):
+    layer = nn.TransformerEncoderLayer(n, 8, 2 * n, batch_first=True, norm_first=True, activation="gelu")
+    return S(nn.Linear(6, n), layer, Function(lambda h: h.mean(1)), nn.Linear(n, 1))
+
+
 def images():
     return torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -156,26 +193,82 @@ WIDE = {
     "fresh BatchNorm": (
         lambda n: S(conv(2, n), nn.BatchNorm2d(n), R(), conv(n, n), nn.BatchNorm2d(n), R(), *end(n, 36)), images
     ),
+    "the same twice": (Twice, images),
     "words": (Words, words),
     "tokens": (Tokens, sequences),
+    "causal attention": (Attentive, sequences),
+    "transformer": (transformer, sequences),
 }  # fmt: skip
+
+
+def against_wide_networks(name, prepare=lambda model: None, **options):
+    """Distance of the kernel to the mean of 16 wide networks' own, and that mean's standard error, both relative."""
+    build, samples = WIDE[name]
+    x, kernels, limits = samples(), [], []
+    for seed in range(16):
+        torch.manual_seed(seed)
+        model = build(96).double()
+        prepare(model)
+        kernels.append(empirical_ntk(model, x))
+        limits.append(graphon_ntk_from_model(model, x, **options))
+    kernels, limit = torch.stack(kernels), torch.stack(limits).mean(0)
+    mean = kernels.mean(0)
+    error = float((kernels.var(0).sum() / len(kernels)).sqrt() / mean.norm())
+    return float((limit - mean).norm() / mean.norm()), error
 
 
 @pytest.mark.parametrize("name", WIDE)
 def test_is_the_mean_of_wide_networks(name):
-    build, samples = WIDE[name]
-    x, kernels, limits = samples(), [], []
-    for seed in range(8):
-        torch.manual_seed(seed)
-        model = build(96).double()
-        kernels.append(empirical_ntk(model, x))
-        if seed < 3:
-            limits.append(graphon_ntk_from_model(model, x))
-    kernels, limit = torch.stack(kernels), torch.stack(limits).mean(0)
-    mean = kernels.mean(0)
-    error = float((kernels.var(0).sum() / len(kernels)).sqrt() / mean.norm())
-    # Twice the standard error of the mean, and 2 % for the width.
-    assert float((limit - mean).norm() / mean.norm()) < 2 * error + 0.02
+    distance, error = against_wide_networks(name)
+    assert distance < 2 * error + 0.02  # twice the standard error of the mean, and 2 % for the width
+
+
+def with_means(model):
+    """Weights whose mean is of the order of 1 / fan-in, so that sums of them are of order one."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            fan_in = parameter[0].numel()
+            nn.init.normal_(parameter, 0.7 / fan_in, (1.5 / fan_in) ** 0.5)
+
+
+DRIFTING = ["pooling", "residual with GAP", "groups and strides", "one dimension", "gates", "LayerNorm after ReLU",
+            "GroupNorm", "fresh BatchNorm"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRIFTING)
+def test_drift_is_the_mean_of_wide_networks_with_means(name):
+    distance, error = against_wide_networks(name, with_means, propagate="drift", bins=1)
+    assert distance < 2.5 * error + 0.03  # as above, with room for the first order in 1 / √width of the means
+    if name in ("residual with GAP", "gates", "one dimension", "fresh BatchNorm"):
+        centred, _ = against_wide_networks(name, with_means, propagate="energy", bins=1)
+        assert centred > 3 * distance
+
+
+@pytest.mark.parametrize("positions", ["degree", "spectral"])
+@pytest.mark.parametrize("reduce", ["mean", None])
+def test_drift_of_a_chain_is_that_of_its_own_recursion(positions, reduce, monkeypatch):
+    torch.manual_seed(0)
+    model = S(linear(64, 24), R(), linear(24, 20), nn.Tanh(), linear(20, 3)).double()
+    with_means(model)
+    masks = {"2.weight": torch.rand(20, 24) < 0.5, "4.weight": torch.rand(3, 20) < 0.5}
+    x, options = digit_images(9).flatten(1), {"propagate": "drift", "positions": positions, "reduce": reduce, "bins": 4}
+    chain = graphon_ntk_from_model(model, x, masks, **options)
+    monkeypatch.setattr(from_model, "read_chain", lambda trace: None)
+    walk = graphon_ntk_from_model(model, x, masks, **options)
+    assert relative(walk, chain) < 1e-7  # the digits of bivariate normal probabilities at correlation 1
+    small = graphon_ntk_from_model(model, x[:4], masks, x2=x[4:], max_memory=1 << 16, **options)
+    torch.testing.assert_close(small, walk[..., :4, 4:], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("get", ["ntk", "nngp"])
+def test_the_walk_of_a_chain_is_its_recursion(get, monkeypatch):
+    torch.manual_seed(0)
+    model = S(nn.Linear(64, 24), R(), nn.Linear(24, 20), nn.GELU(), nn.Linear(20, 3)).double()
+    masks = {"2.weight": torch.rand(20, 24) < 0.5}
+    x = digit_images(9).flatten(1)
+    chain = graphon_ntk_from_model(model, x, masks, get=get, bins=1)
+    monkeypatch.setattr(from_model, "read_chain", lambda trace: None)
+    assert relative(graphon_ntk_from_model(model, x, masks, get=get, bins=1), chain) < 1e-12
 
 
 def half(shape):
@@ -225,7 +318,7 @@ def test_energy_describes_what_magnitude_keeps():
     x, errors = digit_images(8), {"energy": [], "density": []}
     for seed in range(3):
         torch.manual_seed(seed)
-        model = S(conv(1, 64), R(), conv(64, 64), R(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(64, 4)).double()
+        model = S(conv(1, 64), R(), conv(64, 64), R(), nn.Flatten(), linear(64 * 64, 4)).double()
         for parameter in model.parameters():
             nn.init.kaiming_normal_(parameter)
         masks = keep_largest(model, 0.2)

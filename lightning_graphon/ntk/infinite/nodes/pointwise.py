@@ -1,7 +1,7 @@
 """Elementwise functions φ: k⁺ = E[φφ'], t⁺ = E[φ̇φ̇'] t, μ⁺ = E[φ] under the Gaussian law of the input."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,15 +43,6 @@ def _options(call: Call) -> dict[str, Any]:
     return extra | {key: value for key, value in call.kwargs.items() if key not in _FLAGS}
 
 
-def linear_coefficients(function: Callable[[Tensor], Tensor]) -> tuple[float, float] | None:
-    """a and b of a function a z + b; None of another."""
-    z = torch.tensor([0.0, 1.0, -1.0, 3.0, -0.7, 0.2], dtype=torch.float64)
-    values = function(z)
-    b, a = float(values[0]), float(values[1] - values[0])
-    near = 1e-12 * max(abs(a), abs(b), 1e-30)
-    return (a, b) if bool(((values - (a * z + b)).abs() <= 4 * near).all()) else None
-
-
 class PointwiseNode(Node):
     """φ of a Gaussian; of a sum with another part the Gaussian with its mean and variance is taken."""
 
@@ -60,7 +51,7 @@ class PointwiseNode(Node):
     def build(self, setting: Setting) -> None:
         """Of what is known φ is known; a linear function keeps a Gaussian."""
         (source,) = self.inputs
-        self.linear = linear_coefficients(self.step.function)
+        self.linear = self.step.linear
         if self.linear is not None:
             self.centred = source.centred and self.linear[1] == 0
             self.uses_means = self.linear[1] != 0 and not source.centred
