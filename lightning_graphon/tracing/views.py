@@ -46,12 +46,13 @@ class View:
 
     def read(self, values: Tensor) -> Tensor:
         """The tensor, from the step's array."""
-        return torch.where(self.codes < 0, 0, values.reshape(-1)[self.codes])
+        codes = self.codes.to(values.device)
+        return torch.where(codes < 0, 0, values.reshape(-1)[codes])
 
     def write(self, tensor: Tensor, samples: int) -> Tensor:
         """The step's array [samples, units, positions], from the tensor."""
         size = (samples if self.step.batched else 1) * len(self.step.units) * self.step.positions
-        out = tensor.new_zeros(size).index_put((self.codes.reshape(-1),), tensor.reshape(-1))
+        out = tensor.new_zeros(size).index_put((self.codes.reshape(-1).to(tensor.device),), tensor.reshape(-1))
         return out.unflatten(0, (-1, len(self.step.units), self.step.positions))
 
 

@@ -45,9 +45,7 @@ def unit_bins(trace: Trace, masks: Mapping[str, Tensor], bins: int, positions: P
     return label[classes]
 
 
-def _spectral(
-    trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, members: Tensor, bins: int
-) -> Tensor:
+def _spectral(trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, members: Tensor, bins: int) -> Tensor:
     """Labels by the singular vectors of w²M of all layers that write into the units, and of all that read them."""
     place = torch.full((int(classes.max()) + 1,), -1)
     place[members] = torch.arange(len(members))

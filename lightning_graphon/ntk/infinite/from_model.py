@@ -161,12 +161,15 @@ def _network_kernel(
     if not nodes[output.index].gaussian:
         raise NotReadableError(f"{nodes[output.index].step.label} at the end, after the last layer,")
     bins = nodes[output.index].bin_of_unit[output.unit[0].reshape(-1)]
-    readout = Readout(bins, output.position[0].reshape(-1), output.index)
     mean = reduce == "mean"
-    if drift and get == "ntk":
-        kernel = drift_network_kernel(nodes, readout, x, x2, mean=mean, max_memory=max_memory, shard=shard)
-    else:
-        kernel = network_kernel(nodes, readout, x, x2, get=get, mean=mean, max_memory=max_memory, shard=shard)
+    for node in nodes:
+        node.move(x.device)
+    readout = Readout(bins.to(x.device), output.position[0].reshape(-1).to(x.device), output.index)
+    with x.device:  # also of indices that are made on the way
+        if drift and get == "ntk":
+            kernel = drift_network_kernel(nodes, readout, x, x2, mean=mean, max_memory=max_memory, shard=shard)
+        else:
+            kernel = network_kernel(nodes, readout, x, x2, get=get, mean=mean, max_memory=max_memory, shard=shard)
     return kernel[0] if reduce == "mean" else kernel
 
 

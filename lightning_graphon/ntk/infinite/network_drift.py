@@ -76,7 +76,9 @@ def drift_network_kernel(
         samples = Samples(x[rows], y[cols], rows, cols)
         fields = forward(nodes, needed, replace(samples, tangent=False), left, right, (rows, cols), keep=True)
         for number, (a, b) in enumerate(signals):
-            block = _backward(nodes, fields, a.select(rows), b.select(cols), samples) / (len(readout.bins) if mean else 1)
+            block = _backward(nodes, fields, a.select(rows), b.select(cols), samples) / (
+                len(readout.bins) if mean else 1
+            )
             diagonal = x2 is None and rows == cols
             out[number, rows, cols] = 0.5 * (block + block.mT) if diagonal else block
             if x2 is None and not diagonal:
@@ -120,7 +122,7 @@ def _mean_gradients(node: Node, moments: Sequence[Moments], signal: Tensor, x: T
     rows = [torch.autograd.grad(out, leaves, s, retain_graph=True, allow_unused=True) for s in signal]
     parts = zip(*rows, strict=True)
     return [
-        None if part[0] is None or source.certain else torch.stack(part)  # type: ignore[arg-type]
+        None if part[0] is None or source.certain else torch.stack(part)
         for part, source in zip(parts, node.inputs, strict=True)
     ]
 
@@ -158,9 +160,7 @@ def _backward(
     return total
 
 
-def _products(
-    node: Node, pairs: Pairs, left: Tensor | None, right: Tensor | None, samples: Samples
-) -> Tensor | None:
+def _products(node: Node, pairs: Pairs, left: Tensor | None, right: Tensor | None, samples: Samples) -> Tensor | None:
     """Σ over outputs and units of products of mean signals [R, K, n, m]."""
     if left is None or right is None:
         return None
@@ -174,9 +174,7 @@ def _transpose(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The node's own part of the tangent kernel, and gamma through the transpose of its recursion."""
     leaves = {
-        i: torch.zeros_like(field.k).requires_grad_()
-        for i, field in enumerate(inputs)
-        if not node.inputs[i].certain
+        i: torch.zeros_like(field.k).requires_grad_() for i, field in enumerate(inputs) if not node.inputs[i].certain
     }
     with torch.enable_grad():
         opened = [replace(field, t=leaves.get(i)) for i, field in enumerate(inputs)]

@@ -1,5 +1,6 @@
 """Elementwise functions of one tensor, sums and products of several."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.tracing.rules.parts import join_positions
-from lightning_graphon.tracing.steps import Part, Pointwise, Product, Spatial, Step, Sum
+from lightning_graphon.tracing.steps import Part, Pointwise, Product, Spatial, Sum
 from lightning_graphon.tracing.tracer import Call, Tracer, refusal, rule
 from lightning_graphon.tracing.views import View, encode
 
@@ -114,9 +115,12 @@ def _sum(tracer: Tracer, call: Call) -> None:
     if len({base.index for _, base in spread}) < len(spread):  # something comes twice: its coefficients are added
         terms = _collected(spread)
     if not _same_map(tracer, call, terms):
-        factors = tuple(c for c, _ in terms)
-        run = lambda *ts: sum(c * t for c, t in zip(factors, ts, strict=True))  # noqa: E731
-        _join(tracer, call, Sum, [view for _, view in terms], run, coefficients=factors)
+        factors = [c for c, _ in terms]
+        _join(tracer, call, Sum, [v for _, v in terms], _weighted_sum(factors), coefficients=tuple(factors))
+
+
+def _weighted_sum(factors: list[float]) -> Callable[..., Tensor]:
+    return lambda *tensors: functools.reduce(torch.add, [c * t for c, t in zip(factors, tensors, strict=True)])
 
 
 def _terms(view: View, tracer: Tracer) -> list[tuple[float, View]]:
@@ -124,16 +128,20 @@ def _terms(view: View, tracer: Tracer) -> list[tuple[float, View]]:
     step = view.step
     if isinstance(step, Pointwise) and step.linear is not None and step.linear[1] == 0:
         return [(step.linear[0] * c, base) for c, base in _terms(_root(view, tracer), tracer)]
-    if not isinstance(step, Sum) or not all(_is_whole(part, tracer.steps[i]) for part, i in zip(step.parts, step.inputs, strict=True)):
+    if not isinstance(step, Sum) or not _is_whole(step, tracer):
         return [(1.0, view)]
     found = zip(step.coefficients, step.inputs, strict=True)
     return [(c * d, base) for c, i in found for d, base in _terms(View(i, tracer.steps[i], view.codes), tracer)]
 
 
-def _is_whole(part: Part, step: Step) -> bool:
-    """Whether the units and positions of an input are all there, in order."""
-    units, positions = torch.arange(len(step.units)), torch.arange(step.positions)
-    return step.batched and torch.equal(part.units, units) and torch.equal(part.positions, positions)
+def _is_whole(step: Sum, tracer: Tracer) -> bool:
+    """Whether the units and positions of each input are all there, in order."""
+    for part, number in zip(step.parts, step.inputs, strict=True):
+        source = tracer.steps[number]
+        numbers = torch.arange(len(source.units)), torch.arange(source.positions)
+        if not (source.batched and torch.equal(part.units, numbers[0]) and torch.equal(part.positions, numbers[1])):
+            return False
+    return True
 
 
 def _collected(terms: list[tuple[float, View]]) -> list[tuple[float, View]]:
@@ -156,9 +164,11 @@ def _same_map(tracer: Tracer, call: Call, terms: list[tuple[float, View]]) -> bo
     index = bases.pop()
     base = View(index, tracer.steps[index], codes)
     eye = torch.eye(base.step.positions, dtype=call.out.dtype)
-    weights = sum(c * (view.step.weights if isinstance(view.step, Spatial) else eye) for c, view in terms)
-    step = Spatial(call.label, base.step.units, base.step.positions, (base.index,), weights=weights)  # type: ignore[arg-type]
-    tracer.record(call.out, step, codes, [view for _, view in terms], lambda *ts: sum(c * t for (c, _), t in zip(terms, ts, strict=True)))
+    weights = torch.zeros_like(eye)
+    for c, view in terms:
+        weights += c * (view.step.weights.to(eye) if isinstance(view.step, Spatial) else eye)
+    step = Spatial(call.label, base.step.units, base.step.positions, (base.index,), weights=weights)
+    tracer.record(call.out, step, codes, [view for _, view in terms], _weighted_sum([c for c, _ in terms]))
     return True
 
 

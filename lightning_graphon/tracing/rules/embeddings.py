@@ -20,7 +20,7 @@ def _embedding(tracer: Tracer, call: Call) -> None:
             raise refusal(f"{call.label} of computed tokens")
         place, sample, entries = view.position, view.sample, view.step.entries[0]
     else:
-        words, place = tokens.unique(return_inverse=True)
+        words, place = tokens.cpu().unique(return_inverse=True)
         sample, entries = torch.zeros_like(place), words
     padding = call.argument(2, "padding_idx")
     step = Embedding(

@@ -74,8 +74,9 @@ def _batch_norm(tracer: Tracer, call: Call) -> None:
     weight, bias = call.argument(3, "weight"), call.argument(4, "bias")
     place = torch.empty_like(unit)
     place[unit] = torch.arange(len(unit))
+    there = place.to(mean.device)
     step = BatchNorm(
-        call.label, view.step.units, view.step.positions, (view.index,), mean=mean[place], variance=variance[place],
+        call.label, view.step.units, view.step.positions, (view.index,), mean=mean[there], variance=variance[there],
         eps=float(call.argument(7, "eps", 1e-5)), place=place,
         weight=weight, weight_name=_name(tracer, call, weight, "weight"),
         bias=bias, bias_name=_name(tracer, call, bias, "bias"),

@@ -28,7 +28,7 @@ def _pool(tracer: Tracer, call: Call) -> None:
     if units is None or len(units) != 1 or weights.ndim < 2 or len(weights) != view.step.positions:
         raise refusal(f"{call.label}, which mixes units or samples,")
     shape = weights.shape[1:]
-    matrix = weights.flatten(1).T
+    matrix = weights.flatten(1).T.cpu()
     step = Spatial(call.label, view.step.units, len(matrix), (view.index,), weights=matrix)
     samples = torch.arange(len(call.out)).reshape(-1, *[1] * len(shape))
     codes = encode(samples, units, torch.arange(len(matrix)).reshape(1, *shape), step)

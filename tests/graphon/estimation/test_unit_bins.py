@@ -41,13 +41,13 @@ def test_a_stream_has_one_order():
     )  # fmt: skip
     masks = random_masks(model)
     found = layer_graphons(masks, model=model, order="joint", bins=6, inputs=torch.rand(2, 1, 4, 4))
-    stream = [found["0.weight"].row_measure, found["1.f.1.weight"].col_measure, found["1.f.3.weight"].row_measure,
-              found["2.f.1.weight"].col_measure, found["2.f.3.weight"].row_measure, found["4.weight"].col_measure]  # fmt: skip
+    writers, readers = ("0.weight", "1.f.3.weight", "2.f.3.weight"), ("1.f.1.weight", "2.f.1.weight", "4.weight")
+    stream = [*(found[n].row_measure for n in writers), *(found[n].col_measure for n in readers)]
     assert len(stream[0]) > 2
     for other in stream[1:]:
         torch.testing.assert_close(other, stream[0])
     # In the first bin are the channels with the most edges into the stream and out of it.
-    degrees = sum(masks[n].flatten(1).sum(1) for n in ("0.weight", "1.f.3.weight", "2.f.3.weight"))
+    degrees = sum(masks[n].flatten(1).sum(1) for n in writers)
     written = sum(float(found[n].values[0].mean()) for n in ("1.f.3.weight", "2.f.3.weight"))
     last = sum(float(found[n].values[-1].mean()) for n in ("1.f.3.weight", "2.f.3.weight"))
     assert degrees.max() > degrees.min()

@@ -71,7 +71,7 @@ class AttentionNode(Node):
         """Arrays [draws, N, tokens, width] of a head's queries or keys; `kernel` is [K, N, tokens, N, tokens]."""
         size, (samples, tokens) = kernel.shape[1] * kernel.shape[2], kernel.shape[1:3]
         out = kernel.new_empty(_HEADS, bins.shape[1], size)
-        noise = torch.randn(_HEADS, bins.shape[1], size, generator=random, dtype=torch.float64).to(out)
+        noise = torch.randn(_HEADS, bins.shape[1], size, generator=random, dtype=torch.float64, device="cpu").to(out)
         for number, covariance in enumerate(kernel.reshape(-1, size, size)):
             here = bins[self.head_of_draw] == number
             out[here] = noise[here] @ _root(covariance).T

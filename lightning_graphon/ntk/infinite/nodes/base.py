@@ -1,12 +1,14 @@
 """What a node of a network's kernel must tell."""
 
+import copy
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_graphon.ntk.infinite.fields import Field, Moments
 from lightning_graphon.ntk.infinite.pairs import Pairs, PositionMap
@@ -71,6 +73,10 @@ class Node(ABC):
         """Read the step; the attributes above have their defaults here."""
         return
 
+    def move(self, device: torch.device) -> None:
+        """Move what was built to the device of the samples."""
+        vars(self).update({name: _moved(value, device) for name, value in vars(self).items() if name != "inputs"})
+
     @property
     def drawn_inputs(self) -> dict[int, Pairs]:
         """Inputs whose kernels between all samples are needed before the walk, at these pairs; see `draw`."""
@@ -108,3 +114,17 @@ class Node(ABC):
 
 
 _atoms = itertools.count()
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A copy on the device of tensors, and of lists and dataclasses of them; parameters stay where they are."""
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        return value.to(device)
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(_moved(item, device) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        moved = copy.copy(value)
+        for name, item in vars(value).items():
+            object.__setattr__(moved, name, _moved(item, device))
+        return moved
+    return value
