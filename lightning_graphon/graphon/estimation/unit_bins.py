@@ -1,6 +1,7 @@
 """One position for every unit of a traced network: residual streams in one order for all their blocks."""
 
 from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +16,11 @@ from lightning_graphon.tracing.axes import exchangeable_groups, same_units
 from lightning_graphon.tracing.steps import Affine
 
 
-def unit_bins(trace: Trace, masks: Mapping[str, Tensor], bins: int, positions: Positions) -> Tensor:
+UnitPositions: TypeAlias = Literal[Positions, "drift"]
+_POWERS = {"degree": 0, "drift": 1, "energy": 2, "spectral": 2}  # of the weights that are summed
+
+
+def unit_bins(trace: Trace, masks: Mapping[str, Tensor], bins: int, positions: UnitPositions) -> Tensor:
     """Bin [units] of every unit id of a traced network.
 
     Units of one residual stream are in one bin in all its blocks. Quantiles are those of `layer_graphons` with
@@ -25,7 +30,8 @@ def unit_bins(trace: Trace, masks: Mapping[str, Tensor], bins: int, positions: P
         trace: The network's steps.
         masks: Mask of each layer by the name of its weight; dense where there is none.
         bins: Largest number of bins of units that lie in the same steps.
-        positions: "degree", "energy" or "spectral".
+        positions: "degree", "energy" or "spectral"; or "drift" for the sums of w·M, whose signs tell units apart that
+            push signals up from those that push them down.
     """
     classes = same_units(trace)
     written, read = _degrees(trace, masks, classes, positions)
@@ -57,10 +63,10 @@ def _spectral(trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, member
         rows = place[classes[step.units]]
         columns = place[classes[trace.steps[source].units[step.features]]]
         if bool((rows >= 0).any()):
-            values = _energies(step, masks)[rows >= 0]
+            values = _weights(step, masks, 2)[rows >= 0]
             incoming.append(values.new_zeros(len(members), values.shape[1]).index_add_(0, rows[rows >= 0], values))
         if bool((columns >= 0).any()):
-            values = _energies(step, masks)[:, columns >= 0]
+            values = _weights(step, masks, 2)[:, columns >= 0]
             taken = values.new_zeros(len(values), len(members)).index_add_(1, columns[columns >= 0], values)
             outgoing.append(taken)
     if not incoming or not outgoing:
@@ -69,21 +75,21 @@ def _spectral(trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, member
     return spectral_labels(into, out_of, torch.arange(len(members)), bins)
 
 
-def _energies(step: Affine, masks: Mapping[str, Tensor], energy: bool = True) -> Tensor:
-    """w²M or M of a layer, [out, features], float64."""
-    values = step.weight.detach().double().square() if energy else torch.ones_like(step.weight, dtype=torch.float64)
+def _weights(step: Affine, masks: Mapping[str, Tensor], power: int) -> Tensor:
+    """w^power · M of a layer, [out, features], float64."""
+    values = step.weight.detach().double() ** power
     mask = masks.get(step.weight_name)
-    return step.matrix(values if mask is None else values * (mask != 0)).detach().cpu()
+    return step.matrix(values if mask is None else values * (mask != 0)).cpu()
 
 
 def _degrees(trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
-    """Sums of M or w²M over all that writes into each class of units, and over all that reads it."""
+    """Sums of M, w·M or w²M over all that writes into each class of units, and over all that reads it."""
     written = torch.zeros(int(classes.max()) + 1, dtype=torch.float64)
     read = torch.zeros_like(written)
     for step in trace.steps:
         if not isinstance(step, Affine):
             continue
-        values = _energies(step, masks, energy=positions != "degree")
+        values = _weights(step, masks, _POWERS[positions])
         written.index_add_(0, classes[step.units], values.sum(1))
         (source,) = step.inputs
         read.index_add_(0, classes[trace.steps[source].units[step.features]], values.sum(0))

@@ -10,7 +10,7 @@ from lightning_graphon._shared.checks import checked, nearest
 from lightning_graphon._shared.choices import Get, Parameterization, ParameterTerm, Positions, Propagate, Reduce
 from lightning_graphon._shared.unmasked_zeros import warn_of_unmasked_zeros
 from lightning_graphon.graphon import layer_graphons
-from lightning_graphon.graphon.estimation.unit_bins import unit_bins
+from lightning_graphon.graphon.estimation.unit_bins import UnitPositions, unit_bins
 from lightning_graphon.ntk.activations.base import DualActivation
 from lightning_graphon.ntk.infinite.chain import ChainLayer, kept_variance, read_chain, with_own_parameters
 from lightning_graphon.ntk.infinite.graphon_ntk import check_options, layers_kernel
@@ -48,21 +48,25 @@ def graphon_ntk_from_model(
 ) -> Tensor:
     """Infinite-width kernel of the masked network of which the module is one draw.
 
-    Every hidden layer gets positions that both of its masks share; inputs and outputs keep their identity. Biases
+    Every hidden layer gets positions that all of its masks share, a residual stream one set of them for all its blocks;
+    inputs and outputs keep their identity. Biases
     enter with the mean of their squares and are trained; parameters with `requires_grad=False` add no parameter term.
 
     Args:
-        model: A chain of Linear layers and elementwise activations; Flatten, Identity and Dropout are ignored.
-        x: Samples [N, ...], flattened to the first layer's inputs; computed in float64.
+        model: Any network that can be traced and whose steps have a limit: Linear layers and convolutions, elementwise
+            functions, average pooling, sums, products, concatenations, norms, fresh batch norm, attention, embeddings,
+            and reshapes. What is read is checked against the module's own outputs.
+        x: Samples [N, ...]; computed in float64.
         masks: Qualified weight name to tensor of its shape, non-zero where kept; weights without one are dense.
-        bins: Largest number of positions of each hidden layer. Default: 64; 8 for the drift, whose cells need many
-            weights to tell a mean from noise.
+        bins: Largest number of positions of each hidden layer, or residual stream. Default: 64 for a chain of Linear
+            layers, 16 for another network; for the drift, whose cells need many weights to tell a mean from noise, 8 for
+            a chain or a network with space or tokens, else 32.
         propagate: "energy" reads E[w²M] from the weights, the default: it describes the network that is trained.
             "density" is [P1]: weights independent of the mask. "drift" also reads E[wM] (see `graphon_ntk`).
         parameterization: "standard" or "ntk", as in `empirical_ntk`.
         reduce: "mean" over the outputs; None and "per_output" give each output's own kernel.
-        positions: "degree", "energy" or "spectral", as in `layer_graphons`. Default: "spectral" for the drift, else
-            "degree".
+        positions: "degree", "energy" or "spectral", as in `layer_graphons`. Default: "degree"; for the drift "spectral"
+            in a chain of Linear layers and sums of w·M in another network.
         weight_variance: σ_w² (variance of a weight times its fan-in) for "density" and "ntk"; by default fan-in times
             the mean square of each layer's kept weights.
         parameter_term: "kept", or "all" for [P1]'s literal formula.
@@ -75,16 +79,20 @@ def graphon_ntk_from_model(
         [N, N], [N, M] with `x2`, with a leading C for `reduce=None`; float64, on the device of `x`.
 
     Warns:
-        UserWarning: No masks are given, and many weights are exactly zero.
+        UserWarning: No masks are given, and many weights are exactly zero; or an activation follows a sum that is not
+            Gaussian, as in residual networks with activations after the sum.
 
     Raises:
-        ValueError: The module is not such a chain (the message names the layer and suggests `empirical_ntk`), or
-            options.
-        KeyError: A mask names no Linear weight of the chain.
+        ValueError: Something in the module has no limit (the message names the layer and suggests `sampled_ntk` or
+            `empirical_ntk`), or options.
+        KeyError: A mask names no weight of a layer.
 
     >>> model = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 2))
     >>> graphon_ntk_from_model(model, torch.eye(3)).shape
     torch.Size([3, 3])
+    >>> images = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    >>> graphon_ntk_from_model(images, torch.rand(4, 1, 6, 6)).shape
+    torch.Size([4, 4])
     """
     check_options(propagate, parameterization, get, parameter_term, reduce)
     options = Options(bins, propagate, parameterization, positions, weight_variance, parameter_term)
@@ -149,9 +157,10 @@ def _network_kernel(
     """Kernel of a network that is no chain."""
     drift = options.propagate == "drift"
     # Cells of a mean need many weights, which a layer of taps has fewer of.
-    default = (8 if any(step.positions > 1 for step in network.steps) else 32) if drift else _DEFAULT_BINS
+    spread = any(isinstance(step, Affine) and step.positions > 1 for step in network.steps)
+    default = (8 if spread else 32) if drift else _DEFAULT_BINS
     count = options.bins if options.bins is not None else default
-    rule: Positions = options.positions or "degree"
+    rule: UnitPositions = options.positions or ("drift" if drift else "degree")
     bin_of = unit_bins(network, masks, count, rule)
     setting = Setting(
         network, bin_of, masks, options.propagate, options.parameterization, options.weight_variance,
