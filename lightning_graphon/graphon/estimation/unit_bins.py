@@ -15,7 +15,6 @@ from lightning_graphon.tracing import Trace
 from lightning_graphon.tracing.axes import exchangeable_groups, same_units
 from lightning_graphon.tracing.steps import Affine
 
-
 UnitPositions: TypeAlias = Literal[Positions, "drift"]
 _POWERS = {"degree": 0, "drift": 1, "energy": 2, "spectral": 2}  # of the weights that are summed
 
@@ -82,7 +81,9 @@ def _weights(step: Affine, masks: Mapping[str, Tensor], power: int) -> Tensor:
     return step.matrix(values if mask is None else values * (mask != 0)).cpu()
 
 
-def _degrees(trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
+def _degrees(
+    trace: Trace, masks: Mapping[str, Tensor], classes: Tensor, positions: UnitPositions
+) -> tuple[Tensor, Tensor]:
     """Sums of M, w·M or w²M over all that writes into each class of units, and over all that reads it."""
     written = torch.zeros(int(classes.max()) + 1, dtype=torch.float64)
     read = torch.zeros_like(written)

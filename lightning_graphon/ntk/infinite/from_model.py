@@ -22,6 +22,7 @@ from lightning_graphon.ntk.infinite.setting import Setting
 from lightning_graphon.ntk.infinite.walk import Readout, network_kernel
 from lightning_graphon.ntk.operators.tiling import TileShard
 from lightning_graphon.tracing import NotReadableError, Trace, trace
+from lightning_graphon.tracing.axes import same_units
 from lightning_graphon.tracing.steps import Affine, Embedding, Pointwise
 
 _DEFAULT_BINS = 16
@@ -59,8 +60,8 @@ def graphon_ntk_from_model(
         x: Samples [N, ...]; computed in float64.
         masks: Qualified weight name to tensor of its shape, non-zero where kept; weights without one are dense.
         bins: Largest number of positions of each hidden layer, or residual stream. Default: 64 for a chain of Linear
-            layers, 16 for another network; for the drift, whose cells need many weights to tell a mean from noise, 8 for
-            a chain or a network with space or tokens, else 32.
+            layers, 16 for another network; for the drift, whose cells need many weights to tell a mean from noise, 8
+            for a chain or a network with space or tokens, else 32.
         propagate: "energy" reads E[w²M] from the weights, the default: it describes the network that is trained.
             "density" is [P1]: weights independent of the mask. "drift" also reads E[wM] (see `graphon_ntk`).
         parameterization: "standard" or "ntk", as in `empirical_ntk`.
@@ -163,8 +164,8 @@ def _network_kernel(
     rule: UnitPositions = options.positions or ("drift" if drift else "degree")
     bin_of = unit_bins(network, masks, count, rule)
     setting = Setting(
-        network, bin_of, masks, options.propagate, options.parameterization, options.weight_variance,
-        options.parameter_term,
+        network, bin_of, same_units(network), masks, options.propagate, options.parameterization,
+        options.weight_variance, options.parameter_term,
     )  # fmt: skip
     nodes, output = build_nodes(setting), network.output
     if not nodes[output.index].gaussian:

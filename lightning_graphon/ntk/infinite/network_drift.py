@@ -139,20 +139,21 @@ def _backward(
         if field is None or node.certain:
             continue
         means = _products(node, field.pairs, left.nodes[number], right.nodes[number], samples)
-        gamma = _sum(covariances.pop(number, None), means)
+        covariance = covariances.pop(number, None)
+        gamma = _sum(covariance, means)
         if gamma is None:
             continue
         sources = [place[id(source)] for source in node.inputs]
-        open_ = [i for i in sources if not nodes[i].certain]
-        own, back = _transpose(node, [fields[i] for i in sources], field.pairs, gamma, samples)
+        mixes = node.random_slope or isinstance(node, DriftAffineNode)
+        # Where derivatives are numbers, the covariance goes back alone, and the means by themselves.
+        own, back = _transpose(node, [fields[i] for i in sources], field.pairs, gamma if mixes else covariance, samples)
         total = total + (gamma * own).sum((0, 1))
-        for i, part in zip(open_, back, strict=True):
-            if part is None:
-                continue
-            edge = sources.index(i)
+        for edge, part in back.items():
+            i = sources[edge]
+            away = None
             if isinstance(node, DriftAffineNode):
                 away = _transposed_squares(node, fields[i], field.pairs, means)
-            else:
+            elif mixes:
                 ends = left.edges[number][edge], right.edges[number][edge]
                 away = _products(nodes[i], fields[i].pairs, *ends, samples)
             part = part if away is None else part - away
@@ -170,9 +171,9 @@ def _products(node: Node, pairs: Pairs, left: Tensor | None, right: Tensor | Non
 
 
 def _transpose(
-    node: Node, inputs: Sequence[Field], pairs: Pairs, gamma: Tensor, samples: Samples
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The node's own part of the tangent kernel, and gamma through the transpose of its recursion."""
+    node: Node, inputs: Sequence[Field], pairs: Pairs, gamma: Tensor | None, samples: Samples
+) -> tuple[Tensor | float, dict[int, Tensor]]:
+    """The node's own part of the tangent kernel, and gamma through the transpose of its recursion to each input."""
     leaves = {
         i: torch.zeros_like(field.k).requires_grad_() for i, field in enumerate(inputs) if not node.inputs[i].certain
     }
@@ -180,10 +181,11 @@ def _transpose(
         opened = [replace(field, t=leaves.get(i)) for i, field in enumerate(inputs)]
         t = node.propagate(input_fields(node, opened, pairs), pairs, samples)[1]
     if t is None:
-        return torch.zeros_like(gamma), [None] * len(leaves)
-    if not t.requires_grad:
-        return t, [None] * len(leaves)
-    return t.detach(), list(torch.autograd.grad(t, list(leaves.values()), gamma, allow_unused=True))
+        return 0.0, {}
+    if not t.requires_grad or gamma is None:
+        return t.detach(), {}
+    grads = torch.autograd.grad(t, list(leaves.values()), gamma, allow_unused=True)
+    return t.detach(), {i: grad for i, grad in zip(leaves, grads, strict=True) if grad is not None}
 
 
 def _transposed_squares(node: DriftAffineNode, before: Field, pairs: Pairs, means: Tensor | None) -> Tensor | None:

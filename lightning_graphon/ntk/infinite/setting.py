@@ -18,6 +18,7 @@ class Setting:
     Attributes:
         trace: The network's steps.
         bin_of: Bin [units] of every unit id.
+        same: Class [units] of ids that are the same unit.
         masks: Masks by the names of weights.
         propagate: "energy" or "density".
         parameterization: As in `graphon_ntk_from_model`.
@@ -27,6 +28,7 @@ class Setting:
 
     trace: Trace
     bin_of: Tensor
+    same: Tensor
     masks: Mapping[str, Tensor]
     propagate: Propagate
     parameterization: Parameterization
@@ -35,7 +37,9 @@ class Setting:
 
     def bins(self, step: Step) -> Tensor:
         """Number [U] of each unit's bin among those of the step."""
-        return self.bin_of[step.units].unique(return_inverse=True)[1]
+        # A step may have a unit twice, as the value and the gate of a product: these are two bins.
+        label = self.bin_of[step.units] * len(step.units) + _occurrence(self.same[step.units])
+        return label.unique(return_inverse=True)[1]
 
     def mask(self, name: str, weight: Tensor) -> Tensor:
         """Mask of a weight, float64 on the CPU; ones where there is none."""
@@ -56,3 +60,15 @@ def bin_means(values: Tensor, bins: Tensor) -> Tensor:
     count = torch.bincount(bins).to(values)
     sums = values.new_zeros(len(count), *values.shape[1:]).index_add_(0, bins, values)
     return sums / count.reshape(-1, *[1] * (values.ndim - 1))
+
+
+def _occurrence(numbers: Tensor) -> Tensor:
+    """How often each number stood before.
+
+    >>> _occurrence(torch.tensor([4, 7, 4, 4]))
+    tensor([0, 0, 1, 2])
+    """
+    order = numbers.argsort(stable=True)
+    _, count = numbers.unique(return_counts=True)
+    first = (count.cumsum(0) - count).repeat_interleave(count)
+    return torch.empty_like(numbers).index_put((order,), torch.arange(len(numbers)) - first)

@@ -245,6 +245,23 @@ def test_drift_is_the_mean_of_wide_networks_with_means(name):
         assert centred > 3 * distance
 
 
+EXACT = [name for name in WIDE if name not in ("words", "causal attention", "transformer")]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_drift_with_a_bin_for_each_unit_is_the_exact_kernel(name):
+    """Then cells hold single weights, and nothing is left to chance."""
+    build, samples = WIDE[name]
+    torch.manual_seed(0)
+    model, x = build(8).double(), samples()[:3]
+    layers = {
+        f"{key}.weight": m for key, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))
+    }
+    masks = {key: torch.rand(m.weight.shape) < 0.7 for key, m in layers.items()}
+    kernel = graphon_ntk_from_model(model, x, masks, propagate="drift", positions="energy", bins=1000)
+    assert relative(kernel, empirical_ntk(model, x, masks=masks)) < 1e-12
+
+
 @pytest.mark.parametrize("positions", ["degree", "spectral"])
 @pytest.mark.parametrize("reduce", ["mean", None])
 def test_drift_of_a_chain_is_that_of_its_own_recursion(positions, reduce, monkeypatch):

@@ -56,6 +56,7 @@ class Node(ABC):
         centred: Whether all means are zero.
         uses_squares: Whether each sample's own second moments of the inputs are needed.
         uses_means: Whether means of the inputs are needed.
+        random_slope: Whether the derivative depends on the units, and not on numbers of each sample alone.
     """
 
     def __init__(self, step: Step, inputs: Sequence["Node"], setting: Setting) -> None:
@@ -66,7 +67,7 @@ class Node(ABC):
         self.atoms: dict[int, Tensor] = dict(self.inputs[0].atoms) if self.inputs else {}
         self.gaussian: bool = all(node.gaussian for node in self.inputs)
         self.centred: bool = all(node.centred for node in self.inputs)
-        self.uses_squares = self.uses_means = False
+        self.uses_squares = self.uses_means = self.random_slope = False
         self.build(setting)
 
     def build(self, setting: Setting) -> None:

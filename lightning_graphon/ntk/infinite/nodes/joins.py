@@ -127,7 +127,7 @@ class ProductNode(JoinNode):
         """A product with what is known, or with a parameter, keeps a Gaussian one."""
         super().build(setting)
         self.gaussian = self.gaussian and any(node.certain or not node.inputs for node in self.inputs)
-        self.centred = any(node.centred for node in self.inputs)
+        self.centred, self.random_slope = any(node.centred for node in self.inputs), True
 
     def propagate(self, inputs: Sequence[Field], pairs: Pairs, samples: Samples) -> tuple[Tensor, Tensor | None]:
         """Products of independent factors."""

@@ -83,7 +83,7 @@ class NormNode(Node):
         scale2 = self._at(self.scale2, pairs, z.k)
         k = scale2 * normalised
         if samples.tangent and (t is not None or any(self.trained)):
-            t = (0 if t is None else scale2 * t) + self.trained[0] * normalised + self.trained[1] * self._same(pairs)
+            t = (0 if t is None else scale2 * t) + (self.trained[0] * normalised + self.trained[1]) * self._same(pairs)
         return self._add_bias(k, z, pairs), t
 
     def _at(self, values: Tensor, pairs: Pairs, like: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class NormNode(Node):
         return (root[pairs.first] * root[pairs.second])[:, :, None, None]
 
     def _same(self, pairs: Pairs) -> Tensor | float:
-        """One bias for all positions, or one for each."""
+        """Where the two ends have the same weight and bias: everywhere, or at the same position."""
         if len(self.step.entries.unique(dim=1).T) == 1:
             return 1.0
         return (pairs.first == pairs.second).double()[:, None, None, None]

@@ -62,7 +62,7 @@ class PointwiseNode(Node):
 
     def _read_nonlinear(self, source: Node) -> None:
         self.dual = read_dual(self.step)
-        self.gaussian, self.centred = False, False
+        self.gaussian, self.centred, self.random_slope = False, False, True
         self.uses_squares, self.uses_means = True, not source.centred
         if not source.gaussian:
             warnings.warn(
