@@ -1,6 +1,7 @@
 """The Graphon NTK of a module: joint positions of its units, and the kernel of its masks and weights."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -175,7 +176,7 @@ def _network_kernel(
     for node in nodes:
         node.move(x.device)
     readout = Readout(bins.to(x.device), output.position[0].reshape(-1).to(x.device), output.index)
-    with x.device:  # also of indices that are made on the way
+    with nullcontext() if x.device.type == "cpu" else x.device:  # also for indices that are made on the way
         if drift and get == "ntk":
             kernel = drift_network_kernel(nodes, readout, x, x2, mean=mean, max_memory=max_memory, shard=shard)
         else:

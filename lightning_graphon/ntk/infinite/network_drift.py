@@ -57,18 +57,18 @@ def drift_network_kernel(
     mean: bool, max_memory: int | None, shard: TileShard,
 ) -> Tensor:  # fmt: skip
     """Tangent kernels [C, N, M] of the outputs, or their mean [1, N, M]; arguments as of `network_kernel`."""
-    budget = max_memory or default_memory(x.device.type)
     places = readout.positions.unique()
     needed = needed_pairs(nodes, {readout.node: Pairs.diagonal(places, nodes[readout.node].step.positions)})
     # Means of signals at different positions do not cancel: all pairs of the positions that are read.
     needed = [None if pairs is None else every_pair(pairs.places, pairs.positions) for pairs in needed]
-    left = all_moments(nodes, needed, x, 0, budget)
-    right = left if x2 is None else all_moments(nodes, needed, x2, len(x), budget)
     y = x if x2 is None else x2
     outputs = [readout] if mean else [readout.single(o) for o in range(len(readout.bins))]
-    size = sum(len(pairs) * node.bins for pairs, node in zip(needed, nodes, strict=True) if pairs is not None)
-    widest = max(len(pairs) * node.bins for pairs, node in zip(needed, nodes, strict=True) if pairs is not None)
-    edge = max(1, int((budget / (x.element_size() * (2 * size + _FIELDS * widest))) ** 0.5))
+    sizes = [len(pairs) * node.bins for pairs, node in zip(needed, nodes, strict=True) if pairs is not None]
+    per_pair = x.element_size() * (2 * sum(sizes) + _FIELDS * max(sizes))
+    budget = max_memory or default_memory(x.device.type, per_pair)
+    left = all_moments(nodes, needed, x, 0, budget)
+    right = left if x2 is None else all_moments(nodes, needed, x2, len(x), budget)
+    edge = max(1, int((budget / per_pair) ** 0.5))
     edge = shard.edge(min(edge, max(len(x), len(y))), max(len(x), len(y)))
     signals = [(_mean_signals(nodes, o, left, x), _mean_signals(nodes, o, right, y)) for o in outputs]
     out = x.new_zeros(len(outputs), len(x), len(y))

@@ -17,7 +17,8 @@ from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
 from lightning_graphon.ntk.infinite.pairs import Pairs
 from lightning_graphon.ntk.operators.tiling import TileShard, tiles
 
-_DEFAULT_MEMORY = {"cpu": 8 << 20, "cuda": 512 << 20}  # bytes for each thread: what fits the cache
+_CACHE = {"cpu": 8 << 20, "cuda": 512 << 20}  # bytes per tile, on a CPU for each thread
+_MOST_MEMORY = 1 << 28  # bytes, that kernels at many pairs of positions take unless they are given more
 _FIELDS = 6  # temporary tensors of a node's size, beside what is kept; measured for ReLU
 
 
@@ -64,8 +65,7 @@ def network_kernel(
         max_memory: Bytes for temporary tensors.
         shard: This process's part of the tiles.
     """
-    budget = max_memory or default_memory(x.device.type)
-    _draw(nodes, x if x2 is None else torch.cat([x, x2]), budget)
+    _draw(nodes, x if x2 is None else torch.cat([x, x2]), max_memory)
     last = nodes[readout.node]
     needed = needed_pairs(nodes, {readout.node: Pairs.diagonal(readout.positions.unique(), last.step.positions)})
     pairs = needed[readout.node]
@@ -78,10 +78,10 @@ def network_kernel(
             kernel = torch.zeros_like(fields[readout.node].k)
         return torch.einsum("cr,rij->cij", weights, kernel.flatten(0, 1))
 
-    return _tiled(nodes, needed, x, x2, get, budget, shard, len(weights), read)
+    return _tiled(nodes, needed, x, x2, get, max_memory, shard, len(weights), read)
 
 
-def _draw(nodes: Sequence[Node], x: Tensor, budget: int) -> None:
+def _draw(nodes: Sequence[Node], x: Tensor, max_memory: int | None) -> None:
     """Give nodes that ask for them the kernels of their inputs between all samples."""
     place = {id(node): number for number, node in enumerate(nodes)}
     for node in nodes:
@@ -91,7 +91,7 @@ def _draw(nodes: Sequence[Node], x: Tensor, budget: int) -> None:
             needed = needed_pairs(nodes, {source: pairs})
             read = partial(_second_moments, source)
             count = len(pairs) * node.inputs[number].bins
-            kernel = _tiled(nodes, needed, x, None, "nngp", budget, TileShard(), count, read, mirror=pairs)
+            kernel = _tiled(nodes, needed, x, None, "nngp", max_memory, TileShard(), count, read, mirror=pairs)
             kernels.append(kernel.unflatten(0, (len(pairs), -1)))
         node.draw(kernels)
 
@@ -101,17 +101,19 @@ def _second_moments(number: int, fields: dict[int, Field]) -> Tensor:
 
 
 def _tiled(
-    nodes: Sequence[Node], needed: "Needed", x: Tensor, x2: Tensor | None, get: Get, budget: int, shard: TileShard,
-    count: int, read: Callable[[dict[int, Field]], Tensor], mirror: Pairs | None = None,
+    nodes: Sequence[Node], needed: "Needed", x: Tensor, x2: Tensor | None, get: Get, max_memory: int | None,
+    shard: TileShard, count: int, read: Callable[[dict[int, Field]], Tensor], mirror: Pairs | None = None,
 ) -> Tensor:  # fmt: skip
     """What is read [count, N, M] of the fields of every tile.
 
     With `mirror` the rows are those of pairs of positions, which change places where the samples do.
     """
+    per_pair = _bytes_per_pair(nodes, needed, x, get)
+    budget = max_memory or default_memory(x.device.type, per_pair)
     left = all_moments(nodes, needed, x, 0, budget)
     right = left if x2 is None else all_moments(nodes, needed, x2, len(x), budget)
     y, offset = (x, 0) if x2 is None else (x2, len(x))
-    edge = max(1, int((budget / _bytes_per_pair(nodes, needed, x, get)) ** 0.5))
+    edge = max(1, int((budget / per_pair) ** 0.5))
     edge = shard.edge(min(edge, max(len(x), len(y))), max(len(x), len(y)))
     out = x.new_zeros(count, len(x), len(y))
     for rows, cols in shard.mine(tiles(len(x), len(y), edge, symmetric=x2 is None)):
@@ -135,9 +137,10 @@ def _shifted(part: slice, offset: int) -> slice:
     return slice(part.start + offset, part.stop + offset)
 
 
-def default_memory(device: str) -> int:
-    """Bytes for temporary tensors where no limit is given."""
-    return _DEFAULT_MEMORY.get(device, 64 << 20) * (torch.get_num_threads() if device == "cpu" else 1)
+def default_memory(device: str, per_pair: int) -> int:
+    """Bytes for temporary tensors where no limit is given: what fits the cache, or a tile of 8 by 8 samples."""
+    cache = _CACHE.get(device, 64 << 20) * (torch.get_num_threads() if device == "cpu" else 1)
+    return max(cache, min(64 * per_pair, _MOST_MEMORY))
 
 
 Needed = Sequence[Pairs | None]
