@@ -164,6 +164,8 @@ def _network_kernel(
     count = options.bins if options.bins is not None else default
     rule: UnitPositions = options.positions or ("drift" if drift else "degree")
     bin_of = unit_bins(network, masks, count, rule)
+    if reduce == "mean" and not drift:
+        bin_of = _outputs_in_one_bin(network, bin_of)
     setting = Setting(
         network, bin_of, same_units(network), masks, options.propagate, options.parameterization,
         options.weight_variance, options.parameter_term,
@@ -182,6 +184,17 @@ def _network_kernel(
         else:
             kernel = network_kernel(nodes, readout, x, x2, get=get, mean=mean, max_memory=max_memory, shard=shard)
     return kernel[0] if reduce == "mean" else kernel
+
+
+def _outputs_in_one_bin(network: Trace, bin_of: Tensor) -> Tensor:
+    """Bins where the outputs of the last layer share one, as only their mean is asked for: all of its units, once."""
+    step, output = network.output.step, network.output
+    read = any(output.index in other.inputs for other in network.steps)
+    elsewhere = any(other is not step and bool(torch.isin(step.units, other.units).any()) for other in network.steps)
+    whole = output.codes[0].unique().numel() == output.codes[0].numel() == len(step.units) * step.positions
+    if not isinstance(step, Affine) or read or elsewhere or not whole:
+        return bin_of
+    return bin_of.index_fill(0, step.units, int(bin_of[step.units].min()))
 
 
 def _check_readout(network: Trace) -> None:
