@@ -35,7 +35,7 @@ MUTATIONS = (
         "dynamics/test_probed_network.py::test_kernels_are_computed_in_the_networks_own_precision",
     ),
     Mutation(
-        "ntk/infinite/from_model.py",
+        "ntk/infinite/chain.py",
         '"ratio": 0.0}',
         '"ratio": built.ratio}',
         "ntk/infinite/test_from_model.py::test_the_kernel_is_the_sum_of_its_layers",

@@ -1,6 +1,6 @@
 """Running statistics of batch norm that has seen too little data to be evaluated with."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -31,12 +31,16 @@ def settle_batch_norms(modules: Iterable[BatchNorm], run: Callable[[], Any]) -> 
         modules: Layers that began with the initial statistics.
         run: A pass of data through the network in eval mode.
     """
+    measure_batch_norms([module for module in modules if _initial_share(module) > _SETTLED], run)
+
+
+def measure_batch_norms(modules: Sequence[BatchNorm], run: Callable[[], Any]) -> None:
+    """Give layers the statistics of one pass of data through the network in eval mode; the caller restores them."""
     with ExitStack() as stack, torch.no_grad():
-        unsettled = [module for module in modules if _initial_share(module) > _SETTLED]
-        for module in unsettled:
+        for module in modules:
             # Measured on the way: in train mode a synchronised layer would wait for other processes.
             stack.callback(module.register_forward_pre_hook(_measure).remove)
-        if unsettled:
+        if modules:
             run()
 
 

@@ -3,7 +3,14 @@
 from lightning_graphon.ntk.activations.base import DualActivation, HermiteDual
 from lightning_graphon.ntk.activations.piecewise_linear import PiecewiseLinear, ReLULike
 from lightning_graphon.ntk.activations.registry import dual_activation, register_activation, unregister_activation
-from lightning_graphon.ntk.empirical import EmpiricalNTK, LayerShare, empirical_ntk, kronecker_ntk, ntk_layer_shares
+from lightning_graphon.ntk.empirical import (
+    EmpiricalNTK,
+    LayerShare,
+    empirical_ntk,
+    kronecker_ntk,
+    ntk_layer_shares,
+    sampled_ntk,
+)
 from lightning_graphon.ntk.generalisation.bound import (
     GeneralisationBound,
     generalisation_bound,
@@ -43,6 +50,7 @@ __all__ = [
     "ntk_layer_shares",
     "one_vs_rest_targets",
     "register_activation",
+    "sampled_ntk",
     "spectral_summary",
     "top_eigenpairs",
     "unregister_activation",

@@ -83,6 +83,7 @@ class KernelSpectrum:
         self._budget = budget
         self._network: TrainingStepNetwork | None = None
         self._sizes: list[tuple[int, int]] = []  # samples and outputs
+        self._counts: list[int] = []  # samples of the Graphon NTK
         self._order: Tensor  # in which outputs are drawn; known with the sizes
         self._took = 0.0
 
@@ -107,7 +108,7 @@ class KernelSpectrum:
         kernel = None
         if self.options.ntk != "empirical":
             try:
-                kernel = self._timed(lambda: network.graphon(self.options.propagate, self.options.positions))
+                kernel = self._graphon(network)
                 self.source = f"Graphon NTK ({self.options.propagate}, float64) on {len(kernel)} samples"
             except ValueError:
                 if self.options.ntk == "graphon":
@@ -122,6 +123,20 @@ class KernelSpectrum:
         start = perf_counter()
         kernel = compute()
         self._took = perf_counter() - start
+        return kernel
+
+    def _graphon(self, network: TrainingStepNetwork) -> Tensor:
+        """The Graphon NTK [n, n] of as many samples as time allows."""
+        count = len(network.inputs[0] if isinstance(network.inputs, tuple) else network.inputs)
+        self._counts = self._counts or list(dict.fromkeys(min(count, n) for n in (2, 8, 32, count)))
+
+        def run(n: int) -> Tensor:
+            part = network if n == count else network.first(n)
+            return self._timed(lambda: part.graphon(self.options.propagate, self.options.positions))
+
+        budget = self._budget.portion(PORTION)
+        kernel, size = largest_affordable(run, self._counts, lambda n: float(n * n), budget)
+        self._counts = [size]
         return kernel
 
     def _empirical(self, network: TrainingStepNetwork) -> Tensor:

@@ -21,8 +21,7 @@ def ensure_pruned(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 
 def enforced_masks(trainer: pl.Trainer) -> Masks | None:
     """The masks that callbacks keep in force, together; None without any."""
-    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
-    masks = [c.masks for c in callbacks if isinstance(c, PruneAtInit) and c.masks is not None]
+    masks = [callback.masks for callback in sparse_callbacks(trainer) if callback.masks is not None]
     return Masks({name: mask for own in masks for name, mask in own.items()}) if masks else None
 
 

@@ -16,6 +16,8 @@ from lightning_graphon.graphon.estimation.binning import cell_means, one_hot
 from lightning_graphon.graphon.estimation.channel_graph import ChannelGraph
 from lightning_graphon.graphon.estimation.estimate import from_memberships, memberships
 from lightning_graphon.graphon.estimation.joint_positions import nested_quantile_labels, spectral_labels, sum_by_neuron
+from lightning_graphon.graphon.estimation.unit_bins import layer_memberships
+from lightning_graphon.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ def layer_graphons(
     positions: Positions = "degree",
     ties: Ties = "average",
     drift: bool = True,
+    inputs: Tensor | None = None,
 ) -> dict[str, StepGraphon]:
     """Step graphon of every mask of a network, with energy and drift where the model is given.
 
@@ -57,6 +60,10 @@ def layer_graphons(
       model): they scale the signals of a forward and of a backward pass;
     * "spectral": halving along the leading singular vectors of both masks (of both energies with a model).
 
+    With a model and `inputs` any network that can be traced will do, in any order of masks: convolutions, residual
+    streams, concatenations, attention. A residual stream has one order for all its blocks, so that a neuron stands at
+    the same place in every picture; the rule sums over all layers that write into a neuron, and over all that read it.
+
     Measured against the network's own NTK (64-256-256-256-10 on digits, density 0.2, ReLU, energies of the
     cells) the three rules differ by at most 0.02 in relative error, for random, magnitude, SynFlow and SNIP
     masks; 4, 16 and 64 bins by less than 0.05. So the simplest is the default.
@@ -73,6 +80,7 @@ def layer_graphons(
         positions: "degree", "energy" or "spectral", used by "joint".
         ties: "average" or "index", used by "degree", see `estimate_graphon`.
         drift: Whether to compute the drift, one more pass over the weights.
+        inputs: Samples [N, ...] of the model, of which two are run to trace it; used by "joint".
 
     Returns:
         Graphons by the same names, in the same order.
@@ -80,7 +88,7 @@ def layer_graphons(
     Raises:
         ValueError: An unknown choice, a mask that does not fit its parameter, no mask at all,
             `positions="energy"` without a model, or with "joint" a layer that breaks the chain.
-        KeyError: The model has no parameter of that name.
+        KeyError: The model has no parameter of that name, or the traced network no such layer.
 
     Example:
         >>> import torch
@@ -99,6 +107,8 @@ def layer_graphons(
     if order != "joint":
         layers = [_layer(name, mask, model, drift=drift) for name, mask in masks.items()]
         return {layer.name: _graphon(layer, *memberships(layer.graph, bins, order, ties)) for layer in layers}
+    if model is not None and inputs is not None:
+        return _traced(masks, model, inputs, bins, positions, drift)
     return _joint(_chain(masks, model, drift), bins, positions)
 
 
@@ -127,6 +137,13 @@ def joint_labels(
     """
     layers = _chain(masks, model, drift=False)
     return [_labels(a, b, _column_neuron(a, b), bins, positions) for a, b in pairwise(layers)]
+
+
+def _traced(
+    masks: Mapping[str, Tensor], model: nn.Module, inputs: Tensor, bins: int, positions: Positions, drift: bool
+) -> dict[str, StepGraphon]:
+    found = layer_memberships(trace(model, inputs), masks, bins, positions)
+    return {name: _graphon(_layer(name, mask, model, drift=drift), *found[name]) for name, mask in masks.items()}
 
 
 # ---- reading masks and weights

@@ -1,7 +1,8 @@
-"""The Graphon NTK of a module: joint graphons of its masks and weights, and their kernel."""
+"""The Graphon NTK of a module: joint positions of its units, and the kernel of its masks and weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,23 @@ from lightning_graphon._shared.checks import checked, nearest
 from lightning_graphon._shared.choices import Get, Parameterization, ParameterTerm, Positions, Propagate, Reduce
 from lightning_graphon._shared.unmasked_zeros import warn_of_unmasked_zeros
 from lightning_graphon.graphon import layer_graphons
+from lightning_graphon.graphon.estimation.unit_bins import UnitPositions, unit_bins
 from lightning_graphon.ntk.activations.base import DualActivation
-from lightning_graphon.ntk.infinite.chain import Affine, read_chain
+from lightning_graphon.ntk.infinite.chain import ChainLayer, kept_variance, read_chain, with_own_parameters
 from lightning_graphon.ntk.infinite.graphon_ntk import check_options, layers_kernel
 from lightning_graphon.ntk.infinite.layer_building import build_layers
 from lightning_graphon.ntk.infinite.layers import Layer
+from lightning_graphon.ntk.infinite.network_drift import drift_network_kernel
+from lightning_graphon.ntk.infinite.nodes.registry import build_nodes
+from lightning_graphon.ntk.infinite.setting import Setting
+from lightning_graphon.ntk.infinite.walk import Readout, network_kernel
+from lightning_graphon.ntk.operators.tiling import TileShard
+from lightning_graphon.tracing import NotReadableError, Trace, trace
+from lightning_graphon.tracing.axes import same_units
+from lightning_graphon.tracing.steps import Affine, Embedding, Pointwise
+
+_DEFAULT_BINS = 16
+_ALTERNATIVE = "use `sampled_ntk` or `empirical_ntk`, which take any module"
 
 
 @checked
@@ -37,21 +50,25 @@ def graphon_ntk_from_model(
 ) -> Tensor:
     """Infinite-width kernel of the masked network of which the module is one draw.
 
-    Every hidden layer gets positions that both of its masks share; inputs and outputs keep their identity. Biases
+    Every hidden layer gets positions that all of its masks share, a residual stream one set of them for all its blocks;
+    inputs and outputs keep their identity. Biases
     enter with the mean of their squares and are trained; parameters with `requires_grad=False` add no parameter term.
 
     Args:
-        model: A chain of Linear layers and elementwise activations; Flatten, Identity and Dropout are ignored.
-        x: Samples [N, ...], flattened to the first layer's inputs; computed in float64.
+        model: Any network that can be traced and whose steps have a limit: Linear layers and convolutions, elementwise
+            functions, average pooling, sums, products, concatenations, norms, fresh batch norm, attention, embeddings,
+            and reshapes. What is read is checked against the module's own outputs.
+        x: Samples [N, ...]; computed in float64.
         masks: Qualified weight name to tensor of its shape, non-zero where kept; weights without one are dense.
-        bins: Largest number of positions of each hidden layer. Default: 64; 8 for the drift, whose cells need many
-            weights to tell a mean from noise.
+        bins: Largest number of positions of each hidden layer, or residual stream. Default: 64 for a chain of Linear
+            layers, 16 for another network; for the drift, whose cells need many weights to tell a mean from noise, 8
+            for a chain or a network with space or tokens, else 32.
         propagate: "energy" reads E[w²M] from the weights, the default: it describes the network that is trained.
             "density" is [P1]: weights independent of the mask. "drift" also reads E[wM] (see `graphon_ntk`).
         parameterization: "standard" or "ntk", as in `empirical_ntk`.
         reduce: "mean" over the outputs; None and "per_output" give each output's own kernel.
-        positions: "degree", "energy" or "spectral", as in `layer_graphons`. Default: "spectral" for the drift, else
-            "degree".
+        positions: "degree", "energy" or "spectral", as in `layer_graphons`. Default: "degree"; for the drift "spectral"
+            in a chain of Linear layers and sums of w·M in another network.
         weight_variance: σ_w² (variance of a weight times its fan-in) for "density" and "ntk"; by default fan-in times
             the mean square of each layer's kept weights.
         parameter_term: "kept", or "all" for [P1]'s literal formula.
@@ -64,80 +81,151 @@ def graphon_ntk_from_model(
         [N, N], [N, M] with `x2`, with a leading C for `reduce=None`; float64, on the device of `x`.
 
     Warns:
-        UserWarning: No masks are given, and many weights are exactly zero.
+        UserWarning: No masks are given, and many weights are exactly zero; or an activation follows a sum that is not
+            Gaussian, as in residual networks with activations after the sum.
 
     Raises:
-        ValueError: The module is not such a chain (the message names the layer and suggests `empirical_ntk`), or
-            options.
-        KeyError: A mask names no Linear weight of the chain.
+        ValueError: Something in the module has no limit (the message names the layer and suggests `sampled_ntk` or
+            `empirical_ntk`), or options.
+        KeyError: A mask names no weight of a layer.
 
     >>> model = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 2))
     >>> graphon_ntk_from_model(model, torch.eye(3)).shape
     torch.Size([3, 3])
+    >>> images = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    >>> graphon_ntk_from_model(images, torch.rand(4, 1, 6, 6)).shape
+    torch.Size([4, 4])
     """
     check_options(propagate, parameterization, get, parameter_term, reduce)
-    chain = read_chain(model, x)
-    warn_of_unmasked_zeros({layer.weight_name: layer.module.weight.detach() for layer in chain}, masks)
-    # The chain needs a mask of each layer, so that neurons of dense layers have positions too.
-    full = _all_masks(chain, masks)
-    # Float64 whatever the model's dtype: small eigenvalues need its digits.
-    flat = x.detach().flatten(1).to(torch.float64)
-    other = None if x2 is None else x2.detach().flatten(1).to(torch.float64)
-    rule: Positions = positions or ("spectral" if propagate == "drift" else "degree")
-    count = bins if bins is not None else (8 if propagate == "drift" else 64)
-    drift, needs_variance = propagate == "drift", propagate == "density" or parameterization == "ntk"
-    graphons = layer_graphons(full, model=model, bins=count, order="joint", positions=rule, drift=drift)
-    variances = [weight_variance or (_variance(a, full[a.weight_name]) if needs_variance else 1.0) for a in chain]
-    layers = build_layers(
-        list(graphons.values()), flat, propagate=propagate, parameterization=parameterization,
-        widths=[*(a.module.in_features for a in chain), chain[-1].module.out_features],
-        weight_variance=variances, bias_variance=0.0, parameter_term=parameter_term, train_bias=False,
-    )  # fmt: skip
-    layers = [_with_own_parameters(la, a, parameterization, propagate) for la, a in zip(layers, chain, strict=True)]
-    duals: Sequence[DualActivation] = [a.dual for a in chain if a.dual is not None]
+    options = Options(bins, propagate, parameterization, positions, weight_variance, parameter_term)
+    try:
+        network = trace(model, x)
+        _check_readout(network)
+        full = _all_masks(network, masks)
+        warn_of_unmasked_zeros({name: weight.detach() for name, weight in _weights(network).items()}, masks)
+        # Float64 whatever the model's dtype: small eigenvalues need its digits.
+        flat = x.detach().flatten(1).to(torch.float64)
+        other = None if x2 is None else x2.detach().flatten(1).to(torch.float64)
+        chain = read_chain(network)
+        if chain is None:
+            shard = TileShard.from_group(group)
+            return _network_kernel(network, flat, other, full, options, reduce, get, max_memory, shard)
+    except NotReadableError as error:
+        raise ValueError(f"{error}; {_ALTERNATIVE}") from error
+    layers = _chain_layers(chain, model, flat, full, options)
+    duals: Sequence[DualActivation] = [layer.dual for layer in chain if layer.dual is not None]
     return layers_kernel(flat, layers, duals, reduce=reduce, x2=other, get=get, max_memory=max_memory, group=group)
 
 
-def _all_masks(chain: list[Affine], masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """A bool mask for every layer of the chain; all ones where none is given."""
-    given = dict(masks or {})
-    full = {}
-    for layer in chain:
-        mask = given.pop(layer.weight_name, None)
-        if mask is None:
-            mask = torch.ones_like(layer.module.weight, dtype=torch.bool)
-        full[layer.weight_name] = mask if mask.dtype == torch.bool else mask != 0
+class Options(NamedTuple):
+    """Options of `graphon_ntk_from_model` that say which kernel it is."""
+
+    bins: int | None
+    propagate: Propagate
+    parameterization: Parameterization
+    positions: Positions | None
+    weight_variance: float | None
+    parameter_term: ParameterTerm
+
+
+def _chain_layers(
+    chain: list[ChainLayer], model: nn.Module, x: Tensor, masks: Mapping[str, Tensor], options: Options
+) -> list[Layer]:
+    drift = options.propagate == "drift"
+    rule: Positions = options.positions or ("spectral" if drift else "degree")
+    count = options.bins if options.bins is not None else (8 if drift else 64)
+    own = {layer.step.weight_name: masks[layer.step.weight_name] for layer in chain}
+    graphons = layer_graphons(own, model=model, bins=count, order="joint", positions=rule, drift=drift)
+    needs_variance = options.propagate == "density" or options.parameterization == "ntk"
+    variances = [
+        options.weight_variance or (kept_variance(la, own[la.step.weight_name]) if needs_variance else 1.0)
+        for la in chain
+    ]
+    layers = build_layers(
+        list(graphons.values()), x, propagate=options.propagate, parameterization=options.parameterization,
+        widths=[*(layer.step.fan_in for layer in chain), len(chain[-1].step.units)],
+        weight_variance=variances, bias_variance=0.0, parameter_term=options.parameter_term, train_bias=False,
+    )  # fmt: skip
+    return [
+        with_own_parameters(built, layer, options.parameterization, options.propagate)
+        for built, layer in zip(layers, chain, strict=True)
+    ]
+
+
+def _network_kernel(
+    network: Trace, x: Tensor, x2: Tensor | None, masks: Mapping[str, Tensor], options: Options,
+    reduce: Reduce | None, get: Get, max_memory: int | None, shard: TileShard,
+) -> Tensor:  # fmt: skip
+    """Kernel of a network that is no chain."""
+    drift = options.propagate == "drift"
+    # Cells of a mean need many weights, which a layer of taps has fewer of.
+    spread = any(isinstance(step, Affine) and step.positions > 1 for step in network.steps)
+    default = (8 if spread else 32) if drift else _DEFAULT_BINS
+    count = options.bins if options.bins is not None else default
+    rule: UnitPositions = options.positions or ("drift" if drift else "degree")
+    bin_of = unit_bins(network, masks, count, rule)
+    if reduce == "mean" and not drift:
+        bin_of = _outputs_in_one_bin(network, bin_of)
+    setting = Setting(
+        network, bin_of, same_units(network), masks, options.propagate, options.parameterization,
+        options.weight_variance, options.parameter_term,
+    )  # fmt: skip
+    nodes, output = build_nodes(setting), network.output
+    if not nodes[output.index].gaussian:
+        raise NotReadableError(f"{nodes[output.index].step.label} at the end, after the last layer,")
+    bins = nodes[output.index].bin_of_unit[output.unit[0].reshape(-1)]
+    mean = reduce == "mean"
+    for node in nodes:
+        node.move(x.device)
+    readout = Readout(bins.to(x.device), output.position[0].reshape(-1).to(x.device), output.index)
+    with nullcontext() if x.device.type == "cpu" else x.device:  # also for indices that are made on the way
+        if drift and get == "ntk":
+            kernel = drift_network_kernel(nodes, readout, x, x2, mean=mean, max_memory=max_memory, shard=shard)
+        else:
+            kernel = network_kernel(nodes, readout, x, x2, get=get, mean=mean, max_memory=max_memory, shard=shard)
+    return kernel[0] if reduce == "mean" else kernel
+
+
+def _outputs_in_one_bin(network: Trace, bin_of: Tensor) -> Tensor:
+    """Bins where the outputs of the last layer share one, as only their mean is asked for: all of its units, once."""
+    step, output = network.output.step, network.output
+    read = any(output.index in other.inputs for other in network.steps)
+    elsewhere = any(other is not step and bool(torch.isin(step.units, other.units).any()) for other in network.steps)
+    whole = output.codes[0].unique().numel() == output.codes[0].numel() == len(step.units) * step.positions
+    if not isinstance(step, Affine) or read or elsewhere or not whole:
+        return bin_of
+    return bin_of.index_fill(0, step.units, int(bin_of[step.units].min()))
+
+
+def _check_readout(network: Trace) -> None:
+    step = network.output.step
+    if isinstance(step, Pointwise):
+        raise NotReadableError(
+            f"{step.label}: an activation follows the last layer, but the kernel is that of a linear readout: return "
+            "the logits; the network"
+        )
+    if not any(isinstance(step, Affine) for step in network.steps):
+        raise NotReadableError("a network without a Linear layer or convolution")
+    outside = bool((network.output.codes < 0).any())
+    if outside or not torch.equal(
+        network.output.sample[:, None].flatten(2)[..., 0].reshape(-1), torch.arange(len(network.output.codes))
+    ):
+        raise NotReadableError("an output whose first axis is not that of the samples")
+
+
+def _weights(network: Trace) -> dict[str, Tensor]:
+    """Weights that may have a mask, by name."""
+    return {s.weight_name: s.weight for s in network.steps if isinstance(s, (Affine, Embedding))}
+
+
+def _all_masks(network: Trace, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """A bool mask for every layer; all ones where none is given."""
+    given, full = dict(masks or {}), {}
+    for name, weight in _weights(network).items():
+        mask = given.pop(name, None)
+        mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+        full[name] = mask if mask.dtype == torch.bool else mask != 0
     if given:
         name = next(iter(given))
-        raise KeyError(f"mask {name!r} names no Linear weight of the chain. {nearest(name, full)}")
+        raise KeyError(f"mask {name!r} names no weight of a layer that is read. {nearest(name, full)}")
     return full
-
-
-def _variance(layer: Affine, mask: Tensor) -> float:
-    """Fan-in times the mean square of the kept weights."""
-    kept = layer.module.weight.detach()[mask].to(torch.float64)
-    return layer.module.in_features * float(kept.square().mean()) if len(kept) else 0.0
-
-
-def _with_own_parameters(
-    built: Layer, layer: Affine, parameterization: Parameterization, propagate: Propagate
-) -> Layer:
-    """The layer with the module's own biases, and without parameter terms of frozen parameters."""
-    weight, bias = layer.module.weight, layer.module.bias
-    changes: dict[str, object] = {}
-    if not weight.requires_grad:
-        changes |= {"parameter_map": torch.zeros_like(built.parameter_map), "ratio": 0.0}
-    if bias is not None:
-        b = bias.detach().to(built.bias_variance)
-        # Hidden neurons are exchangeable, so their biases enter with the mean over the layer.
-        own = len(b) == len(built.bias_variance) and layer.dual is None  # outputs keep their identity
-        mean = b if own else b.mean().expand_as(built.bias_variance)
-        square = b.square() if own else b.square().mean().expand_as(built.bias_variance)
-        # Without drift pre-activations are centred by definition, so a bias enters with its second moment.
-        drift = propagate == "drift"
-        changes |= {"bias_variance": (square - mean.square()).clamp_min(0) if drift else square}
-        if drift:
-            changes |= {"bias_mean": mean}
-        gamma = 1.0 if parameterization == "standard" else float(b.square().mean())
-        changes |= {"bias_term": gamma if bias.requires_grad else 0.0}
-    return replace(built, **changes)  # type: ignore[arg-type]

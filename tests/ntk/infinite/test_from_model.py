@@ -10,7 +10,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from lightning_graphon.graphon import StepGraphon
 from lightning_graphon.ntk import empirical_ntk, graphon_ntk, graphon_ntk_from_model
-from lightning_graphon.ntk.infinite import chain
+from lightning_graphon.ntk.infinite.chain import read_chain
+from lightning_graphon.tracing import trace
 from tests.helpers.ntk_oracles import digits, relative
 
 WIDTHS = [64, 256, 256, 256, 10]
@@ -183,22 +184,12 @@ def sequences():
 
 
 @pytest.mark.parametrize("name", sequences())
-def test_sequences_are_read_as_if_they_were_traced(name, monkeypatch):
+def test_sequences_are_chains(name):
     model, x = sequences()[name], digits(4).float()
-    chains = [chain.read_chain(model, x)]
-    monkeypatch.setattr(chain, "_sequential_graph", lambda model: None)
-    chains.append(chain.read_chain(model, x))
-    first, second = ([(a.weight_name, a.module, a.dual and a.dual.name) for a in found] for found in chains)
-    assert first == second
-
-
-class Skip(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 3)
-
-    def forward(self, x):
-        return self.b(x + F.relu(self.a(x)))
+    found = read_chain(trace(model, x))
+    linears = {f"{path}.weight": m.weight for path, m in model.named_modules() if isinstance(m, nn.Linear)}
+    assert {layer.step.weight_name: layer.step.weight for layer in found} == linears
+    assert [layer.dual is None for layer in found] == [False] * (len(found) - 1) + [True]
 
 
 class Twice(nn.Module):
@@ -224,24 +215,52 @@ def tied():
     return net
 
 
-def hooked():
-    net = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
-    net[0].register_forward_hook(lambda module, args, output: 3 * output)
+class Decides(nn.Linear):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class Copies(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.detach())
+
+
+class Scales(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.gain = nn.Linear(64, 3), nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.linear(x) * self.gain
+
+
+def conv_net(*middle):
+    layers = nn.Conv2d(1, 4, 3, padding=1), *middle, nn.Flatten(), nn.LazyLinear(3)
+    net = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), *layers).double()
+    net(torch.zeros(1, 64, dtype=torch.float64))
+    return net
+
+
+def calibrated():
+    net = conv_net(nn.BatchNorm2d(4))
+    net[2].running_mean.fill_(0.1)
     return net
 
 
 REFUSED = {
     "layer '' .ParametrizedLinear., whose weight is computed": lambda: spectral_norm(nn.Linear(64, 3)),
     "layer '2' .Linear., which shares its weight": tied,
-    "not the chain of layers": hooked,
-    "BatchNorm1d": lambda: nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)),
+    "layer '2' .BatchNorm2d. has statistics.*sampled_ntk": calibrated,
     "layer '1' .Softmax.": lambda: nn.Sequential(nn.Linear(64, 8), nn.Softmax(-1), nn.Linear(8, 3)),
     "activation follows the last": lambda: nn.Sequential(nn.Linear(64, 8), nn.ReLU()),
-    "right after another activation": lambda: nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Tanh(), nn.Linear(8, 3)),
-    "before the first Linear": lambda: nn.Sequential(nn.ReLU(), nn.Linear(64, 3)),
-    "'add'": Skip,
     "used twice": Twice,
-    "Unflatten": lambda: nn.Sequential(nn.Unflatten(1, (1, 64)), nn.Conv1d(1, 1, 3), nn.Flatten(), nn.Linear(62, 3)),
+    "layer '2' .MaxPool2d.*AvgPool": lambda: conv_net(nn.MaxPool2d(2)),
+    "layer '2' .Conv2d., which is depthwise": lambda: conv_net(nn.Conv2d(4, 4, 3, groups=4)),
+    "the operation 'detach'": lambda: Copies(64, 3),
+    "the operation 'sum'": lambda: Decides(64, 3),
+    "one trained number for all units": Scales,
+    "layer '1' .GRU.": lambda: nn.Sequential(nn.Unflatten(1, (8, 8)), nn.GRU(8, 4)),
+    "PReLU with 16 slopes": lambda: nn.Sequential(nn.Linear(64, 16), nn.PReLU(16), nn.Linear(16, 3)),
 }
 
 

@@ -1,0 +1,1 @@
+"""Kernels of the kinds of steps a network consists of, one file for each."""
