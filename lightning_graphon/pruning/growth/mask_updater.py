@@ -26,7 +26,7 @@ class MaskUpdater:
         model: Says which axes of weights are outputs and inputs.
         masks: To begin with; not changed.
         config: How masks change.
-        schedule: When.
+        updates: When they change.
         pruning: Budget: the final one of methods that begin dense, and `min_density`; None: the counts of `masks` stay.
         seed: Seed of random growth.
 
@@ -45,11 +45,11 @@ class MaskUpdater:
         model: nn.Module,
         masks: Masks,
         config: GrowthConfig,
-        schedule: GrowthSchedule,
+        updates: GrowthSchedule,
         pruning: PruningConfig | None = None,
         seed: int = 0,
     ) -> None:
-        self.config, self.schedule, self.seed, self.steps = config, schedule, seed, 0
+        self.config, self.schedule, self.seed, self.steps = config, updates, seed, 0
         self._layouts = {name: layout_of(model, name) for name in masks}
         shapes = {name: mask.shape for name, mask in masks.items()}
         self.counts = {name: true_count(mask) for name, mask in masks.items()}
