@@ -32,7 +32,7 @@ _WIDTHS = (1 / 4, 1 / 8)  # of siblings, from which the width itself is extrapol
 # Draws of each width: one of a narrow network is far from their mean. With few kept inputs no limit is near.
 _NARROW, _SAME, _FEWEST = {1 / 4: 2, 1 / 8: 4}, {1.0: 2}, 8.0
 _LARGEST_HORIZON = 1000  # steps, where training has no end
-_WAIT = 600.0  # seconds that other processes may wait for the one that rehearses
+_WAIT = 300.0  # seconds that other processes may wait for the one that rehearses: half of what NCCL allows
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _runs(names: Sequence[str], orders: int, taylor_order: int, widths: Mapping[
     rehearsals = [Run("rehearsal", order, 1.0) for order in range(orders)]
     runs = rehearsals[:1] if "rehearsal" in names else []
     if "replay" in names:
-        runs.append(Run("replay", 0, 1.7 * 3 ** (taylor_order - 1)))
+        runs.append(Run("replay", 0, 1.7 * 2.5 ** (taylor_order - 1)))
     runs += rehearsals[1:] if "rehearsal" in names else []
     if "sibling" in names:
         # Small networks cost more than their share of units.
