@@ -71,7 +71,7 @@ class LossDecayMonitor(Monitor):
         raise_errors: Let an error in the analysis end the fit; by default it is reported and training goes on.
         time_budget: Share of the planned training time that all monitors of the trainer together may take, three
             seconds at least; what that is too short for is done for fewer samples, steps or outputs, and said. Copies
-            get three fifths: a percent or two of a long run. None: no limit; the whole training is rehearsed, which takes
+            get three fifths: a percent or two of a long run. None: no limit; all of training is rehearsed, which takes
             one training for each order, 1.7 for a replay, two for siblings.
 
     Raises:
