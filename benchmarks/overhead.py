@@ -154,9 +154,8 @@ class Computed(pl.Callback):
                 kernel = monitor._kernel
                 parts.append(f"{len(monitor.graphons)} graphons; {kernel.source if kernel else 'no spectrum'}")
             if isinstance(monitor, LossDecayMonitor):
-                made, curves = monitor._initial, monitor._curves
-                ended = f"predicted {len(curves.by_step()['predicted'])} times, then given up"
-                parts.append(f"{ended if made is None else made.followed}, {len(curves.rows)} looks")
+                until = [f"{name} to step {made.until}" for name, made in monitor.predictions.items()]
+                parts.append(f"{' and '.join(until) or 'no prediction'}, {len(monitor.curves['step'])} looks")
         self.said = "; ".join(parts)
 
 
