@@ -31,6 +31,7 @@ _AT_FIRST = 1.0  # seconds that the first of them may take in any case, or two f
 _WIDTHS = (1 / 4, 1 / 8)  # of siblings, from which the width itself is extrapolated
 # Draws of each width: one of a narrow network is far from their mean. With few kept inputs no limit is near.
 _NARROW, _SAME, _FEWEST = {1 / 4: 2, 1 / 8: 4}, {1.0: 2}, 8.0
+_NO_TIME = "time_budget leaves no time for a step"
 _LARGEST_HORIZON = 1000  # steps, where training has no end
 _WAIT = 300.0  # seconds that other processes may wait for the one that rehearses: half of what NCCL allows
 
@@ -114,11 +115,13 @@ class CopyTrainer:
             try:
                 losses = self._losses(run, asked, seconds, taylor_order, made)
                 if len(losses) < 2:
-                    raise UnsupportedTrainingError("time_budget leaves no time for a step")
+                    raise UnsupportedTrainingError(_NO_TIME)
             except (UnsupportedTrainingError, OtherProcessesNeededError) as error:
                 if isinstance(error, OtherProcessesNeededError) and self._loss_fn is None:
                     raise  # nor can the loss be measured
                 made.refused[run.name] = str(error)
+                if str(error) == _NO_TIME and not rows:  # nor is there any for others, which take as long
+                    made.refused.update((name, _NO_TIME) for name in names)
                 continue
             rows.setdefault((run.name, run.width), []).append(losses)
             asked = asked[: len(losses)] if len(rows) == 1 else asked  # no other need go farther than the first
