@@ -65,16 +65,16 @@ class PredictionsAhead:
 
     def at(self, step: int) -> dict[str, float]:
         """Name -> loss predicted for a step, where it is."""
-        found = {name: (p.steps == step).nonzero().flatten().tolist() for name, p in self.predictions.items()}
-        return {name: float(self.predictions[name].mean[i[0]]) for name, i in found.items() if i}
+        places = ((name, p, p.place(step)) for name, p in self.predictions.items())
+        return {name: float(p.mean[i]) for name, p, i in places if i is not None}
 
     def band(self, step: int, tolerance: float) -> tuple[float, float] | None:
         """Where rehearsals expect the loss at a step; None where they say nothing."""
         rehearsal = self.predictions.get("rehearsal")
-        place = [] if rehearsal is None else (rehearsal.steps == step).nonzero().flatten().tolist()
-        if rehearsal is None or not place:
+        place = None if rehearsal is None else rehearsal.place(step)
+        if rehearsal is None or place is None:
             return None
-        low, high = (float(end[place[0]]) for end in rehearsal.band(tolerance))
+        low, high = (float(end[place]) for end in rehearsal.band(tolerance))
         return low, high
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 import copy
 import csv
-from inspect import signature
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -15,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_graphon.callbacks import DynamicSparsity, GraphonMonitor
 from lightning_graphon.pruning import prune
-from tests.callbacks.test_checkpoints import strategy
+from tests.callbacks.test_checkpoints import SAFELY, strategy
 from tests.callbacks.test_precisions import half_with_scaler
 from tests.helpers import growth_oracles as oracles
 from tests.helpers.modules import (
@@ -34,7 +32,6 @@ from tests.helpers.modules import (
 )
 
 # Lightning has had this argument since 2.6.
-SAFELY = {"weights_only": True} if "weights_only" in signature(pl.Trainer.fit).parameters else {}
 
 METHODS = ["set", "rigl", "snfs", "srigl", "graphon", "gmp"]
 PRODUCT = {"graphons": {"family": "product"}}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 
 import lightning.pytorch as pl
@@ -85,6 +86,7 @@ class CopyTrainer:
     ) -> None:  # fmt: skip
         self._trainer, self._module, self._data, self._masks = trainer, pl_module, data, masks
         self._budget, self._loss_fn, self._seed = budget, loss_fn, seed
+        self._objective = TrainingStepObjective(trainer, pl_module, loss_fn, alone=True)
 
     def predict(self, names: Sequence[str], options: Predicting, every: int) -> PredictionsAhead:
         """Train copies as far as there is time for all of them.
@@ -141,11 +143,15 @@ class CopyTrainer:
 
     def _estimate_step(self) -> None:
         """Tell the budget how long a step takes, which nobody has measured yet."""
-        objective = TrainingStepObjective(self._trainer, self._module, self._loss_fn, alone=True)
-        objective.observed(self._data.probe)  # the first pass takes longer
+        self._objective.observed(self._data.probe)  # the first pass takes longer
         start, probe = perf_counter(), max(1, samples(self._data.probe))
-        objective.observed(self._data.probe)
+        self._objective.observed(self._data.probe)
         self._budget.estimate_step((perf_counter() - start) * (training_batch_size(self._trainer) or probe) / probe)
+
+    @cached_property
+    def _place(self) -> NetworkPlace:
+        """Where the network is, for which `training_step` has to run some times."""
+        return NetworkPlace.of(self._module, self._objective, self._data.probe)
 
     def _widths(self) -> dict[float, int]:
         """Width of siblings -> draws: narrow ones where their units still have some inputs, else of the same width."""
@@ -179,13 +185,11 @@ class CopyTrainer:
     def _change(self, run: Run, taylor_order: int) -> Change | None:
         if run.name == "rehearsal":
             return None
-        objective = TrainingStepObjective(self._trainer, self._module, self._loss_fn, alone=True)
-        place = NetworkPlace.of(self._module, objective, self._data.probe)
         if run.name == "replay":
-            return expanded(place, taylor_order)
+            return expanded(self._place, taylor_order)
         if self._trainer.gradient_clip_val:
             raise UnsupportedTrainingError("gradients are clipped, at a norm that is another one at another width")
-        return redrawn(place, self._masks or {}, width=run.width, seed=self._seed + run.order)
+        return redrawn(self._place, self._masks or {}, width=run.width, seed=self._seed + run.order)
 
 
 def _curves(name: str, rows: Mapping[tuple[str, float], list[list[float]]]) -> torch.Tensor:

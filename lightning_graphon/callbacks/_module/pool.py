@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon._shared.objects.trees import tree_map
+from lightning_graphon._shared.random import ShuffledPasses
 from lightning_graphon.callbacks._distributed.first_process import first_process_alone
 from lightning_graphon.callbacks._module.batches import scoring_batches, train_batches
 from lightning_graphon.callbacks._module.probe import (
@@ -162,9 +163,8 @@ class PoolLoader:
         others: Sequence[Any] = (), share: float = 0.0,
     ) -> None:  # fmt: skip
         self._length = length
-        self._stream = (
-            iter(batches or ()) if batches is not None else self._mixed(pool, batch_size, seed, others, share)
-        )
+        mixed = self._mixed(pool, batch_size, seed, others, share)
+        self._stream = mixed if batches is None else iter(batches)
 
     def __len__(self) -> int:
         if math.isinf(self._length):
@@ -191,23 +191,7 @@ class PoolLoader:
                 yield from (pool[i] for i in torch.randperm(len(pool), generator=generator).tolist())
         count = sum(map(samples, others))
         first = samples(whole) - count
-        of_pool, of_others = _Shuffled(range(first), generator), _Shuffled(range(first, first + count), generator)
+        of_pool, of_others = ShuffledPasses(first, generator), ShuffledPasses(count, generator)
         while True:
             few = int((torch.rand(batch_size, generator=generator) < share).sum()) if share else 0
-            yield select(whole, torch.cat([of_pool.take(batch_size - few), of_others.take(few)]))
-
-
-class _Shuffled:
-    """Numbers in a random order that is new after each pass."""
-
-    def __init__(self, numbers: range, generator: torch.Generator) -> None:
-        self._numbers, self._generator = torch.tensor(numbers, dtype=torch.long), generator
-        self._order = self._numbers[:0]
-
-    def take(self, count: int) -> Tensor:
-        """The next ones."""
-        while len(self._order) < count:
-            order = torch.randperm(len(self._numbers), generator=self._generator)
-            self._order = torch.cat([self._order, self._numbers[order]])
-        taken, self._order = self._order[:count], self._order[count:]
-        return taken
+            yield select(whole, torch.cat([of_pool.take(batch_size - few), first + of_others.take(few)]))

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_graphon._shared.objects.trees import tree_leaves, tree_map
-from lightning_graphon._shared.random import generator
+from lightning_graphon._shared.random import ShuffledPasses, generator
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class PoolBatches:
     Raises:
         ValueError: There is no sample, or a number is below 1.
 
+    >>> import torch
     >>> batches = PoolBatches((torch.arange(4), "labels"), batch_size=3, orders=2)
     >>> stream = batches.order(0)
     >>> pushed = torch.cat([next(stream)[0] for _ in range(4)])
@@ -52,13 +52,9 @@ class PoolBatches:
 
     def order(self, number: int) -> Iterator[Any]:
         """Minibatches in one of the orders, without end."""
-        rng = generator(self.seed, f"order {number} of batches")
-        size, drawn = min(self.batch_size, len(self)), torch.empty(0, dtype=torch.long)
+        rows = ShuffledPasses(len(self), generator(self.seed, f"order {number} of batches"))
         while True:
-            while len(drawn) < size:
-                drawn = torch.cat([drawn, torch.randperm(len(self), generator=rng)])
-            yield self._rows(drawn[:size])
-            drawn = drawn[size:]
+            yield self._rows(rows.take(min(self.batch_size, len(self))))
 
     def _rows(self, rows: Tensor) -> Any:
         def of(leaf: Any) -> Any:

@@ -52,6 +52,11 @@ class PredictedLoss:
         finite = self.steps[self.losses.isfinite().all(0)]
         return int(finite[-1]) if len(finite) else None
 
+    def place(self, step: int) -> int | None:
+        """Number of a step among those that are predicted; None where it is not."""
+        found = (self.steps == step).nonzero().flatten().tolist()
+        return found[0] if found else None
+
     def band(self, tolerance: float = 0.1) -> tuple[Tensor, Tensor]:
         """Lower and upper end [K] of what agrees with the prediction: what the orders span, times (1 ± tolerance)."""
         return self.lower - tolerance * self.lower.abs(), self.upper + tolerance * self.upper.abs()
@@ -76,9 +81,8 @@ def first_outside(
     2
     """
     lower, upper = predicted.band(tolerance)
-    place = {int(step): i for i, step in enumerate(predicted.steps)}
     for step, loss in zip(map(int, steps), torch.as_tensor(losses).tolist(), strict=True):
-        i = place.get(step)
+        i = predicted.place(step)
         if i is not None and not float(lower[i]) <= loss <= float(upper[i]):
             return step
     return None

@@ -96,21 +96,13 @@ def _along_units(
 ) -> tuple[Concatenation, tuple[Tensor, Tensor]]:
     firsts = [view.position.narrow(dim, 0, 1) for view in views]
     position, indices, count = join_positions(firsts)
-    parts, globals_, locals_, start = [], [], [], 0
-    total = sum(len(v.unit.unique()) for v in views)
-    for view, index in zip(views, indices, strict=True):
-        own, inverse = view.unit.unique(return_inverse=True)
-        units = torch.full((total,), -1)
-        units[start : start + len(own)] = own
-        parts.append(Part(units, index))
-        globals_.append(view.step.units[own])
-        locals_.append(inverse + start)
-        start += len(own)
+    units, places = _side_by_side([view.unit for view in views])
+    owners = [view.step.units[own[own >= 0]] for view, own in zip(views, units, strict=True)]
     step = Concatenation(
-        call.label, torch.cat(globals_), count, tuple(v.index for v in views), any(v.step.batched for v in views),
-        parts=tuple(parts),
+        call.label, torch.cat(owners), count, tuple(v.index for v in views), any(v.step.batched for v in views),
+        parts=tuple(map(Part, units, indices)),
     )  # fmt: skip
-    return step, (torch.cat(locals_, dim), position)
+    return step, (torch.cat(places, dim), position)
 
 
 def _along_positions(
@@ -122,17 +114,27 @@ def _along_positions(
     unit, indices, _ = join_positions([f.expand(shape) for f in firsts])
     owners = [view.step.units[index] for view, index in zip(views, indices, strict=True)]
     tracer.joined += [(owners[0], other) for other in owners[1:]]
-    parts, locals_, start = [], [], 0
-    total = sum(len(v.position.unique()) for v in views)
-    for view, index in zip(views, indices, strict=True):
-        own, inverse = view.position.unique(return_inverse=True)
-        positions = torch.full((total,), -1)
-        positions[start : start + len(own)] = own
-        parts.append(Part(index, positions))
-        locals_.append(inverse + start)
-        start += len(own)
+    positions, places = _side_by_side([view.position for view in views])
     step = Concatenation(
-        call.label, owners[0], total, tuple(v.index for v in views), any(v.step.batched for v in views),
-        parts=tuple(parts),
+        call.label, owners[0], len(positions[0]), tuple(v.index for v in views), any(v.step.batched for v in views),
+        parts=tuple(map(Part, indices, positions)),
     )  # fmt: skip
-    return step, (unit, torch.cat(locals_, dim))
+    return step, (unit, torch.cat(places, dim))
+
+
+def _side_by_side(values: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Different numbers of several tensors, one after the other.
+
+    Returns:
+        For each tensor which of its numbers stands at each place of the whole, -1 where another's does; and the place
+        of each of its entries.
+    """
+    found = [value.unique(return_inverse=True) for value in values]
+    total, start, numbers, places = sum(len(own) for own, _ in found), 0, [], []
+    for own, inverse in found:
+        padded = torch.full((total,), -1)
+        padded[start : start + len(own)] = own
+        numbers.append(padded)
+        places.append(inverse + start)
+        start += len(own)
+    return numbers, places
