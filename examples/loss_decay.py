@@ -91,6 +91,7 @@ def fit(cell: Cell, optimizer: str, args: argparse.Namespace) -> tuple[dict[str,
         verbose=False,
         raise_errors=True,
         kernel=KernelPrediction(refresh_every_n_steps=50),
+        time_budget=None,  # what is found must not depend on how fast the machine is
     )
     order = torch.Generator().manual_seed(cell.seed)
     loader = DataLoader(TensorDataset(inputs, labels), args.batch, shuffle=True, drop_last=True, generator=order)
