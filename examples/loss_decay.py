@@ -86,6 +86,7 @@ def fit(cell: Cell, optimizer: str, args: argparse.Namespace) -> tuple[dict[str,
     monitor = LossDecayMonitor(
         predict="kernel",
         probe_size=args.probe,
+        pool_size=args.pool,
         every_n_steps=10,
         figure=False,
         verbose=False,
@@ -151,7 +152,7 @@ Results = dict[Cell, dict[str, Any]]
 def run(args: argparse.Namespace, console: Console) -> Results:
     """Compute what is not there yet, then read everything."""
     rates = f"{rate('sgd', args):g}sgd_{rate('adam', args):g}adam"
-    setting = f"{args.data}_w{args.width}_{args.batch}batch_{args.probe}probe_{args.steps}steps_{rates}"
+    setting = f"{args.data}_w{args.width}_{args.batch}batch_{args.probe}probe_{args.pool}pool_{args.steps}steps_{rates}"
     folder = args.out / "cells" / setting
     return finish(
         folder,
@@ -284,14 +285,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps")
     parser.add_argument("--batch", type=int, default=64, help="samples of a step")
-    parser.add_argument("--probe", type=int, default=128, help="samples of the kernel")
+    parser.add_argument("--probe", type=int, default=128, help="samples whose loss is predicted")
+    parser.add_argument("--pool", type=int, default=512, help="other samples, which push them")
     parser.add_argument("--sgd-rate", type=float, help="learning rate; 0.05 on digits, 0.03 on MNIST")
     parser.add_argument("--adam-rate", type=float, default=0.001, help="learning rate; the paper's")
     add_data_arguments(parser, "loss_decay")
     parser.set_defaults(**(PAPER if parser.parse_args(argv).paper else SMALL))
     args = parser.parse_args(argv)
     if args.seeds < 1 or args.probe < 5:
-        parser.error("at least 1 seed and 5 samples of the kernel are needed")
+        parser.error("at least 1 seed and a probe of 5 samples are needed")
     if args.steps < 60:
         parser.error("at least 60 steps are needed: the prediction is refreshed at step 50")
     args.sparsities = sorted(set(args.sparsities))
