@@ -161,6 +161,7 @@ class Norm(Step):
     """LayerNorm, RMSNorm, GroupNorm, with the weights and biases of each unit.
 
     Attributes:
+        module: The layer, or what calls the function.
         groups: Group [U] of each unit; each is normalised for itself.
         over_positions: Whether the averages run over positions, too.
         centred: Whether the mean is subtracted.
@@ -172,6 +173,7 @@ class Norm(Step):
         entries: See `weight`.
     """
 
+    module: nn.Module = field(kw_only=True)
     groups: Tensor = field(kw_only=True)
     over_positions: bool = field(kw_only=True)
     centred: bool = field(kw_only=True)
@@ -188,9 +190,11 @@ class BatchNorm(Step):
     """BatchNorm in eval: (z - mean) / √(variance + eps), times weight plus bias, of each unit; None as in torch.
 
     Attributes:
+        module: The layer, or what calls the function.
         place: Entry [U] of weight and bias of each unit; `mean` and `variance` are in the order of the units.
     """
 
+    module: nn.Module = field(kw_only=True)
     place: Tensor = field(kw_only=True)
     mean: Tensor = field(kw_only=True)
     variance: Tensor = field(kw_only=True)

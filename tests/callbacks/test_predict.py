@@ -136,11 +136,20 @@ def test_what_cannot_be_is_refused_in_one_sentence(caplog):
     (message,) = warned(caplog)
     assert "optimises by hand, and a replay does not know when" in message
     caplog.clear()
-    fit(monitor(predict="sibling"), model=Classifier(cnn, plain))
+    pooled = nn.Sequential(nn.Unflatten(1, (1, 64)), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(32, 10))
+    fit(monitor(predict="sibling"), model=Classifier(lambda: pooled, plain))
     (message,) = warned(caplog)
-    assert "no network can be drawn from its graphons: layer 'net.0' (Unflatten)" in message
+    assert "no network can be drawn from its graphons" in message
+    assert "layer 'net.1' (MaxPool1d)" in message
     assert watch.curves["observed"].isfinite().all()
     assert watch.curves["predicted"].isnan().all()
+
+
+def test_a_convolutional_network_has_siblings(caplog):
+    watch = monitor(predict="sibling")
+    fit(watch, model=Classifier(cnn, plain))
+    assert not warned(caplog)
+    assert watch.curves["sibling"].isfinite().all()
 
 
 # What is logged and said

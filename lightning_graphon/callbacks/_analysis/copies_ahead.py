@@ -156,10 +156,14 @@ class CopyTrainer:
     def _widths(self) -> dict[float, int]:
         """Width of siblings -> draws: narrow ones where their units still have some inputs, else of the same width."""
         masks: Mapping[str, torch.Tensor] = self._masks or {}
-        linears = [m for m in self._module.named_modules() if type(m[1]) is nn.Linear]
+        layers = [
+            m for m in self._module.named_modules() if isinstance(m[1], nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        ]
         inputs = [
-            float(masks[f"{name}.weight"].sum(1).double().mean()) if f"{name}.weight" in masks else layer.in_features
-            for name, layer in linears[1:]  # the network's own inputs stay
+            float((masks[f"{name}.weight"] != 0).sum() / len(layer.weight))
+            if f"{name}.weight" in masks
+            else float(layer.weight[0].numel())
+            for name, layer in layers[1:]  # the network's own inputs stay
         ]
         return _NARROW if min(inputs, default=0.0) * min(_WIDTHS) >= _FEWEST else _SAME
 

@@ -32,11 +32,13 @@ class NetworkPlace:
         among: Names of the modules whose outermost calls are counted.
         calls: Names of the modules that were called.
         outputs: Places of the tensors that the loss is computed from.
+        inputs: What the first call was given, where that is one tensor.
     """
 
     among: tuple[str, ...]
     calls: tuple[str, ...]
     outputs: tuple[Place, ...]
+    inputs: Tensor | None = None
 
     @classmethod
     def of(cls, pl_module: pl.LightningModule, objective: TrainingStepObjective, batch: Any) -> "NetworkPlace":
@@ -62,7 +64,9 @@ class NetworkPlace:
             raise UnsupportedTrainingError(f"{type(pl_module).__name__}.training_step calls none of its modules")
         name_of = {module: name for name, module in pl_module.named_modules()}
         calls = tuple(name_of[module] for module, _, _ in found.seen.calls)
-        return cls(tuple(name_of[module] for module in found.among), calls, tuple(found.places))
+        _, args, kwargs = found.seen.calls[0]
+        inputs = args[0].detach() if len(args) == 1 and isinstance(args[0], Tensor) and not kwargs else None
+        return cls(tuple(name_of[module] for module in found.among), calls, tuple(found.places), inputs)
 
     @property
     def single(self) -> str | None:
@@ -107,15 +111,15 @@ def redrawn(place: NetworkPlace, masks: Mapping[str, Tensor], *, width: float, s
 
     def change(twin: pl.LightningModule) -> Changed:
         if place.single is None:
-            raise UnsupportedTrainingError(
-                "training_step calls several modules, and one chain of Linear layers is drawn"
-            )
+            raise UnsupportedTrainingError("training_step calls several modules, and one network is drawn")
+        if place.inputs is None:
+            raise UnsupportedTrainingError("its network takes other arguments than one tensor, and cannot be read")
         network = twin.get_submodule(place.single)
         prefix = place.single + "." if place.single else ""
         inside = {name.removeprefix(prefix): mask for name, mask in masks.items() if name.startswith(prefix)}
         nested, twin._trainer = twin._trainer, None  # which is no part of the network to draw
         try:
-            drawn = redraw_from_graphons(network, inside, width=width, seed=seed)
+            drawn = redraw_from_graphons(network, inside, inputs=place.inputs, width=width, seed=seed)
         except ValueError as error:
             raise UnsupportedTrainingError(f"no network can be drawn from its graphons: {error}") from error
         finally:

@@ -1,13 +1,12 @@
 """Draw masks and weights of a layer: from the cells of its graphon, or with its degrees only."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from lightning_graphon.graphon import StepGraphon
 
 Fields: TypeAlias = Literal["WED", "WE", "W", "degrees"]
 
@@ -34,20 +33,50 @@ def units_of_bins(label: Tensor, count: int, source: torch.Generator) -> Tensor:
     return label.argsort(stable=True)[(ends - size)[bins] + place]
 
 
-def cell_moments(graphon: StepGraphon, fields: Fields) -> tuple[Tensor, Tensor]:
-    """Mean and variance [rows, cols] of a kept weight in each cell, float64; 0 where nothing is kept.
+@dataclass(frozen=True)
+class Cells:
+    """A layer's graphons at its cells, float64: values [row bins, column bins].
 
-    With "WED" those of the cell, with "WE" no mean, with "W" those of the whole layer.
+    Attributes:
+        density: Share of weights that are kept.
+        mean: Mean of a kept weight; 0 where nothing is kept.
+        variance: Its variance.
     """
-    assert graphon.energy is not None  # noqa: S101  read from a model, so it has both
-    assert graphon.drift is not None  # noqa: S101
-    density, energy, drift = (t.double().cpu() for t in (graphon.values, graphon.energy, graphon.drift))
+
+    density: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def cells_of(mask: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, fields: Fields) -> Cells:
+    """Cells of a layer.
+
+    Args:
+        mask: Bool [out, in].
+        weight: Of that shape.
+        rows: Bin [out] of each row, 0 to k - 1, none empty.
+        columns: Bin [in] of each column.
+        fields: With "WED" mean and variance are those of the cell, with "WE" there is no mean, with "W" both are those
+            of the layer.
+    """
+    kept = mask.double().cpu()
+    values = kept * weight.detach().double().cpu()
+    count = torch.outer(torch.bincount(rows), torch.bincount(columns))
+    density, energy, drift = (_sums(t, rows, columns) / count for t in (kept, values.square(), values))
+    some = density.clamp_min(torch.finfo(torch.float64).tiny)
+    mean, square = drift / some, energy / some
     if fields == "W":
-        area = torch.outer(graphon.row_measure.double().cpu(), graphon.col_measure.double().cpu())
-        density, energy, drift = ((area * t).sum().expand_as(t) for t in (density, energy, drift))
-    kept = density.clamp_min(torch.finfo(torch.float64).tiny)
-    mean = drift / kept if fields != "WE" else torch.zeros_like(drift)
-    return mean, (energy / kept - mean.square()).clamp_min(0)
+        total = kept.sum().clamp_min(1)
+        mean, square = (torch.full_like(density, float(t.sum() / total)) for t in (values, values.square()))
+    if fields == "WE":
+        mean = torch.zeros_like(mean)
+    return Cells(density, mean, (square - mean.square()).clamp_min(0))
+
+
+def _sums(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Sums [row bins, column bins] of a matrix."""
+    by_row = values.new_zeros(int(rows.max()) + 1, values.shape[1]).index_add_(0, rows, values)
+    return by_row.new_zeros(len(by_row), int(columns.max()) + 1).index_add_(1, columns, by_row)
 
 
 def narrowed_variance(density: Tensor, mean: Tensor, variance: Tensor, ratio: float) -> Tensor:
@@ -60,25 +89,23 @@ def narrowed_variance(density: Tensor, mean: Tensor, variance: Tensor, ratio: fl
 
 
 def draw_layer(
-    graphon: StepGraphon, rows: Tensor, cols: Tensor, *, fields: Fields, ratio: float,
+    cells: Cells, rows: Tensor, columns: Tensor, *, ratio: float,
     fluctuation: Literal["sum", "unit"], source: torch.Generator,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Mask [out, in], bool, and weights [out, in], float64, with normal fluctuations.
 
     Args:
-        graphon: Of the wide layer, with energy and drift.
-        rows: Row of the graphon for each output [out].
-        cols: Column of the graphon for each input [in].
-        fields: As in `redraw_from_graphons`.
+        cells: Of the wide layer.
+        rows: Bin of each output [out].
+        columns: Bin of each input [in].
         ratio: Inputs of the new layer over those of the wide one.
         fluctuation: "sum" keeps the variance of a unit's input, "unit" scales the fluctuations as the mean (the output
             layer of μP).
         source: Of the random numbers.
     """
-    density = graphon.values.double().cpu()
-    mean, variance = cell_moments(graphon, fields)
+    density, mean, variance = cells.density, cells.mean, cells.variance
     scaled = narrowed_variance(density, mean, variance, ratio) if fluctuation == "sum" else variance / ratio**2
-    density, mean, deviation = (t[rows][:, cols] for t in (density, mean / ratio, scaled.sqrt()))
+    density, mean, deviation = (t[rows][:, columns] for t in (density, mean / ratio, scaled.sqrt()))
     mask = torch.rand(density.shape, generator=source, dtype=torch.float64) < density
     noise = torch.randn(density.shape, generator=source, dtype=torch.float64)
     return mask, mask * (mean + deviation * noise)

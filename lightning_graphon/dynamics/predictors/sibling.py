@@ -13,8 +13,8 @@ from lightning_graphon._shared.checks import check_choice, checked, nearest
 from lightning_graphon._shared.choices import Positions
 from lightning_graphon._shared.random import generator
 from lightning_graphon.dynamics.predictors.cell_draws import Fields
-from lightning_graphon.dynamics.predictors.linear_chain import LinearChain, read_linear_chain
-from lightning_graphon.dynamics.predictors.redraw import built, degree_draws, graphon_draws, unit_ratios
+from lightning_graphon.dynamics.predictors.redraw import degree_draws, graphon_draws
+from lightning_graphon.dynamics.predictors.resized_network import Units, built, check_runs, read_network, samples_for
 from lightning_graphon.dynamics.predictors.width_scaling import (
     OptimizerKind,
     Scaling,
@@ -82,6 +82,7 @@ def redraw_from_graphons(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     *,
+    inputs: Tensor | None = None,
     width: float = 1.0,
     bins: int = 64,
     seed: int = 0,
@@ -92,16 +93,20 @@ def redraw_from_graphons(
     """Draw a network whose masks and weights follow the joint graphons of another one.
 
     Each hidden neuron gets a position; whether an edge is kept, and the mean and the variance of its weight (normally
-    distributed), depend on the positions of its two ends. Inputs and outputs keep their identity. Parameters of single
-    units (biases, norms, running statistics) are those of a neuron of the same bin. Weights without a mask stay dense.
-    The model itself is not changed.
+    distributed), depend on the positions of its two ends; of convolutions each tap for itself. A residual stream is one
+    set of neurons for all its blocks. Inputs and outputs keep their identity. Parameters of single units (biases,
+    norms, running statistics, embeddings) are those of a neuron of the same bin. Weights without a mask stay dense. The
+    model itself is not changed.
 
     Args:
-        model: Its forward is a chain of `nn.Linear` layers with pointwise functions, Dropout, LayerNorm, RMSNorm,
-            BatchNorm1d or PReLU between; Sequential, an own forward, or a LightningModule.
+        model: Any module that can be traced, of Linear layers, convolutions without groups, elementwise functions,
+            average pooling, norms, embeddings, sums, products and concatenations. Not attention, whose units belong to
+            heads. Sizes that its forward holds as numbers cannot follow another width.
         masks: Qualified weight name -> bool tensor of its shape.
+        inputs: Samples [N, ...] of the model, of which two are run to read it. A model that begins with a Linear layer
+            needs none.
         width: Hidden units over those of the model.
-        bins: Largest number of positions of each hidden layer.
+        bins: Largest number of positions of each hidden layer, or residual stream.
         seed: Of all random numbers; the global ones are not touched.
         fields: Which fields the weights are drawn from: "WED" is all three (density, energy, drift), "WE" leaves out
             the mean, "W" draws all weights of a layer with its own mean and variance. "degrees" uses no graphon: masks
@@ -115,7 +120,7 @@ def redraw_from_graphons(
         The network, its masks, its learning-rate factors.
 
     Raises:
-        ValueError: A layer that is no part of such a chain, a mask of something else, or an argument out of range.
+        ValueError: A layer that cannot be redrawn, a mask of something else, or an argument out of range.
 
     >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
     >>> sibling = redraw_from_graphons(net, {"0.weight": torch.ones(8, 3).bool()}, width=0.5)
@@ -126,19 +131,24 @@ def redraw_from_graphons(
     check_choice("scaling", scaling, get_args(Scaling))
     if not (width > 0 and math.isfinite(width)):
         raise ValueError(f"width is a ratio of hidden units and must be positive, got {width}")
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
     if fields == "degrees" and width != 1:
         raise ValueError(f"fields='degrees' keeps the degrees of a network, which another width cannot have: {width=}")
-    chain = read_linear_chain(model)
-    full = _full_masks(model, chain, masks)
+    samples = samples_for(model, inputs)
+    units = Units(read_network(model, samples))
+    full = _full_masks(model, units, masks)
     source = generator(seed, "redrawn network")
     if fields == "degrees":
-        units, draws = degree_draws(model, chain, full, source)
+        chosen, draws = degree_draws(units, full, source)
     else:
-        units, draws = graphon_draws(model, chain, full, source, width, bins, fields, scaling, positions)
-    drawn = {name: mask for name, (mask, _) in zip(full, draws, strict=True)}
-    kept = Masks({name: drawn[name].to(mask.device) for name, mask in masks.items()})
-    weights = [weight for _, weight in draws]
-    return Sibling(built(model, chain, units, weights), kept, scaling, unit_ratios(model, chain, units))
+        chosen, draws = graphon_draws(units, full, source, width, bins, fields, scaling, positions)
+    drawn = built(model, units, chosen, {name: weight for name, (_, weight) in draws.items()})
+    kept = {
+        name: draws[name][0].reshape(drawn.get_parameter(name).shape).to(mask.device) for name, mask in masks.items()
+    }
+    check_runs(drawn, model, samples)
+    return Sibling(drawn, Masks(kept), scaling, units.ratios(chosen))
 
 
 @checked
@@ -244,12 +254,12 @@ def _decays(optimizer: Optimizer, group: Mapping[str, object], sibling: Sibling)
     return {name: math.sqrt(inputs / outputs) for name, (inputs, outputs) in ratios.items()}
 
 
-def _full_masks(model: nn.Module, chain: LinearChain, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A mask for each weight of the chain, in its order; all True where none is given."""
-    weights = {name: model.get_parameter(name) for name in (f"{path}.weight".lstrip(".") for path in chain.linears)}
+def _full_masks(model: nn.Module, units: Units, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A mask for each weight of the layers, in their order; all True where none is given."""
+    weights = {matrix.step.weight_name: matrix.step.weight for matrix in units.matrices()}
     for name in masks:
         if name not in weights:
-            raise ValueError(f"mask {name!r} is of no weight in the chain of Linear layers. {nearest(name, weights)}")
+            raise ValueError(f"mask {name!r} is of no weight that is redrawn. {nearest(name, weights)}")
     fitting = Masks({name: mask != 0 for name, mask in masks.items()})
     fitting.pairs(model)  # refuses other shapes
     return {

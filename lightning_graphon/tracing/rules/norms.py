@@ -47,8 +47,9 @@ def _record(
 ) -> None:  # fmt: skip
     weight = call.argument(2, "weight")
     step = Norm(
-        call.label, view.step.units, view.step.positions, (view.index,), groups=groups, over_positions=over_positions,
-        centred=call.name != "rms_norm", eps=torch.finfo(call.out.dtype).eps if eps is None else float(eps),
+        call.label, view.step.units, view.step.positions, (view.index,), module=tracer.module, groups=groups,
+        over_positions=over_positions, centred=call.name != "rms_norm",
+        eps=torch.finfo(call.out.dtype).eps if eps is None else float(eps),
         weight=weight, weight_name=_name(tracer, call, weight, "weight"),
         bias=bias, bias_name=_name(tracer, call, bias, "bias"), entries=entries,
     )  # fmt: skip
@@ -76,8 +77,8 @@ def _batch_norm(tracer: Tracer, call: Call) -> None:
     place[unit] = torch.arange(len(unit))
     there = place.to(mean.device)
     step = BatchNorm(
-        call.label, view.step.units, view.step.positions, (view.index,), mean=mean[there], variance=variance[there],
-        eps=float(call.argument(7, "eps", 1e-5)), place=place,
+        call.label, view.step.units, view.step.positions, (view.index,), module=tracer.module,
+        mean=mean[there], variance=variance[there], eps=float(call.argument(7, "eps", 1e-5)), place=place,
         weight=weight, weight_name=_name(tracer, call, weight, "weight"),
         bias=bias, bias_name=_name(tracer, call, bias, "bias"),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_graphon.dynamics import extrapolate_widths, redraw_from_graphons, sibling_optimizer
-from lightning_graphon.dynamics.predictors.cell_draws import cell_moments, narrowed_variance, units_of_bins
+from lightning_graphon.dynamics.predictors.cell_draws import cells_of, narrowed_variance, units_of_bins
 from lightning_graphon.dynamics.predictors.width_scaling import optimizer_kind, rate_factor
 from lightning_graphon.graphon import layer_graphons
 from lightning_graphon.graphon.estimation.layers import joint_labels
@@ -50,9 +50,11 @@ def test_cells_have_the_density_second_moment_and_mean_of_the_original(wide, fie
     count = 80
     drawn = [redraw_from_graphons(net, masks, bins=4, seed=seed, fields=fields).model for seed in range(count)]
     graphons = layer_graphons(masks, model=net, bins=4, order="joint")
-    for (name, graphon), rows in zip(graphons.items(), row_bins(net, masks, bins=4), strict=True):
+    for (name, graphon), rows, cell in zip(
+        graphons.items(), row_bins(net, masks, bins=4), cells(net, masks, fields), strict=True
+    ):
         weights = torch.stack([m.get_parameter(name).detach() for m in drawn]).double()
-        mean, variance = cell_moments(graphon, fields)
+        mean, variance = cell.mean, cell.variance
         expected = {"W": graphon.values, "E": graphon.values * (mean**2 + variance), "D": graphon.values * mean}
         for key, values in {"W": (weights != 0).double(), "E": weights**2, "D": weights}.items():
             # Rows of the new network are in the order of their bins, at width 1 as many as in the original.
@@ -68,10 +70,21 @@ def row_bins(net, masks, bins):
     return [label.sort().values for label in joint_labels(masks, model=net, bins=bins)] + [torch.arange(5)]
 
 
+def cells(net, masks, fields):
+    """Cells of every layer, by the bins of layer_graphons."""
+    labels = [torch.arange(12), *joint_labels(masks, model=net, bins=4), torch.arange(5)]
+    return [
+        cells_of(mask, net.get_parameter(name), rows, columns, fields)
+        for (name, mask), (columns, rows) in zip(masks.items(), pairwise(labels), strict=True)
+    ]
+
+
 def test_all_fields_keep_the_cells_of_the_original(wide):
     net, masks = wide
     graphon = list(layer_graphons(masks, model=net, bins=4, order="joint").values())[1]
-    mean, variance = cell_moments(graphon, "WED")
+    cell = cells(net, masks, "WED")[1]
+    mean, variance = cell.mean, cell.variance
+    torch.testing.assert_close(cell.density, graphon.values)
     torch.testing.assert_close(graphon.values * mean, graphon.drift)
     torch.testing.assert_close(graphon.values * (mean**2 + variance), graphon.energy)
 
@@ -81,10 +94,12 @@ def test_without_the_fields_weights_have_the_mean_and_variance_of_the_layer(wide
     name = "2.weight"
     graphon = layer_graphons(masks, model=net, bins=4, order="joint")[name]
     kept = net.get_parameter(name).detach()[masks[name]].double()
-    mean, variance = cell_moments(graphon, "W")
+    _, cell, _ = cells(net, masks, "W")
+    mean, variance = cell.mean, cell.variance
     torch.testing.assert_close(mean, kept.mean().expand_as(mean))
     torch.testing.assert_close(variance, kept.var(correction=0).expand_as(mean))
-    mean, variance = cell_moments(graphon, "WE")
+    _, cell, _ = cells(net, masks, "WE")
+    mean, variance = cell.mean, cell.variance
     assert not mean.any()
     torch.testing.assert_close(graphon.values * variance, graphon.energy)
 
@@ -169,12 +184,11 @@ def test_degrees_are_kept_and_their_joint_order_is_not(wide):
 
 
 def test_biases_and_norms_are_those_of_a_neuron_of_the_bin():
-    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.PReLU(8), nn.LayerNorm(8), nn.Linear(8, 2))
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 2))
     with torch.no_grad():
         net[0].bias.copy_(torch.arange(8.0))
         net[1].weight.copy_(torch.arange(8.0) + 10)
         net[1].running_var.copy_(torch.arange(8.0) + 20)
-        net[2].weight.copy_(torch.arange(8.0) + 30)
         net[3].bias.copy_(torch.arange(8.0) + 40)
     mask = torch.ones(8, 3).bool()
     mask[4:, 0] = False
@@ -182,7 +196,7 @@ def test_biases_and_norms_are_those_of_a_neuron_of_the_bin():
     bias = twin[0].bias
     assert (bias < 4).sum() == (bias >= 4).sum() == 2  # two bins of four neurons
     assert torch.equal((twin[0].weight[:, 0] != 0), bias < 4)
-    for part, start in ((twin[1].weight, 10), (twin[1].running_var, 20), (twin[2].weight, 30), (twin[3].bias, 40)):
+    for part, start in ((twin[1].weight, 10), (twin[1].running_var, 20), (twin[3].bias, 40)):
         assert torch.equal(part, bias + start)
     assert twin(torch.randn(5, 3)).shape == (5, 2)
 
@@ -204,6 +218,156 @@ def test_bins_that_fit_get_exactly_their_share():
     for count in (4, 8, 16):
         drawn = label[units_of_bins(label, count, torch.Generator().manual_seed(1))]
         assert torch.bincount(drawn).tolist() == [count // 4, count // 2, count // 4]
+
+
+# ---- convolutions, residual streams, gates
+
+
+class ResidualCNN(nn.Module):
+    def __init__(self, channels=32):
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 48, 3, padding=1, bias=False)
+        self.norm, self.second = nn.BatchNorm2d(48), nn.Conv2d(48, channels, 1)
+        self.scale, self.head = (
+            nn.Parameter(torch.linspace(0.5, 1, channels)[:, None, None]),
+            nn.Linear(channels * 4, 5),
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.scale * self.second(F.relu(self.norm(self.first(x))))
+        return self.head(F.avg_pool2d(x.relu(), 3).flatten(1))
+
+
+class Gated(nn.Module):
+    """A residual stream of tokens, gated branches and a learned position."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.position = nn.Embedding(10, 16), nn.Parameter(torch.randn(1, 4, 16))
+        self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(24, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.words(x) + self.position
+        gate, value = self.up(self.norm(x)).chunk(2, -1)
+        return self.head((x + self.down(F.silu(gate) * value)).mean(1))
+
+
+@pytest.fixture(scope="module")
+def residual():
+    torch.manual_seed(0)
+    net, x = ResidualCNN(), torch.randn(6, 3, 6, 6)
+    masks = prune(net, "synflow", sparsity=0.7, batches=[(x, torch.zeros(6).long())])
+    masks.apply_(net)
+    return net, masks, x
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0, 2.0])
+def test_a_residual_network_has_one_width_for_its_stream(residual, width):
+    net, masks, x = residual
+    drawn = redraw_from_graphons(net, masks, inputs=x, width=width, bins=4)
+    twin, stream, inner = drawn.model, int(32 * width), int(48 * width)
+    assert twin(x).shape == (6, 5)
+    assert (twin.stem.out_channels, twin.first.in_channels, twin.second.out_channels) == (stream, stream, stream)
+    assert (twin.first.out_channels, twin.norm.num_features, twin.head.in_features) == (inner, inner, stream * 4)
+    assert twin.scale.shape == (stream, 1, 1)
+    assert set(twin.scale.flatten().tolist()) <= set(net.scale.flatten().tolist())
+    assert set(twin.stem.bias.tolist()) <= set(net.stem.bias.tolist())
+    # Every block has the same neuron at the same place.
+    places = [net.scale.flatten().tolist().index(s) for s in twin.scale.flatten().tolist()]
+    assert torch.equal(twin.stem.bias, net.stem.bias[places])
+    assert torch.equal(twin.second.bias, net.second.bias[places])
+    for name, mask in drawn.masks.items():
+        assert torch.equal(mask, twin.get_parameter(name) != 0)
+        # A mean over some thousand draws; the smallest layer keeps about 600 x 0.3 of them.
+        assert mask.float().mean().item() == pytest.approx(masks[name].float().mean().item(), abs=0.06)
+    assert drawn.ratios["first.weight"] == (width, width)
+    assert drawn.ratios["head.weight"] == (width, 1)
+    assert drawn.ratios["scale"] == (1, width)
+
+
+def test_taps_are_drawn_apart():
+    """A mask that keeps the centre only, and weights of another size at each tap."""
+    net = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    mask = torch.zeros(64, 64, 3, 3).bool()
+    mask[..., 1, 1] = True
+    with torch.no_grad():
+        net[2].weight.copy_(torch.randn(64, 64, 3, 3))
+        net[0].weight.copy_(torch.randn(64, 1, 3, 3) * torch.linspace(0.1, 1, 9).view(3, 3))
+    drawn = redraw_from_graphons(net, {"2.weight": mask}, inputs=torch.randn(2, 1, 5, 5), width=0.5, bins=1)
+    assert drawn.masks["2.weight"][..., 1, 1].all()
+    assert drawn.masks["2.weight"].sum() == 32 * 32
+    sizes = drawn.model[0].weight.detach().square().mean((0, 1)).sqrt().flatten()
+    # 32 draws of each: standard error 0.125 of the size.
+    torch.testing.assert_close(sizes, torch.linspace(0.1, 1, 9), rtol=0.5, atol=0)
+
+
+@pytest.mark.parametrize("tokens_first", [False, True])
+def test_flattened_channels_and_tokens_keep_their_position(tokens_first):
+    """Weights of the last layer know the position that they read."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv1d(2, 32, 1), nn.Linear(32 * 3, 2)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.head((x.transpose(1, 2) if tokens_first else x).flatten(1))
+
+    net, position = Net(), torch.tensor([1.0, 10.0, 100.0])
+    with torch.no_grad():
+        net.head.weight.copy_((position.repeat_interleave(32) if tokens_first else position.repeat(32)).expand(2, -1))
+    x = torch.randn(2, 2, 3)
+    twin = redraw_from_graphons(net, {}, inputs=x, width=0.5).model
+    expected = position.repeat_interleave(16) if tokens_first else position.repeat(16)
+    torch.testing.assert_close(twin.head.weight.detach(), 2 * expected.expand(2, -1))  # m / r
+
+
+def test_gates_and_embeddings_follow_the_stream():
+    net, x = Gated(), torch.randint(10, (3, 4))
+    masks = {"up.weight": torch.rand(48, 16) < 0.5}
+    Masks(masks).apply_(net)
+    for width in (0.5, 1.0):
+        drawn = redraw_from_graphons(net, masks, inputs=x, width=width)
+        assert drawn.model(x).shape == (3, 3)
+        assert drawn.model.words.weight.shape == (10, 16 * width)
+        assert drawn.model.up.weight.shape == (48 * width, 16 * width)
+        assert drawn.model.down.in_features == 24 * width
+        first = drawn.model.words.weight[0].tolist()
+        places = [net.words.weight[0].tolist().index(value) for value in first]
+        assert torch.equal(drawn.model.position, net.position[..., places])
+
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(1, 8, 3), nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(self.conv(x).view(-1, 16))
+
+
+def test_sizes_in_the_forward_are_refused_at_another_width_only():
+    net, x = Fixed(), torch.randn(2, 1, 4)
+    assert redraw_from_graphons(net, {}, inputs=x).model(x).shape == (2, 2)
+    with pytest.raises(ValueError, match="holds sizes as numbers"):
+        redraw_from_graphons(net, {}, inputs=x, width=0.5)
+
+
+@pytest.mark.parametrize(
+    ("net", "inputs", "words"),
+    [
+        (nn.MultiheadAttention(4, 2, batch_first=True), None, "pass inputs="),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 3, 8), "attention"),
+        (nn.Sequential(nn.Conv1d(4, 4, 1, groups=2)), torch.randn(2, 4, 3), "groups"),
+        (nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 5), "does not run on samples of shape .5,."),
+    ],
+)
+def test_units_that_belong_together_are_refused(net, inputs, words):
+    with pytest.raises(ValueError, match=words):
+        redraw_from_graphons(net, {}, inputs=inputs)
 
 
 # ---- limits of what may be asked
@@ -272,15 +436,6 @@ def test_a_lightning_module_with_its_own_forward():
     assert drawn.rates("adam")["fc2.weight"] == pytest.approx(0.25**-1.5)
 
 
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return x + self.fc(x)
-
-
 def tied():
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     net[2].weight = net[0].weight
@@ -290,11 +445,12 @@ def tied():
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        (nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 1)), "layer '1' .Conv1d."),
+        (nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (2, 2)), nn.MaxPool1d(2)), "layer '2' .MaxPool1d."),
+        (nn.Sequential(nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, 2)), "layer '1' .PReLU."),
         (nn.Sequential(nn.Linear(4, 4), nn.Softmax(1), nn.Linear(4, 2)), "layer '1' .Softmax."),
         (nn.Sequential(nn.Linear(4, 4), nn.GroupNorm(2, 4), nn.Linear(4, 2)), "layer '1' .GroupNorm."),
-        (Residual(), "'add', which joins branches"),
-        (tied(), "layer '2' .Linear., which shares a parameter with '0'"),
+        (tied(), "layer '2' .Linear., which shares its weight with layer '0'"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3)), "begins with a Conv2d: pass inputs="),
         (
             nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))),
             "layer '0'|weight_norm|parametrizations",
