@@ -2,7 +2,8 @@
 
 784-256-256-256-10 ReLU, He initialisation, batch 64, 90 % pruned, a pool of 2048 training samples, a probe of 512
 others. Medians over seeds of the first step (read every 5) at which a curve is 10 % / 25 % off the observed loss of the
-probe. `other order` is a second training on the same data: nothing can be expected to do better.
+probe. `other order` is a second training on the same data; the rehearsal is the mean of two orders of batches, as in
+LossDecayMonitor.
 
     python benchmarks/prediction_horizons.py --data folder/with/the/four/gz/files --seeds 3
 """
@@ -97,7 +98,7 @@ def curves(training: Training, data: Any, seed: int, steps: int) -> dict[str, Pr
     return {
         "observed": observed,
         "other order (floor)": other,
-        "rehearsal": rehearse(training, batches, probe_loss, asked),
+        "rehearsal": rehearse(training, PoolBatches(pool, BATCH, orders=2, seed=seed), probe_loss, asked),
         "replay": replay(training, batches, probe_loss, asked),
         "replay, order 2": replay(training, batches, probe_loss, asked, order=2),
         "power law of 20": PredictedLoss(
