@@ -106,6 +106,7 @@ CALLS = {
     dynamics.OptimizerView: {"optimizer": SGD, "module": NET},
     dynamics.ProbedNetwork: {"module": NET, "inputs": X, "loss": square, "masks": MASKS},
     dynamics.finite_probe_kernel: {"kernel": KERNEL, "outputs": X, "dataset_size": 50},
+    dynamics.gp_posterior: {"prior": KERNEL, "targets": LOSSES[:3], "ntk": KERNEL, "times": 3, "lr": 0.01, "ridge": 0.1},
     dynamics.linearize: {"model": NET},
     dynamics.taylor_expand: {"model": NET, "order": 1},
     dynamics.power_law: {"steps": torch.arange(5), "losses": LOSSES, "at": torch.arange(3)},
