@@ -69,6 +69,7 @@ CALLS = {
         "x": X, "density": 0.5, "outputs": 2, "hidden": (3,), "labels": LABELS % 2, "steps": 1, "lr": 0.1, "seed": 0,
     },
     ntk.dual_activation: {"activation": "relu"},
+    ntk.empirical_nngp: {"model": NET, "x": X, "masks": MASKS, "x2": None},
     ntk.empirical_ntk: {"model": NET, "x": X, "masks": MASKS, "x2": None, "preconditioner": None, "max_memory": None},
     ntk.generalisation_bound: {"kernel": KERNEL + torch.eye(5).double(), "targets": LABELS % 2 * 2 - 1.0, "ridge": 0.1},
     ntk.graphon_ntk: {"x": X[:, :4], "graphons": [W], "weight_variance": 2.0, "bias_variance": 0.0, "x2": None},

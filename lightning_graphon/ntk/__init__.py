@@ -6,6 +6,7 @@ from lightning_graphon.ntk.activations.registry import dual_activation, register
 from lightning_graphon.ntk.empirical import (
     EmpiricalNTK,
     LayerShare,
+    empirical_nngp,
     empirical_ntk,
     kronecker_ntk,
     ntk_layer_shares,
@@ -40,6 +41,7 @@ __all__ = [
     "TileShard",
     "design_graphons",
     "dual_activation",
+    "empirical_nngp",
     "empirical_ntk",
     "generalisation_bound",
     "graphon_ntk",
