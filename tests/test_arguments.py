@@ -107,7 +107,7 @@ CALLS = {
     dynamics.OptimizerView: {"optimizer": SGD, "module": NET},
     dynamics.ProbedNetwork: {"module": NET, "inputs": X, "loss": square, "masks": MASKS},
     dynamics.finite_probe_kernel: {"kernel": KERNEL, "outputs": X, "dataset_size": 50},
-    dynamics.gp_posterior: {"prior": KERNEL, "targets": LOSSES[:3], "ntk": KERNEL, "times": 3, "lr": 0.01, "ridge": 0.1},
+    dynamics.gp_posterior: {"prior": KERNEL, "targets": LOSSES[:3], "ntk": KERNEL, "times": 3, "lr": 0.1, "ridge": 0},
     dynamics.linearize: {"model": NET},
     dynamics.taylor_expand: {"model": NET, "order": 1},
     dynamics.power_law: {"steps": torch.arange(5), "losses": LOSSES, "at": torch.arange(3)},
@@ -168,7 +168,7 @@ LEFT = {
     "check_readable", "compute_masks", "few_ticks", "full_tensor", "is_sharded", "methods", "new_figure",
     "find_copies", "p_value_text", "plot_graphon_grid", "plot_input_density", "register_activation", "register_layer",
     "register_method", "summon_full_params", "transport_distance", "unregister_activation",
-    "without_copies", "world_tile_shard", "first_outside", "lazy_until", "rehearse", "replay", "scale_updates",
+    "kernel_to_file", "without_copies", "world_tile_shard", "first_outside", "lazy_until", "rehearse", "replay", "scale_updates",
     "taylor_expand_", "train_copies",
 }  # fmt: skip
 # Words of messages that were written for their reader: they may name what was wrong by another word.

@@ -38,8 +38,8 @@ def sampled_ntk(
 ) -> tuple[Tensor, Tensor]:
     """Mean of the tangent kernels of networks whose weights are the module's with random signs.
 
-    With `get="nngp"` it is the mean of their `empirical_nngp`: the covariance of the outputs, of which one network gives
-    an estimate of rank one per output only, so that more draws are needed than for the tangent kernel.
+    With `get="nngp"` it is the mean of their `empirical_nngp`: the covariance of the outputs, of which one network
+    gives an estimate of rank one per output only, so that more draws are needed than for the tangent kernel.
 
     Parameters of two or more dimensions get new signs; biases and the weights of norms stay. Batch norm whose
     statistics are those of data gets the statistics of `x` in each drawn network, as they depend on its weights.
