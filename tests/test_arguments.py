@@ -168,8 +168,8 @@ LEFT = {
     "check_readable", "compute_masks", "few_ticks", "full_tensor", "is_sharded", "methods", "new_figure",
     "find_copies", "p_value_text", "plot_graphon_grid", "plot_input_density", "register_activation", "register_layer",
     "register_method", "summon_full_params", "transport_distance", "unregister_activation",
-    "kernel_to_file", "without_copies", "world_tile_shard", "first_outside", "lazy_until", "rehearse", "replay", "scale_updates",
-    "taylor_expand_", "train_copies",
+    "without_copies", "world_tile_shard", "first_outside", "lazy_until", "rehearse", "replay", "scale_updates",
+    "kernel_to_file", "taylor_expand_", "train_copies",
 }  # fmt: skip
 # Words of messages that were written for their reader: they may name what was wrong by another word.
 PLAIN = re.compile(r"must|give|does not fit|no |unknown|cannot|different|needs|non-negative|Invalid")

@@ -38,10 +38,10 @@ def kernel_to_file(
 
     What is computed stays: called again after an interruption it goes on, and with a file that is complete it reads.
     Beside `path` there is a small `path.json`, which says of which samples and which kernel the file is, and until the
-    kernel is complete `path.part` and `path.tiles`; `path` itself is whole from the moment that it is there.
+    kernel is complete `path.part` and `path.tiles`; `path` itself is whole once it is there.
 
-    Memory is that of one tile in each process. Where all samples must be seen at once tiles do not fit each other: batch
-    norm that is calibrated (`sampled_ntk`), and attention, whose heads are drawn for each tile.
+    Memory is that of one tile in each process. What must see all samples at once does not fit in tiles: batch norm that
+    is calibrated (`sampled_ntk`), and attention, whose heads are drawn for each tile.
 
     Args:
         kernel_fn: Kernel [n, m] between samples [n, ...] and [m, ...], or [n, n] where the second is None, such as
@@ -124,7 +124,8 @@ class _KernelFile:
         if before.shape != probe.shape or np.abs(before - probe).max() > _SAME * np.abs(probe).max():
             raise ValueError(
                 f"{self.path} is another kernel of the same samples: between the first of them it has "
-                f"{before.min():.6g} to {before.max():.6g}, now {probe.min():.6g} to {probe.max():.6g}; give another path"
+                f"{before.min():.6g} to {before.max():.6g}, now {probe.min():.6g} to {probe.max():.6g}; give another "
+                "path"
             )
 
     def write(self, block: np.ndarray, rows: slice, cols: slice, *, mirrored: bool) -> None:
