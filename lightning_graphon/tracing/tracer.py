@@ -223,7 +223,7 @@ class Tracer(TorchFunctionMode):
         return out
 
     def _rule(self, name: str, tracked: list[Tensor]) -> Rule | None:
-        kinds = [type(self._views[id(t)][1].step) for t in tracked]
+        kinds = [type(self._views[id(t)][1].step) for t in tracked if id(t) in self._views]
         own = [RULES_OF[kind][name] for kind in kinds if name in RULES_OF.get(kind, {})]
         return own[0] if own else RULES.get(name)
 

@@ -222,9 +222,8 @@ def _on_heads(call: Call, view: View, values: Tensor) -> Tensor:
 @rule("softmax", "_softmax", of=Scores)
 def _softmax(tracer: Tracer, call: Call) -> None:
     view, dim = tracer.view(call.tracked[0]), call.argument(1, "dim")
-    found = next(
-        (v for v in (view, _turned(tracer, call, view)) if _runs_over_keys(v, -1 if dim is None else dim)), None
-    )
+    dim = view.codes.ndim - 1 if dim is None else dim
+    found = next((v for v in (view, _turned(tracer, call, view)) if _runs_over_keys(v, dim)), None)
     if found is None:
         raise refusal(f"{call.label} of attention weights, not over the keys,")
     step = _scores_of(found)
