@@ -36,7 +36,7 @@ for line in iter(input, "stop"):
     if line not in kernels:
         kernels[line] = jax.jit(lambda x, f=stax.serial(*networks[name])[2]: f(x, None, "ntk"))
         kernels[line](x).block_until_ready()
-    start = time.perf_counter(); k = kernels[line](x).block_until_ready(); print(time.perf_counter() - start, flush=True)
+    start = time.perf_counter(); kernels[line](x).block_until_ready(); print(time.perf_counter() - start, flush=True)
 """
 WIDTH = 64
 

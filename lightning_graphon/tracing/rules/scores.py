@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_graphon.tracing.rules.attention import record_attention
 from lightning_graphon.tracing.steps import Step
 from lightning_graphon.tracing.tracer import Call, Tracer, refusal, rule
-from lightning_graphon.tracing.views import View, encode
+from lightning_graphon.tracing.views import View, constant_along, encode
 
 _FAR = -1e4  # an added number as negative as that leaves nothing after the softmax
 _PRODUCTS = ("matmul", "__matmul__", "bmm", "einsum")
@@ -84,11 +84,15 @@ def _scores_times_value(tracer: Tracer, call: Call) -> None:
     if not _is_whole(weights):
         raise refusal(f"{call.label} with some of the attention weights, or along the queries,")
     scale, mask = _scale_and_mask(call, step)
-    attended = record_attention(
-        tracer, call.label, torch.empty(0), [step.query, step.key, value], scale, mask, step.softmax
-    )
+    parts = [step.query, step.key, value]
+    # q (kᵀ v), of which kᵀ v came first, is (q kᵀ) v.
+    first_kv = not step.softmax and mask is None and constant_along(step.query.unit, 0, 2) is None
+    if first_kv:
+        parts = [view.with_codes(view.codes.mT) for view in (value, step.key, step.query)]
+    attended = record_attention(tracer, call.label, torch.empty(0), parts, scale, mask, step.softmax)
+    codes = attended.codes.mT if first_kv else attended.codes
     order = batch + _only(first, batch + summed) + _only(second, batch + summed)
-    tracer.follow(call.out, _ordered(attended.with_codes(restore(attended.codes)), order, out))
+    tracer.follow(call.out, _ordered(attended.with_codes(restore(codes)), order, out))
 
 
 def _is_whole(view: View) -> bool:

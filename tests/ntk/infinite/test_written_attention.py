@@ -87,6 +87,7 @@ def test_is_that_of_scaled_dot_product_attention(written, get):
 
 REFUSED = {
     "softmax over queries": lambda m, q, k, v: (q @ k.mT).softmax(-2) @ v,
+    "softmax of keys and values": lambda m, q, k, v: q @ (k.mT @ v).softmax(-1),
     "softmax twice": lambda m, q, k, v: (q @ k.mT).softmax(-1).softmax(-1) @ v,
     "along the queries": lambda m, q, k, v: (q @ k.mT).softmax(-1).mT @ v,
     "relu of scores": lambda m, q, k, v: (q @ k.mT).relu() @ v,
@@ -172,6 +173,24 @@ def test_linear_attention_is_the_mean_over_networks_of_any_width(attend):
         # Four standard errors in each of ten entries.
         assert ((sample.mean(0) - limit).abs() < 4 * error).all()
         assert float(error.norm() / limit.norm()) < 0.1
+
+
+def keys_and_values_first(m, q, k, v):
+    return q @ (k.mT @ v) / q.shape[-1]
+
+
+def keys_and_values_summed(m, q, k, v):
+    both = torch.einsum("bhmd,bhme->bhed", k, v) / q.shape[-1]
+    return torch.einsum("bhed,bhnd->bhne", both, q)
+
+
+@pytest.mark.parametrize("attend", [keys_and_values_first, keys_and_values_summed], ids=lambda f: f.__name__)
+def test_keys_and_values_may_be_multiplied_first(attend):
+    torch.manual_seed(0)
+    model = Attending(linear).double()
+    truth = graphon_ntk_from_model(model, X, bins=100)
+    model.attend = attend
+    torch.testing.assert_close(graphon_ntk_from_model(model, X, bins=100), truth, rtol=1e-12, atol=0)
 
 
 def test_two_sets_of_samples_and_bins_of_linear_attention():
