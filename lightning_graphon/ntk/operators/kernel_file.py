@@ -55,7 +55,7 @@ def kernel_to_file(
         progress: Called with the number of tiles that are done and the number of all after each tile.
 
     Returns:
-        The kernel, mapped from the file: parts are read as they are used, and changes stay in memory.
+        The kernel, mapped from the file, whose parts are read as they are used; changes stay in memory.
 
     Raises:
         ValueError: The file is of other samples, of another kernel, or of another tile; or `kernel_fn` gives
