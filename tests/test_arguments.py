@@ -69,6 +69,7 @@ CALLS = {
         "x": X, "density": 0.5, "outputs": 2, "hidden": (3,), "labels": LABELS % 2, "steps": 1, "lr": 0.1, "seed": 0,
     },
     ntk.dual_activation: {"activation": "relu"},
+    ntk.empirical_nngp: {"model": NET, "x": X, "masks": MASKS, "x2": None},
     ntk.empirical_ntk: {"model": NET, "x": X, "masks": MASKS, "x2": None, "preconditioner": None, "max_memory": None},
     ntk.generalisation_bound: {"kernel": KERNEL + torch.eye(5).double(), "targets": LABELS % 2 * 2 - 1.0, "ridge": 0.1},
     ntk.graphon_ntk: {"x": X[:, :4], "graphons": [W], "weight_variance": 2.0, "bias_variance": 0.0, "x2": None},
@@ -106,6 +107,7 @@ CALLS = {
     dynamics.OptimizerView: {"optimizer": SGD, "module": NET},
     dynamics.ProbedNetwork: {"module": NET, "inputs": X, "loss": square, "masks": MASKS},
     dynamics.finite_probe_kernel: {"kernel": KERNEL, "outputs": X, "dataset_size": 50},
+    dynamics.gp_posterior: {"prior": KERNEL, "targets": LOSSES[:3], "ntk": KERNEL, "times": 3, "lr": 0.1, "ridge": 0},
     dynamics.linearize: {"model": NET},
     dynamics.taylor_expand: {"model": NET, "order": 1},
     dynamics.power_law: {"steps": torch.arange(5), "losses": LOSSES, "at": torch.arange(3)},
@@ -167,7 +169,7 @@ LEFT = {
     "find_copies", "p_value_text", "plot_graphon_grid", "plot_input_density", "register_activation", "register_layer",
     "register_method", "summon_full_params", "transport_distance", "unregister_activation",
     "without_copies", "world_tile_shard", "first_outside", "lazy_until", "rehearse", "replay", "scale_updates",
-    "taylor_expand_", "train_copies",
+    "kernel_to_file", "taylor_expand_", "train_copies",
 }  # fmt: skip
 # Words of messages that were written for their reader: they may name what was wrong by another word.
 PLAIN = re.compile(r"must|give|does not fit|no |unknown|cannot|different|needs|non-negative|Invalid")

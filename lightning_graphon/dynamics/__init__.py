@@ -2,6 +2,7 @@
 
 from lightning_graphon.dynamics.descent.decay_modes import DecayModes
 from lightning_graphon.dynamics.descent.finite_probe import LossBand, finite_probe_kernel
+from lightning_graphon.dynamics.descent.gaussian_process import GaussianPrediction, gp_posterior
 from lightning_graphon.dynamics.descent.kernel_descent import LossDecayPredictor
 from lightning_graphon.dynamics.descent.stability import stability_limit
 from lightning_graphon.dynamics.forecast import Forecast
@@ -36,6 +37,7 @@ __all__ = [
     "DecayModes",
     "Expansion",
     "Forecast",
+    "GaussianPrediction",
     "KernelChange",
     "KernelPrediction",
     "LossBand",
@@ -54,6 +56,7 @@ __all__ = [
     "extrapolate_widths",
     "finite_probe_kernel",
     "first_outside",
+    "gp_posterior",
     "lazy_until",
     "linearize",
     "next_multiple",

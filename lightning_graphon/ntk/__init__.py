@@ -6,6 +6,7 @@ from lightning_graphon.ntk.activations.registry import dual_activation, register
 from lightning_graphon.ntk.empirical import (
     EmpiricalNTK,
     LayerShare,
+    empirical_nngp,
     empirical_ntk,
     kronecker_ntk,
     ntk_layer_shares,
@@ -20,6 +21,7 @@ from lightning_graphon.ntk.generalisation.bound import (
 from lightning_graphon.ntk.generalisation.design import DesignedGraphons, design_graphons
 from lightning_graphon.ntk.infinite.from_model import graphon_ntk_from_model
 from lightning_graphon.ntk.infinite.graphon_ntk import graphon_ntk
+from lightning_graphon.ntk.operators.kernel_file import kernel_to_file
 from lightning_graphon.ntk.operators.operator import DenseOperator, KernelOperator, KroneckerKernel, top_eigenpairs
 from lightning_graphon.ntk.operators.spectrum import SpectralSummary, kernel_target_alignment, spectral_summary
 from lightning_graphon.ntk.operators.tiling import TileShard, world_tile_shard
@@ -40,12 +42,14 @@ __all__ = [
     "TileShard",
     "design_graphons",
     "dual_activation",
+    "empirical_nngp",
     "empirical_ntk",
     "generalisation_bound",
     "graphon_ntk",
     "graphon_ntk_from_model",
     "kernel_ridge_regression",
     "kernel_target_alignment",
+    "kernel_to_file",
     "kronecker_ntk",
     "ntk_layer_shares",
     "one_vs_rest_targets",

@@ -239,3 +239,8 @@ class Attention(Step):
     value: Part = field(kw_only=True)
     scale: float = field(kw_only=True)
     mask: Tensor | None = field(kw_only=True)
+
+
+@dataclass(eq=False)
+class LinearAttention(Attention):
+    """(q kᵀ · scale ∘ mask) v without a softmax; the mask, or None for ones, is multiplied."""

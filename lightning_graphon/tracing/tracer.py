@@ -37,15 +37,17 @@ class NotReadableError(ValueError):
 
 Rule = Callable[["Tracer", "Call"], None]
 RULES: dict[str, Rule] = {}
+RULES_OF: dict[type[Step], dict[str, Rule]] = {}  # what functions do to a kind of step that has rules of its own
 ON_PARAMETERS: set[str] = set()  # functions that are followed where parameters alone go in: reshapes
 ON_WEIGHTS = {"embedding"}  # those that read a parameter as their weight
 
 
-def rule(*names: str, on_parameters: bool = False) -> Callable[[Rule], Rule]:
-    """Register what a torch function of one of these names does."""
+def rule(*names: str, on_parameters: bool = False, of: type[Step] | None = None) -> Callable[[Rule], Rule]:
+    """Register what a torch function of one of these names does; `of` a kind of step alone."""
 
     def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
+        rules = RULES if of is None else RULES_OF.setdefault(of, {})
+        rules.update(dict.fromkeys(names, function))
         if on_parameters:
             ON_PARAMETERS.update(names)
         return function
@@ -136,6 +138,10 @@ class Tracer(TorchFunctionMode):
         """Whether a tensor is one of the module's parameters."""
         return id(tensor) in self._names
 
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on neither samples nor parameters."""
+        return not any(id(tensor) in known for known in (self._views, self._names, self._computed))
+
     def view(self, tensor: Tensor, label: str = "") -> View:
         """What a tensor is; parameters and constants become steps of their own."""
         if id(tensor) in self._views:
@@ -210,10 +216,16 @@ class Tracer(TorchFunctionMode):
         out = func(*args, **kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)) and name != "__setitem__":
             return out
-        if name not in RULES:
+        found = self._rule(name, tracked)
+        if found is None:
             raise refusal(label)
-        RULES[name](self, Call(name, label, func, tuple(args), kwargs, out, tracked))
+        found(self, Call(name, label, func, tuple(args), kwargs, out, tracked))
         return out
+
+    def _rule(self, name: str, tracked: list[Tensor]) -> Rule | None:
+        kinds = [type(self._views[id(t)][1].step) for t in tracked if id(t) in self._views]
+        own = [RULES_OF[kind][name] for kind in kinds if name in RULES_OF.get(kind, {})]
+        return own[0] if own else RULES.get(name)
 
     def _tracked(self, tensors: list[Tensor], name: str) -> list[Tensor]:
         """The tensors of a call that are followed; none where the samples have no part in it."""

@@ -93,15 +93,19 @@ class ClosedForm:
         gone = torch.where(self.coefficients != 0, self.coefficients * (left - 1), 0.0)
         return start + self.eigen.expand(gone, start.shape[1])
 
-    def pushes(self, left: Tensor, outputs: int) -> Tensor:
+    def pushes(self, learned: Tensor, outputs: int) -> Tensor:
         """s(t) with f(t) = f_0 − Θ s(t), [T, N, C]; for test points f_0 − Θ_test s(t).
 
         Modes with λ = 0 are left out: a kernel over train and test points together that is positive semi-definite
         does not carry them to the test points.
         """
-        inverse = torch.where(self.eigen.values > 0, 1 / self.eigen.values, 0.0)
-        gone = torch.where(self.coefficients != 0, self.coefficients * (1 - left) * inverse, 0.0)
+        gone = torch.where(self.coefficients != 0, self.coefficients * self.gains(learned), 0.0)
         return self.eigen.expand(gone, outputs)
+
+    def gains(self, learned: Tensor) -> Tensor:
+        """Factors [T, K, *] from a mode's initial residual to its push: the fraction learned over λ; 0 where λ = 0."""
+        inverse = torch.where(self.eigen.values > 0, 1 / self.eigen.values, 0.0)
+        return torch.where(inverse > 0, learned * inverse, 0.0)
 
     def _energy(self) -> Tensor:
         shared = self.eigen.values.shape[1] == 1

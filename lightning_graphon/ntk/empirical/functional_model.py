@@ -98,9 +98,9 @@ class FunctionalModel:
 
 def functional_model(
     model: nn.Module, masks: Mapping[str, Tensor] | None, preconditioner: Mapping[str, Tensor] | None,
-    parameterization: Parameterization, weight_variance: float, bias_variance: float,
+    parameterization: Parameterization, weight_variance: float, bias_variance: float, *, trained: bool = True,
 ) -> FunctionalModel:  # fmt: skip
-    """Read a module's parameters.
+    """Read a module's parameters, of which with `trained` some must be trainable.
 
     Raises:
         KeyError: A mask or preconditioner names no parameter.
@@ -108,7 +108,7 @@ def functional_model(
     """
     named = dict(model.named_parameters())
     trainable = tuple(n for n, p in named.items() if p.requires_grad and p.is_floating_point())
-    if not trainable:
+    if trained and not trainable:
         raise ValueError("no parameter of the model has requires_grad=True; its tangent kernel is zero")
     # Zeros that are trained and zeros that are pruned have different kernels.
     warn_of_unmasked_zeros(trainable_weights(model), masks)

@@ -6,18 +6,20 @@ it gives no positions and no gradient in the graphon.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.batch_norm import batch_norms, measure_batch_norms, unused_batch_norms
-from lightning_graphon._shared.checks import checked
-from lightning_graphon._shared.choices import Parameterization, Reduce
+from lightning_graphon._shared.checks import check_choice, checked
+from lightning_graphon._shared.choices import Get, Parameterization, Reduce
 from lightning_graphon._shared.evaluation import eval_semantics
 from lightning_graphon._shared.module_state import swap_tensors
 from lightning_graphon._shared.random import generator
 from lightning_graphon.ntk.empirical.functional_model import Inputs, input_device
 from lightning_graphon.ntk.empirical.kernel import empirical_ntk
+from lightning_graphon.ntk.empirical.nngp import empirical_nngp
 
 
 @checked
@@ -31,9 +33,13 @@ def sampled_ntk(
     parameterization: Parameterization = "standard",
     reduce: Reduce | None = "mean",
     x2: Inputs | None = None,
+    get: Get = "ntk",
     max_memory: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean of the tangent kernels of networks whose weights are the module's with random signs.
+
+    With `get="nngp"` it is the mean of their `empirical_nngp`: the covariance of the outputs, of which one network
+    gives an estimate of rank one per output only, so that more draws are needed than for the tangent kernel.
 
     Parameters of two or more dimensions get new signs; biases and the weights of norms stay. Batch norm whose
     statistics are those of data gets the statistics of `x` in each drawn network, as they depend on its weights.
@@ -47,6 +53,7 @@ def sampled_ntk(
         parameterization: As in `empirical_ntk`.
         reduce: As in `empirical_ntk`.
         x2: Other samples; the kernel between `x` and `x2` then.
+        get: "ntk", or "nngp" for the covariance of the outputs.
         max_memory: As in `empirical_ntk`.
 
     Returns:
@@ -60,14 +67,19 @@ def sampled_ntk(
     >>> mean.shape, error.shape
     (torch.Size([3, 3]), torch.Size([3, 3]))
     """
+    check_choice("get", get, get_args(Get))
     if draws < 2:
         raise ValueError(f"draws must be at least 2 to tell the standard error, got {draws}")
     random, total, square = generator(seed, "sampled_ntk"), torch.zeros(()), torch.zeros(())
     for number in range(draws):
         with _redrawn(model, x, masks or {}, random):
-            kernel = empirical_ntk(
-                model, x, masks=masks, parameterization=parameterization, reduce=reduce, x2=x2, max_memory=max_memory
-            )
+            if get == "nngp":
+                kernel = empirical_nngp(model, x, masks=masks, reduce=reduce, x2=x2)
+            else:
+                kernel = empirical_ntk(
+                    model, x, masks=masks, parameterization=parameterization, reduce=reduce, x2=x2,
+                    max_memory=max_memory,
+                )  # fmt: skip
         # Welford's update: the variance without the digits that a difference of squares loses.
         change = kernel - total
         total = total + change / (number + 1)

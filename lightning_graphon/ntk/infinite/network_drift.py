@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.ntk.infinite.fields import Field, Moments
-from lightning_graphon.ntk.infinite.nodes.attention import every_pair
 from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
 from lightning_graphon.ntk.infinite.nodes.drift_affine import DriftAffineNode
+from lightning_graphon.ntk.infinite.nodes.heads import every_pair
 from lightning_graphon.ntk.infinite.pairs import Pairs
 from lightning_graphon.ntk.infinite.walk import (
     Readout,

@@ -55,6 +55,15 @@ class Setting:
         return step.fan_in * float(kept.double().square().mean()) if len(kept) else 0.0
 
 
+_FAR = 4.0  # standard errors: a mean below is noise of finitely many numbers
+
+
+def beyond_noise(means: Tensor, squares: Tensor, count: Tensor) -> Tensor:
+    """Means of `count` numbers each, with mean squares `squares`; 0 where they are no larger than their noise."""
+    noise = ((squares - means.square()).clamp_min(0) / count).sqrt()
+    return torch.where(means.abs() > _FAR * noise, means, 0.0)
+
+
 def bin_means(values: Tensor, bins: Tensor) -> Tensor:
     """Means [K, ...] of values [U, ...] over the units of each bin."""
     count = torch.bincount(bins).to(values)

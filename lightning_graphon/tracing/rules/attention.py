@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_graphon.tracing.rules.affine import layer_parameters, linear_step
-from lightning_graphon.tracing.steps import Attention, Part
+from lightning_graphon.tracing.steps import Attention, LinearAttention, Part
 from lightning_graphon.tracing.tracer import Call, Tracer, refusal, rule
 from lightning_graphon.tracing.views import View, constant_along, encode
 
@@ -18,7 +18,7 @@ def _attention(tracer: Tracer, call: Call) -> None:
         raise refusal(f"{call.label} with dropout or shared keys")
     scale = call.kwargs.get("scale") or views[0].codes.shape[-1] ** -0.5
     mask = _mask(call.argument(3, "attn_mask"), bool(call.argument(5, "is_causal", False)), views)
-    _record(tracer, call.label, call.out, views, scale, mask)
+    record_attention(tracer, call.label, call.out, views, scale, mask)
 
 
 def _mask(mask: Tensor | None, causal: bool, views: list[View]) -> Tensor | None:
@@ -37,15 +37,17 @@ def _mask(mask: Tensor | None, causal: bool, views: list[View]) -> Tensor | None
     return mask.detach().to("cpu", torch.float64).expand(mask.shape[0] if mask.ndim == 3 else 1, queries, keys)
 
 
-def _record(tracer: Tracer, label: str, out: Tensor, views: list[View], scale: float, mask: Tensor | None) -> View:
-    """A step for [samples, heads, positions, width], or without heads."""
+def record_attention(
+    tracer: Tracer, label: str, out: Tensor, views: list[View], scale: float, mask: Tensor | None, softmax: bool = True
+) -> View:
+    """A step of queries, keys and values [samples, heads, positions, width], or without heads."""
     heads = [view.with_codes(view.codes[:, None]) if view.codes.ndim == 3 else view for view in views]
     if any(view.codes.ndim != 4 for view in heads):
         raise refusal(f"{label} of tensors of {views[0].codes.ndim} axes")
     parts = [_part(label, view) for view in heads]
     value, part = heads[2], parts[2]
     units = part.units.reshape(-1)
-    step = Attention(
+    step = (Attention if softmax else LinearAttention)(
         label, value.step.units[units], heads[0].codes.shape[2], tuple(view.index for view in views),
         query=parts[0], key=parts[1], value=part, scale=float(scale), mask=mask,
     )  # fmt: skip
@@ -54,6 +56,8 @@ def _record(tracer: Tracer, label: str, out: Tensor, views: list[View], scale: f
     codes = encode(torch.arange(len(value.codes)).reshape(-1, 1, 1, 1), local, places, step)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not softmax:
+            return scale * (q @ k.mT if mask is None else q @ k.mT * mask.to(q)) @ v
         return _attend(q, k, v, attn_mask=None if mask is None else mask.to(q), scale=scale)
 
     return tracer.record(out, step, codes.reshape(*views[0].codes.shape[:-1], -1), views, run)
@@ -91,7 +95,7 @@ def _multi_head(tracer: Tracer, call: Call) -> None:
         mask = ~mask  # of this function True is left out
     width = parts[0].codes.shape[-1]
     mask = _mask(mask, bool(call.kwargs.get("is_causal", False)), parts)
-    attended = _record(tracer, label, torch.empty(0), parts, width**-0.5, mask)
+    attended = record_attention(tracer, label, torch.empty(0), parts, width**-0.5, mask)
     joined = attended.with_codes(attended.codes.permute(2, 0, 1, 3).flatten(2))
     parameters = layer_parameters(tracer, label, call.args[11], call.args[12], "out_proj.")
     step, codes, view = linear_step(tracer, label, joined, parameters)

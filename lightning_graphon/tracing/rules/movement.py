@@ -20,6 +20,8 @@ _DROPOUTS = ("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "
 
 @rule(*_MOVES, on_parameters=True)
 def _move(tracer: Tracer, call: Call) -> None:
+    if _is_constant(tracer, call):
+        return
     view = tracer.view(call.tracked[0])
     codes = call.run(view.codes)
     pairs = [(call.out, codes)] if isinstance(codes, Tensor) else zip(call.out, codes, strict=True)
@@ -29,7 +31,13 @@ def _move(tracer: Tracer, call: Call) -> None:
 
 @rule(*_COPIES, on_parameters=True)
 def _copy(tracer: Tracer, call: Call) -> None:
-    tracer.follow(call.out, tracer.view(call.tracked[0]))
+    if not _is_constant(tracer, call):
+        tracer.follow(call.out, tracer.view(call.args[0], call.label))
+
+
+def _is_constant(tracer: Tracer, call: Call) -> bool:
+    """Whether only the shape or dtype of what is followed counts, as of x in `mask.expand_as(x)`."""
+    return isinstance(call.args[0], Tensor) and tracer.is_constant(call.args[0])
 
 
 @rule(*_DROPOUTS)

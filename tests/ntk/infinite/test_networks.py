@@ -232,6 +232,22 @@ def with_means(model):
             nn.init.normal_(parameter, 0.7 / fan_in, (1.5 / fan_in) ** 0.5)
 
 
+@pytest.mark.parametrize("padding", [None, 3])
+def test_embeddings_with_a_mean(padding):
+    """Words and places whose rows have a mean of the size of their spread; a padding word is zero."""
+
+    def prepare(model):
+        with torch.no_grad():
+            model.word.weight += 0.8
+            model.place.weight -= 0.3
+            if padding is not None:
+                model.word.padding_idx = padding
+                model.word.weight[padding] = 0
+
+    distance, error = against_wide_networks("words", prepare)
+    assert distance < 2 * error + 0.02  # as above
+
+
 DRIFTING = ["pooling", "residual with GAP", "groups and strides", "one dimension", "gates", "LayerNorm after ReLU",
             "GroupNorm", "fresh BatchNorm"]  # fmt: skip
 

@@ -14,7 +14,15 @@ from torch import Tensor
 from lightning_graphon._shared.random import generator
 from lightning_graphon.ntk.infinite.fields import Field, Moments
 from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
-from lightning_graphon.ntk.infinite.pairs import Pairs, Taps
+from lightning_graphon.ntk.infinite.nodes.heads import (
+    between_tokens,
+    check_independent,
+    every_pair,
+    head_places,
+    head_reads,
+    head_shares,
+)
+from lightning_graphon.ntk.infinite.pairs import Pairs
 from lightning_graphon.ntk.infinite.setting import Setting
 from lightning_graphon.tracing import NotReadableError
 from lightning_graphon.tracing.steps import Attention
@@ -33,21 +41,14 @@ class AttentionNode(Node):
         query, key, value = self.inputs
         if setting.propagate == "drift":
             raise NotReadableError(f"{self.step.label} with propagate='drift'")
-        self.places = [Taps(part.positions[None], node.step.positions) for part, node in zip(
-            (self.step.query, self.step.key, self.step.value), self.inputs, strict=True)]  # fmt: skip
+        self.places = head_places(self)
+        check_independent(self)
         self.gaussian, self.centred, self.uses_means = False, value.centred, not value.centred
         self.atoms = {atom: units[self.step.value.units.reshape(-1)] for atom, units in value.atoms.items()}
         self.query_bins = query.bin_of_unit[self.step.query.units]  # [heads, width]
         self.key_bins = key.bin_of_unit[self.step.key.units]
-        heads = len(self.query_bins)
-        owner = torch.arange(heads).repeat_interleave(len(self.bin_of_unit) // heads)
-        share = torch.zeros(self.bins, heads, dtype=torch.float64)
-        share.index_put_((self.bin_of_unit, owner), torch.ones(len(owner), dtype=share.dtype), accumulate=True)
-        self.share = share / share.sum(1, keepdim=True)  # of each head in each bin of values
-        bins = torch.empty(self.bins, dtype=torch.long)
-        bins[self.bin_of_unit] = value.bin_of_unit[self.step.value.units.reshape(-1)]
-        self.value_bins = bins
-        self.head_of_draw = torch.arange(_HEADS) % heads
+        self.share, self.value_bins = head_shares(self)
+        self.head_of_draw = torch.arange(_HEADS) % len(self.query_bins)
         self.queries = self.keys = torch.empty(0)
 
     # ---- virtual heads
@@ -89,16 +90,13 @@ class AttentionNode(Node):
 
     def reads(self, number: int, pairs: Pairs) -> Pairs:
         """Queries at the same pairs, keys and values at all."""
-        part = (self.step.query, self.step.key, self.step.value)[number]
-        size = self.inputs[number].step.positions
-        if number:
-            return every_pair(part.positions, size)
-        return Pairs.from_ends(part.positions[pairs.first], part.positions[pairs.second], size)
+        return head_reads(self, number, pairs)
 
     def propagate(self, inputs: Sequence[Field], pairs: Pairs, samples: Samples) -> tuple[Tensor, Tensor | None]:
         """As in the formulas above, one pair of samples after the other."""
         left, right = self._attention(samples.rows), self._attention(samples.cols)
-        fields = [self._tokens(number, field, pairs) for number, field in enumerate(inputs)]
+        places = [part.positions for part in (self.step.query, self.step.key, self.step.value)]
+        fields = [between_tokens(field, own) for field, own in zip(inputs, places, strict=True)]
         n, m = inputs[0].k.shape[2:]
         k = inputs[0].k.new_empty(len(pairs), self.bins, n, m)
         t = torch.empty_like(k) if samples.tangent else None
@@ -110,17 +108,6 @@ class AttentionNode(Node):
                 k[:, :, i, j] = both[0][:, pairs.first, pairs.second].T
                 if t is not None and both[1] is not None:
                     t[:, :, i, j] = both[1][:, pairs.first, pairs.second].T
-        return k, t
-
-    def _tokens(self, number: int, field: Field, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
-        """Kernels [K, n, m, tokens, tokens] of queries, keys or values; zero where they are not needed."""
-        places = (self.step.query, self.step.key, self.step.value)[number].positions
-        rows = field.pairs.find(places[:, None].expand(-1, len(places)), places.expand(len(places), -1))
-        known = (field.pairs.codes[rows.clamp_min(0)] == places[:, None] * field.pairs.positions + places)[
-            ..., None, None, None
-        ]
-        k, t = (None if f is None else (f[rows] * known.to(f)).permute(2, 3, 4, 0, 1) for f in (field.k, field.t))
-        assert k is not None  # noqa: S101
         return k, t
 
     def _pair(
@@ -170,11 +157,6 @@ class AttentionNode(Node):
     def mean(self, inputs: Sequence[Moments], x: Tensor) -> Tensor | None:
         """E[A] μ_v."""
         raise NotImplementedError
-
-
-def every_pair(places: Tensor, positions: int) -> Pairs:
-    """All pairs of some positions."""
-    return Pairs.from_ends(places[:, None].expand(-1, len(places)), places.expand(len(places), -1), positions)
 
 
 def _by_token(kernel: Tensor, places: Tensor, positions: int) -> Tensor:

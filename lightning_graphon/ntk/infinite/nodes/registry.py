@@ -7,11 +7,13 @@ from lightning_graphon.ntk.infinite.nodes.batch_norm import BatchNormNode
 from lightning_graphon.ntk.infinite.nodes.drift_affine import DriftAffineNode
 from lightning_graphon.ntk.infinite.nodes.embedding import EmbeddingNode
 from lightning_graphon.ntk.infinite.nodes.joins import ConcatenationNode, ProductNode, SumNode
+from lightning_graphon.ntk.infinite.nodes.linear_attention import LinearAttentionNode
 from lightning_graphon.ntk.infinite.nodes.norms import NormNode
 from lightning_graphon.ntk.infinite.nodes.pointwise import PointwiseNode
 from lightning_graphon.ntk.infinite.nodes.source import InputNode, ParameterNode
 from lightning_graphon.ntk.infinite.nodes.spatial import SpatialNode
 from lightning_graphon.ntk.infinite.setting import Setting
+from lightning_graphon.tracing import NotReadableError
 from lightning_graphon.tracing.steps import (
     Affine,
     Attention,
@@ -19,6 +21,7 @@ from lightning_graphon.tracing.steps import (
     Concatenation,
     Embedding,
     Input,
+    LinearAttention,
     Norm,
     Parameter,
     Pointwise,
@@ -41,6 +44,7 @@ NODES: dict[type[Step], type[Node]] = {
     BatchNorm: BatchNormNode,
     Embedding: EmbeddingNode,
     Attention: AttentionNode,
+    LinearAttention: LinearAttentionNode,
 }
 
 
@@ -48,10 +52,12 @@ def build_nodes(setting: Setting) -> list[Node]:
     """A node for every step, in order.
 
     Raises:
-        ValueError: A step has no node.
+        NotReadableError: A step has no node.
     """
     nodes: list[Node] = []
     kinds = NODES | ({Affine: DriftAffineNode} if setting.propagate == "drift" else {})
     for step in setting.trace.steps:
+        if type(step) not in kinds:
+            raise NotReadableError(step.label)
         nodes.append(kinds[type(step)](step, [nodes[i] for i in step.inputs], setting))
     return nodes

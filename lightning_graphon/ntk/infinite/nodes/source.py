@@ -8,10 +8,8 @@ from torch import Tensor
 from lightning_graphon.ntk.infinite.fields import Field, Moments
 from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
 from lightning_graphon.ntk.infinite.pairs import Pairs
-from lightning_graphon.ntk.infinite.setting import Setting, bin_means
+from lightning_graphon.ntk.infinite.setting import Setting, beyond_noise, bin_means
 from lightning_graphon.tracing.steps import Input, Parameter
-
-_FAR = 4.0  # standard errors: a mean below is noise of finitely many units
 
 
 class InputNode(Node):
@@ -48,9 +46,7 @@ class ParameterNode(Node):
         self.squares = bin_means(values.square(), self.bin_of_unit).T
         self.products = None if step.name else bin_means(values[:, :, None] * values[:, None, :], self.bin_of_unit)
         if step.name:
-            count = torch.bincount(self.bin_of_unit).double()
-            noise = ((self.squares - self.means.square()).clamp_min(0) / count).sqrt()
-            self.means = torch.where(self.means.abs() > _FAR * noise, self.means, 0.0)
+            self.means = beyond_noise(self.means, self.squares, torch.bincount(self.bin_of_unit))
             self.atoms = self.new_atom()
         self.trained = bool(step.name) and tensor.requires_grad
         self.centred = not bool(self.means.any())
