@@ -81,9 +81,7 @@ def _residual_mlp(n: int) -> nn.Module:
 
 def _norm_mlp(n: int) -> nn.Module:
     norm = lambda: nn.LayerNorm(n, elementwise_affine=False)  # noqa: E731
-    return nn.Sequential(
-        nn.Flatten(), linear(64, n), norm(), nn.ReLU(), linear(n, n), norm(), nn.ReLU(), linear(n, 10)
-    )
+    return nn.Sequential(nn.Flatten(), linear(64, n), norm(), nn.ReLU(), linear(n, n), norm(), nn.ReLU(), linear(n, 10))
 
 
 def _cnn(n: int, *end: nn.Module) -> nn.Module:

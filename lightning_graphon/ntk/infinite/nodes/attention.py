@@ -16,8 +16,8 @@ from lightning_graphon.ntk.infinite.fields import Field, Moments
 from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
 from lightning_graphon.ntk.infinite.pairs import Pairs, Taps
 from lightning_graphon.ntk.infinite.setting import Setting
-from lightning_graphon.tracing import NotReadableError
 from lightning_graphon.tracing.steps import Attention
+from lightning_graphon.tracing.tracer import refusal
 
 _HEADS = 512
 _JITTER = 1e-10  # of the largest variance, so that covariances of equal rows have a root
@@ -32,7 +32,7 @@ class AttentionNode(Node):
         """Bins of each head's queries and keys, and which heads a bin of the values belongs to."""
         query, key, value = self.inputs
         if setting.propagate == "drift":
-            raise NotReadableError(f"{self.step.label} with propagate='drift'")
+            raise refusal(f"{self.step.label} with propagate='drift'")
         self.places = [Taps(part.positions[None], node.step.positions) for part, node in zip(
             (self.step.query, self.step.key, self.step.value), self.inputs, strict=True)]  # fmt: skip
         self.gaussian, self.centred, self.uses_means = False, value.centred, not value.centred
