@@ -18,6 +18,7 @@ from lightning_graphon.ntk.generalisation.bound import (
     one_vs_rest_targets,
 )
 from lightning_graphon.ntk.generalisation.design import DesignedGraphons, design_graphons
+from lightning_graphon.ntk.infinite.finite_width import ExpectedError, expected_error
 from lightning_graphon.ntk.infinite.from_model import graphon_ntk_from_model
 from lightning_graphon.ntk.infinite.graphon_ntk import graphon_ntk
 from lightning_graphon.ntk.operators.operator import DenseOperator, KernelOperator, KroneckerKernel, top_eigenpairs
@@ -29,6 +30,7 @@ __all__ = [
     "DesignedGraphons",
     "DualActivation",
     "EmpiricalNTK",
+    "ExpectedError",
     "GeneralisationBound",
     "HermiteDual",
     "KernelOperator",
@@ -41,6 +43,7 @@ __all__ = [
     "design_graphons",
     "dual_activation",
     "empirical_ntk",
+    "expected_error",
     "generalisation_bound",
     "graphon_ntk",
     "graphon_ntk_from_model",
