@@ -3,7 +3,9 @@
 For each width and method: the fluctuation (relative distance of one network's exact kernel from the mean over seeds)
 and the bias (of that mean from the mean of the Graphon NTK, without what the fluctuation adds to it). The fan-in is the
 smallest, over the layers that read hidden units, of the mean number of kept inputs; `spread` is the sum over them of
-1 / effective units (see `expected_error`). Laws c / fan-in^a and c · spread^a are fitted on log axes. MLP 64-n-n-n-10 and a CNN of two layers with Flatten, ReLU, He initialisation, digits, 80 % pruned.
+1 / effective units (see `expected_error`). Laws
+c · fan-in^a and c · spread^a are fitted on log axes. MLP 64-n-n-n-10 and a CNN of two layers with Flatten, ReLU, He
+initialisation, digits, 80 % pruned.
 
     python benchmarks/finite_width.py --out /tmp/finite_width
 """
@@ -65,7 +67,8 @@ def row(kind: str, width: int, method: str, seeds: int, samples: int) -> dict[st
     away = (float((limits.mean(0) - mean).norm()) / norm) ** 2 - variance / seeds
     error = noise_floor.rms([noise_floor.distance(a, b) for a, b in zip(limit, exact, strict=True)])
     return {"network": kind, "width": width, "masks": method,
-            **{key: sum(s[key] for s in sizes) / seeds for key in sizes[0]}, "fluctuation": variance**0.5, "bias": max(away, 0.0) ** 0.5, "error": error}  # fmt: skip
+            **{key: sum(s[key] for s in sizes) / seeds for key in sizes[0]}, "fluctuation": variance**0.5,
+            "bias": max(away, 0.0) ** 0.5, "error": error}  # fmt: skip
 
 
 def law(rows: list[dict[str, Any]], of: str, key: str) -> str:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lightning_graphon._shared.checks import checked
 
-# Of 45 rows of benchmarks/finite_width.py (MLP and CNN, ReLU, five kinds of masks, widths 16 to 1024, 8 seeds each): a
-# fit with a free exponent gives 1.75 · Σ^0.48. Single rows are a factor of 1.25 off.
+# Of 50 rows of benchmarks/finite_width.py (MLP and CNN, ReLU, five kinds of masks, widths 16 to 1024, 8 seeds each): a
+# fit with a free exponent gives 1.76 · Σ^0.49. Single rows are a factor of 1.25 off.
 _FLUCTUATION = 1.85
 
 

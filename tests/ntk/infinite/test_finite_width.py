@@ -1,5 +1,7 @@
 """How far one network's kernel is from its limit, against kernels of networks."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from lightning_graphon.ntk import empirical_ntk, expected_error
 def network(width, seed):
     torch.manual_seed(seed)
     sides = (8, width, width, width, 10)
-    layers = [nn.Linear(a, b, bias=False, dtype=torch.float64) for a, b in zip(sides, sides[1:], strict=False)]
+    layers = [nn.Linear(a, b, bias=False, dtype=torch.float64) for a, b in pairwise(sides)]
     for layer in layers:
         nn.init.normal_(layer.weight, 0.0, (2 / layer.in_features) ** 0.5)
     return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], nn.ReLU(), layers[3])
@@ -27,7 +29,7 @@ def masks(width, heard):
 
 @pytest.mark.parametrize(("width", "heard"), [(32, 32), (128, 128), (128, 24)])
 def test_kernels_of_networks_scatter_by_it(width, heard):
-    """24 kernels tell their scatter to 1 / √48, 15 %; the law holds within a factor of 1.25: 1.25 · 1.3 for two errors."""
+    """24 kernels tell their scatter to 15 %, 1 / √48; the law holds within a factor of 1.25: 1.25 · 1.3 for both."""
     x = torch.rand(6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     kernels = torch.stack([empirical_ntk(network(width, s), x, masks=masks(width, heard)) for s in range(24)])
     scatter = float(kernels.var(0).sum().sqrt() / kernels.mean(0).norm())
