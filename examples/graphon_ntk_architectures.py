@@ -219,13 +219,14 @@ def draw(results: Results, args: argparse.Namespace, path: Path) -> None:
         axis.set_ylabel(METRICS[metric] if column == 0 else "", fontsize=9)
         axis.set_xlabel("weights removed (%)" if row == len(METRICS) - 1 else "", fontsize=8)
     for row, metric in enumerate(METRICS):
-        _share_y(list(axes[row]), logarithmic=metric in ("spectral_gap", "effective_rank"))
+        _share_y(list(axes[row]), logarithmic=metric == "spectral_gap")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10, frameon=False)
     figure.suptitle(
         "Spectrum of the tangent kernel at initialisation against sparsity: Graphon NTK beside the exact kernel\n"
         f"width {args.width}, {args.samples} digits, mean of {args.seeds} networks, bars: standard deviation between "
-        "them; a row has one scale",
+        "them; a row has one scale\n"
+        "Graphon NTK: with drift for snip and grasp in the CNN and the ResNet, from energies elsewhere",
         fontsize=11,
     )
     figure.savefig(path, dpi=100)
