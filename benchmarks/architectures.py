@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("architectures"), help="folder of one file per row")
+    parser.add_argument("--out", type=Path, default=Path("runs/architectures"), help="folder of one file per row")
     args = parser.parse_args()
     warnings.simplefilter("ignore", LayerCollapseWarning)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("finite_width"), help="folder of one file per row")
+    parser.add_argument("--out", type=Path, default=Path("runs/finite_width"), help="folder of one file per row")
     args = parser.parse_args()
     warnings.simplefilter("ignore", LayerCollapseWarning)
     args.out.mkdir(parents=True, exist_ok=True)
