@@ -245,12 +245,13 @@ def _share_y(axes: list[Any], metric: str) -> None:
         if logarithmic:
             axis.set_yscale("log")
             axis.set_ylim(low / 1.2, high * 1.2)
-            _plain_ticks(axis)
+            plain_ticks(axis)
         elif np.isfinite(high):
             axis.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
 
 
-def _plain_ticks(axis: Any) -> None:
+def plain_ticks(axis: Any) -> None:
+    """Ticks at 1, 2, 5 times powers of ten, written out."""
     low, high = axis.get_ylim()
     steps = (1, 2, 5) if high < 300 * low else (1,)
     ticks = [step * 10.0**power for power in range(-3, 7) for step in steps]

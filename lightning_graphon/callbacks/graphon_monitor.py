@@ -240,7 +240,7 @@ class GraphonMonitor(Monitor):
         spectrum, step = self.spectrum, trainer.global_step
         log_scalars(trainer, spectrum_scalars(spectrum))
         if self.verbose:
-            show(f"ntk/... at step {step}: {kernel.source}")
+            show(f"ntk/... at step {step}: {kernel.source}" + f"; {kernel.caution}" * bool(kernel.caution))
         if self.draws(trainer):
             title = f"{kernel.source}\nat step {step}"
             values = {"eigenvalues": spectrum.eigenvalues.cpu().numpy()}

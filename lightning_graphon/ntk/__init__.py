@@ -19,6 +19,7 @@ from lightning_graphon.ntk.generalisation.bound import (
     one_vs_rest_targets,
 )
 from lightning_graphon.ntk.generalisation.design import DesignedGraphons, design_graphons
+from lightning_graphon.ntk.infinite.finite_width import ExpectedError, expected_error
 from lightning_graphon.ntk.infinite.from_model import graphon_ntk_from_model
 from lightning_graphon.ntk.infinite.graphon_ntk import graphon_ntk
 from lightning_graphon.ntk.operators.kernel_file import kernel_to_file
@@ -31,6 +32,7 @@ __all__ = [
     "DesignedGraphons",
     "DualActivation",
     "EmpiricalNTK",
+    "ExpectedError",
     "GeneralisationBound",
     "HermiteDual",
     "KernelOperator",
@@ -44,6 +46,7 @@ __all__ = [
     "dual_activation",
     "empirical_nngp",
     "empirical_ntk",
+    "expected_error",
     "generalisation_bound",
     "graphon_ntk",
     "graphon_ntk_from_model",

@@ -81,7 +81,10 @@ def test_empirical_kernel_of_anything_else(net, tmp_path):
 def test_auto_falls_back_and_says_which(tmp_path, capsys):
     for net, words in ((None, "Graphon NTK (energy, float64)"), (cnn, "empirical NTK (float64)")):
         fit(monitor(verbose=True, probe_size=8), model=StillClassifier(net), default_root_dir=tmp_path)
-        assert words in capsys.readouterr().out
+        printed = " ".join(capsys.readouterr().out.split())
+        assert words in printed
+        cautions = printed.count("expect the kernel of this one network to differ from it by about")
+        assert cautions == printed.count(": Graphon NTK") > 0  # at step 0 batch norm is fresh and has a limit
 
 
 def test_keys_steps_and_files(tmp_path):

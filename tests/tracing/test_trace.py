@@ -115,3 +115,14 @@ def test_the_steps_must_give_the_outputs():
 def test_samples_must_not_meet():
     with pytest.raises(NotReadableError, match="mixes units or samples"):
         trace(nn.Sequential(nn.Linear(4, 3), Function(lambda x: x - x.mean(0))), torch.rand(2, 4))
+
+
+def test_a_layer_over_tokens_is_refused_by_what_it_does():
+    mixer = nn.Sequential(nn.Linear(5, 4), Function(lambda h: h.mT), nn.Linear(7, 7))
+    with pytest.raises(
+        NotReadableError, match=r"'2' \(Linear\), which mixes positions \(tokens\) with weights that all"
+    ):
+        trace(mixer, torch.rand(2, 7, 5))
+    padded = nn.Sequential(nn.Linear(5, 4), Function(lambda h: nn.functional.pad(h, (0, 0, 0, 1))), nn.Linear(4, 2))
+    with pytest.raises(NotReadableError, match="reads zero padding, has no infinite-width limit"):
+        trace(padded, torch.rand(2, 7, 5))

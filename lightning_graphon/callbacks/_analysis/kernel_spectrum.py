@@ -18,7 +18,7 @@ from lightning_graphon.callbacks._module.network import TrainingStepNetwork
 from lightning_graphon.callbacks._module.pool import draw_probe
 from lightning_graphon.callbacks._module.training_step import TrainingStepObjective
 from lightning_graphon.dynamics import UnsupportedTrainingError
-from lightning_graphon.ntk import SpectralSummary, empirical_ntk, spectral_summary
+from lightning_graphon.ntk import SpectralSummary, empirical_ntk, expected_error, spectral_summary
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,11 @@ class KernelSpectrum:
 
     Attributes:
         source: Which kernel it was, after `evaluate`, and of what.
+        caution: How far the kernel of one network may be from that limit; "" where it is no limit.
     """
 
     def __init__(self, options: SpectrumOptions, budget: TimeBudget) -> None:
-        self.options, self.source = options, ""
+        self.options, self.source, self.caution = options, "", ""
         self._budget = budget
         self._network: TrainingStepNetwork | None = None
         self._sizes: list[tuple[int, int]] = []  # samples and outputs
@@ -105,11 +106,12 @@ class KernelSpectrum:
             self._network = affordable_network(trainer, objective, batch, masks, self._budget)[0]
         network = self._network
         network.masks = masks
-        kernel = None
+        kernel, self.caution = None, ""
         if self.options.ntk != "empirical":
             try:
                 kernel = self._graphon(network)
                 self.source = f"Graphon NTK ({self.options.propagate}, float64) on {len(kernel)} samples"
+                self.caution = _caution(masks)
             except ValueError:
                 if self.options.ntk == "graphon":
                     raise
@@ -162,6 +164,18 @@ class KernelSpectrum:
         kind = str(kernel.dtype).removeprefix("torch.")
         self.source = f"empirical NTK ({kind}) on {size[0]} samples{drawn}"
         return kernel
+
+
+def _caution(masks: Mapping[str, Tensor]) -> str:
+    """One sentence on the network's distance from its limit."""
+    found = expected_error(masks)
+    if found is None:
+        return ""
+    return (
+        f"its limit at infinite width: expect the kernel of this one network to differ from it by about "
+        f"{100 * found.error:.0f} % (fewest units in {found.layer}: {found.units:.0f} effective, "
+        f"{found.fan_in:.0f} kept inputs each)"
+    )
 
 
 def spectrum_scalars(summary: SpectralSummary) -> dict[str, float]:

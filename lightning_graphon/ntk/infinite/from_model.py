@@ -25,6 +25,7 @@ from lightning_graphon.ntk.operators.tiling import TileShard
 from lightning_graphon.tracing import NotReadableError, Trace, trace
 from lightning_graphon.tracing.axes import same_units
 from lightning_graphon.tracing.steps import Affine, Embedding, Pointwise
+from lightning_graphon.tracing.tracer import refusal
 
 _DEFAULT_BINS = 16
 _ALTERNATIVE = "use `sampled_ntk` or `empirical_ntk`, which take any module"
@@ -172,7 +173,7 @@ def _network_kernel(
     )  # fmt: skip
     nodes, output = build_nodes(setting), network.output
     if not nodes[output.index].gaussian:
-        raise NotReadableError(f"{nodes[output.index].step.label} at the end, after the last layer,")
+        raise refusal(f"{nodes[output.index].step.label} at the end, after an activation and without a last layer,")
     bins = nodes[output.index].bin_of_unit[output.unit[0].reshape(-1)]
     mean = reduce == "mean"
     for node in nodes:
@@ -202,15 +203,15 @@ def _check_readout(network: Trace) -> None:
     if isinstance(step, Pointwise):
         raise NotReadableError(
             f"{step.label}: an activation follows the last layer, but the kernel is that of a linear readout: return "
-            "the logits; the network"
+            "the logits"
         )
     if not any(isinstance(step, Affine) for step in network.steps):
-        raise NotReadableError("a network without a Linear layer or convolution")
+        raise refusal("a network without a Linear layer or convolution")
     outside = bool((network.output.codes < 0).any())
     if outside or not torch.equal(
         network.output.sample[:, None].flatten(2)[..., 0].reshape(-1), torch.arange(len(network.output.codes))
     ):
-        raise NotReadableError("an output whose first axis is not that of the samples")
+        raise refusal("an output whose first axis is not that of the samples")
 
 
 def _weights(network: Trace) -> dict[str, Tensor]:

@@ -27,7 +27,11 @@ def linear_step(
         view = tracer.with_units_along(view, view.codes.ndim - 1)
     unit = constant_along(view.unit, *range(view.codes.ndim - 1))
     sample = constant_along(view.sample, -1 % view.codes.ndim)
-    if unit is None or sample is None or bool((view.codes < 0).any()):
+    if bool((view.codes < 0).any()):
+        raise refusal(f"{label}, which reads zero padding,")
+    if unit is None and constant_along(view.unit, view.codes.ndim - 1) is not None:
+        raise refusal(f"{label}, which mixes positions (tokens) with weights that all channels share,")
+    if unit is None or sample is None:
         raise refusal(f"{label}, which reads other units at some positions than at others,")
     # Rows that read the same positions differ by their sample.
     reads, place = view.position.flatten(0, -2).unique(dim=0, return_inverse=True)

@@ -45,6 +45,15 @@ def _elementwise(tracer: Tracer, call: Call) -> None:
         raise refusal(f"{call.label} of several tensors")
 
 
+@rule("addcmul", "addcdiv")
+def _add_product(tracer: Tracer, call: Call) -> None:
+    first, second = call.argument(1, "tensor1"), call.argument(2, "tensor2")
+    with tracer:  # as the sum and the product that it stands for
+        product = first * second if call.name == "addcmul" else first / second
+        out = call.argument(0, "input") + call.kwargs.get("value", 1) * product
+    tracer.follow(call.out, tracer.view(out, call.label))
+
+
 @rule("glu")
 def _glu(tracer: Tracer, call: Call) -> None:
     view, dim = tracer.view(call.tracked[0]), call.argument(1, "dim", -1)

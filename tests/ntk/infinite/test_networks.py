@@ -379,3 +379,43 @@ def test_keeps_to_the_memory(name, budget):
     shared = (1 << 19) + 16 * 9 * 8 * (4096 if name == "cnn_gap" else 64)
     assert peaks[0] < budget + shared
     assert peaks[1] > 1.5 * peaks[0]  # the limit is what kept it small
+
+
+class Scaled(nn.Module):
+    """A trained scale and shift for each channel, in one call or written out."""
+
+    def __init__(self, n, fused):
+        super().__init__()
+        self.first, self.last, self.fused = nn.Linear(8, n), nn.Linear(n, 2), fused
+        self.scale, self.shift = nn.Parameter(torch.linspace(0.5, 1.5, n)), nn.Parameter(torch.linspace(-1, 1, n))
+
+    def forward(self, x):
+        h = self.first(x)
+        h = torch.addcmul(self.shift, self.scale, h, value=0.7) if self.fused else self.shift + 0.7 * (self.scale * h)
+        return self.last(torch.relu(h))
+
+
+def test_addcmul_is_its_sum_and_product():
+    torch.manual_seed(0)
+    fused = Scaled(12, True).double()
+    written = Scaled(12, False).double()
+    written.load_state_dict(fused.state_dict())
+    options = {"propagate": "drift", "positions": "energy", "bins": 1000}  # a bin for each unit
+    kernels = [graphon_ntk_from_model(m, vectors(), **options) for m in (fused, written)]
+    assert relative(kernels[0], kernels[1]) < 1e-12
+    assert relative(kernels[0], empirical_ntk(fused, vectors())) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (S(conv(1, W), R(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "after an activation"),
+        (S(nn.Flatten(), Function(lambda x: x[:, :4])), "without a Linear layer or convolution has no infinite"),
+        (S(nn.Flatten(), linear(64, W), Residual(norm()), linear(W, 1)), "depend on the same weights, has"),
+    ],
+)
+def test_refusals_are_sentences_that_name_the_alternative(model, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        graphon_ntk_from_model(model.double(), digit_images(2))
+    assert ",;" not in str(error.value)
+    assert str(error.value).endswith("use `sampled_ntk` or `empirical_ntk`, which take any module")

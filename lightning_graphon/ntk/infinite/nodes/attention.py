@@ -24,8 +24,8 @@ from lightning_graphon.ntk.infinite.nodes.heads import (
 )
 from lightning_graphon.ntk.infinite.pairs import Pairs
 from lightning_graphon.ntk.infinite.setting import Setting
-from lightning_graphon.tracing import NotReadableError
 from lightning_graphon.tracing.steps import Attention
+from lightning_graphon.tracing.tracer import refusal
 
 _HEADS = 512
 _JITTER = 1e-10  # of the largest variance, so that covariances of equal rows have a root
@@ -40,7 +40,7 @@ class AttentionNode(Node):
         """Bins of each head's queries and keys, and which heads a bin of the values belongs to."""
         query, key, value = self.inputs
         if setting.propagate == "drift":
-            raise NotReadableError(f"{self.step.label} with propagate='drift'")
+            raise refusal(f"{self.step.label} with propagate='drift'")
         self.places = head_places(self)
         check_independent(self)
         self.gaussian, self.centred, self.uses_means = False, value.centred, not value.centred

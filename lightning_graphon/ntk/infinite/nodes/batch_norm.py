@@ -25,8 +25,8 @@ class BatchNormNode(Node):
         mean, variance = (t.detach().to("cpu", torch.float64) for t in (step.mean, step.variance))
         if bool(mean.any()) or bool((variance != 1).any()):
             raise NotReadableError(
-                f"{step.label} has statistics of data, which depend on the weights before it: use `sampled_ntk`, "
-                "which measures them anew for every draw of the weights; the layer"
+                f"{step.label} has statistics of data, which depend on the weights before it (`sampled_ntk` measures "
+                "them anew for every draw of the weights)"
             )
         g, b = (
             torch.full((len(step.units),), default, dtype=torch.float64) if p is None

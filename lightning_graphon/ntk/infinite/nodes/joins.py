@@ -9,8 +9,8 @@ from lightning_graphon.ntk.infinite.fields import Field, Moments
 from lightning_graphon.ntk.infinite.nodes.base import Node, Samples
 from lightning_graphon.ntk.infinite.pairs import Pairs, Taps
 from lightning_graphon.ntk.infinite.setting import Setting
-from lightning_graphon.tracing import NotReadableError
 from lightning_graphon.tracing.steps import Concatenation, Join, Product, Sum
+from lightning_graphon.tracing.tracer import refusal
 
 
 class JoinNode(Node):
@@ -39,7 +39,7 @@ class JoinNode(Node):
                 before = self.atoms.get(atom)
                 if before is not None and bool(((own[:, :, None] == before[:, None]) & (own[:, :, None] >= 0)).any()):
                     others = " and ".join(node.step.label for node in self.inputs)
-                    raise NotReadableError(f"{self.step.label} of {others}, which depend on the same weights,")
+                    raise refusal(f"{self.step.label} of {others}, which depend on the same weights,")
                 self.atoms[atom] = own if before is None else torch.cat([before, own], 1)
 
     def at(self, number: int, values: Tensor | None, pairs: Pairs, inputs: Pairs) -> Tensor | None:
