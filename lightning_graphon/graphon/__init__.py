@@ -16,6 +16,9 @@ from lightning_graphon.graphon.distances.distances import (
 )
 from lightning_graphon.graphon.estimation.estimate import estimate_graphon
 from lightning_graphon.graphon.estimation.layers import layer_graphons
+from lightning_graphon.graphon.flow.exchange import cell_distance, chance_distance, churn
+from lightning_graphon.graphon.flow.layer_flow import FlowPoint, LayerFlow
+from lightning_graphon.graphon.flow.positions import UnitPositions
 from lightning_graphon.graphon.inputs.expressivity import (
     CoveredOrder,
     active_inputs,
@@ -70,6 +73,13 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "expressivity_table",
     "common_neighbour_count",
     "mean_common_neighbour_count",
+    # masks that change
+    "FlowPoint",
+    "LayerFlow",
+    "UnitPositions",
+    "cell_distance",
+    "chance_distance",
+    "churn",
     # distances
     "CutDistance",
     "CutNorm",
