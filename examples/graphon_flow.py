@@ -1,7 +1,7 @@
 """Where do masks that move go? The flow of graphons under SET and RigL, and whether its end is a lottery ticket.
 
-Trains sparse networks (an MLP on MNIST, a CNN on scikit-learn's digits) from random, SNIP and SynFlow masks of equal layer
-densities: with masks that stay, with SET, with RigL. Follows the graphon of every layer, measures tangent kernels, and
+Trains sparse networks (an MLP on MNIST, a CNN on scikit-learn's digits) from random, SNIP and SynFlow masks of equal
+layer densities: with masks that stay, with SET, with RigL. Follows the graphon of every layer, measures tangent kernels, and
 trains from the start what RigL has found: its last masks, masks drawn from their graphons, masks of the same degrees.
 Every network is one file, so that a stopped run goes on where it was.
 
@@ -277,8 +277,8 @@ def table(results: Results, args: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(row)
         if method == "ticket":
             continue
-        for layer in layers(found[0]):
-            rows.append({**dict(list(row.items())[:4]), "layer": layer, **_layer(results, args, row, layer, found)})
+        arm = {key: row[key] for key in ("case", "sparsity", "method", "start")}
+        rows += [arm | {"layer": layer} | _layer(results, args, row, layer, found) for layer in layers(found[0])]
     return rows
 
 
@@ -296,8 +296,7 @@ def _layer(results: Results, args: Any, row: Mapping[str, Any], layer: str, foun
     look, when_is = f"looks/{layer}", {"first": 0, "last": -1}
     for (when, at), target in product(when_is.items(), STARTS[1:]):
         away = [
-            distance(f[look][at], limit(results, case, sparsity, target, layer, seed))
-            for seed, f in enumerate(found)
+            distance(f[look][at], limit(results, case, sparsity, target, layer, seed)) for seed, f in enumerate(found)
         ]
         numbers[f"{when}_from_{target}"] = float(np.mean(away))
     others = [s for s in STARTS if s != start]

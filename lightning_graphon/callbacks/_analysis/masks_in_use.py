@@ -7,6 +7,7 @@ import torch
 
 from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
 from lightning_graphon.callbacks._sparsity.sparse_callback import sparse_callbacks
+from lightning_graphon.graphon import StepGraphon
 from lightning_graphon.pruning import Masks, read_masks
 
 
@@ -23,6 +24,16 @@ def enforced_masks(trainer: pl.Trainer) -> Masks | None:
     """The masks that callbacks keep in force, together; None without any."""
     masks = [callback.masks for callback in sparse_callbacks(trainer) if callback.masks is not None]
     return Masks({name: mask for own in masks for name, mask in own.items()}) if masks else None
+
+
+def masks_move(trainer: pl.Trainer) -> bool:
+    """Whether a callback changes masks during training."""
+    return any(callback.moves for callback in sparse_callbacks(trainer))
+
+
+def start_limits(trainer: pl.Trainer) -> dict[str, StepGraphon]:
+    """Layer -> to which the masks of the start tend, where a callback knows it."""
+    return {name: limit for c in sparse_callbacks(trainer) for name, limit in c.start_limits.items()}
 
 
 def masks_in_use(

@@ -13,6 +13,7 @@ from lightning_graphon.callbacks._distributed import agreement
 from lightning_graphon.callbacks._logging.scalars import log_layer_table, log_scalars
 from lightning_graphon.callbacks._module.pickling import state_without_module
 from lightning_graphon.callbacks._module.scoring import untrained_parameters
+from lightning_graphon.graphon import StepGraphon
 from lightning_graphon.pruning import CopyWatch, Enforcer, Masks, find_copies
 
 
@@ -29,6 +30,7 @@ class SparseCallback(Callback):
     def __init__(self, verbose: bool, layer_scalars: bool) -> None:
         self.verbose, self.layer_scalars = verbose, layer_scalars
         self._fresh, self._resumes = False, True
+        self.start_limits: dict[str, StepGraphon] = {}  # to which masks of its method tend, by layer
         self._masks: Masks | None = None
         self._module: weakref.ref[pl.LightningModule] | None = None
         self._enforcer: Enforcer | None = None

@@ -68,6 +68,9 @@ class LayerFlow:
         limit: To which masks of the start's method tend, sorted by degree; None: of random masks, which is constant.
 
     Attributes:
+        start: The first mask.
+        last: The mask at the last look.
+        limit: As given.
         points: What was seen, the start first; of more than 64 looks a part.
 
     >>> flow = LayerFlow(torch.eye(4).bool(), bins=2)
@@ -81,7 +84,7 @@ class LayerFlow:
         limit: StepGraphon | None = None,
     ) -> None:  # fmt: skip
         self.start = self.last = mask
-        self._bins, self._order, self._limit = bins, order, limit
+        self._bins, self._order, self.limit = bins, order, limit
         self._positions = UnitPositions.of(mask, bins, order)
         self._sizes = self._positions.sizes(mask[0, 0].numel())
         self._counts = self._last_counts = self._positions.counts(mask)
@@ -131,9 +134,9 @@ class LayerFlow:
     def _limit_of(self, mask: Tensor) -> StepGraphon:
         """The limit, at the density of a mask: all odds are multiplied by one factor."""
         density = float(mask.double().mean())
-        if self._limit is None or density == 0:
+        if self.limit is None or density == 0:
             return StepGraphon([[density]])
-        limit = self._limit.to("cpu", torch.float64)
+        limit = self.limit.to("cpu", torch.float64)
         odds = torch.logit(limit.values).clamp(-_CERTAIN, _CERTAIN)
         values = values_at_density(odds, density, limit.row_measure, limit.col_measure)
         return StepGraphon(values, limit.row_measure, limit.col_measure)
@@ -146,7 +149,7 @@ class LayerFlow:
             "last": _packed(self.last),
             "bins": self._bins,
             "order": self._order,
-            "limit": None if self._limit is None else self._limit.state_dict(),
+            "limit": None if self.limit is None else self.limit.state_dict(),
             "points": [asdict(point) for point in self.points],
         }
 
@@ -167,7 +170,7 @@ class LayerFlow:
     def to(self, device: torch.device) -> "LayerFlow":
         """The same on another device, where the masks are that come."""
         if self.start.device != device:
-            flow = LayerFlow(self.start.to(device), bins=self._bins, order=self._order, limit=self._limit)
+            flow = LayerFlow(self.start.to(device), bins=self._bins, order=self._order, limit=self.limit)
             flow.last, flow.points = self.last.to(device), self.points
             flow._last_counts = flow._positions.counts(flow.last)
             return flow
