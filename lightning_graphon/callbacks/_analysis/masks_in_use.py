@@ -1,6 +1,6 @@
 """The masks that a trainer's model trains under, whoever made them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import lightning.pytorch as pl
 import torch
@@ -8,7 +8,7 @@ import torch
 from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
 from lightning_graphon.callbacks._sparsity.sparse_callback import sparse_callbacks
 from lightning_graphon.graphon import StepGraphon
-from lightning_graphon.pruning import Masks, read_masks
+from lightning_graphon.pruning import Masks, MaskUpdater, read_masks
 
 
 def ensure_pruned(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -29,6 +29,20 @@ def enforced_masks(trainer: pl.Trainer) -> Masks | None:
 def masks_move(trainer: pl.Trainer) -> bool:
     """Whether a callback changes masks during training."""
     return any(callback.moves for callback in sparse_callbacks(trainer))
+
+
+def planned_updates(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[MaskUpdater]:
+    """What will change masks from this step on; for the start of training, in any order of callbacks."""
+    planned = [callback.plan(trainer, pl_module) for callback in sparse_callbacks(trainer)]
+    return [updater for updater in planned if updater is not None and updater.next_update is not None]
+
+
+def first_update(trainer: pl.Trainer, updaters: Iterable[MaskUpdater]) -> int | None:
+    """Optimizer step, as the trainer counts them, after which masks change first; None where they stay."""
+    each = max(1, len(trainer.optimizers))
+    return min(
+        (trainer.global_step + each * u.next_update for u in updaters if u.next_update is not None), default=None
+    )
 
 
 def start_limits(trainer: pl.Trainer) -> dict[str, StepGraphon]:
