@@ -125,7 +125,7 @@ class DynamicSparsity(SparseCallback):
             )
         else:
             self._given = given_masks(start)
-            refuse_beside_masks(locals(), type(self).__init__)
+            refuse_beside_masks(locals(), DynamicSparsity.__init__)
         self._start = "masks" if self.config is None else start or begins
         self.seed, self.batches = int(plain(seed)), plain(batches)
         if isinstance(self.batches, int) and self.batches < 1:

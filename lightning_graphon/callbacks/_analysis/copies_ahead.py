@@ -99,7 +99,7 @@ class CopyTrainer:
             every: Compare after every n-th step at least.
         """
         horizon, orders, taylor_order = options.horizon, options.batch_orders, options.taylor_order
-        first, moves = self._trainer.global_step, first_update(self._trainer, self._moving)
+        first, moves = self._trainer.global_step, first_update(self._trainer, self._module)
         made = PredictionsAhead(masks_move=moves)
         runs = _runs(names, orders, taylor_order, self._widths())
         asked = steps_to_look_at(first, first + self._horizon(horizon), every)

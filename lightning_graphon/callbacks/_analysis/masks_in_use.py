@@ -1,6 +1,6 @@
 """The masks that a trainer's model trains under, whoever made them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
@@ -31,18 +31,22 @@ def masks_move(trainer: pl.Trainer) -> bool:
     return any(callback.moves for callback in sparse_callbacks(trainer))
 
 
+def mask_updates(trainer: pl.Trainer) -> int:
+    """How often masks have changed in this fit."""
+    return sum(callback.updates for callback in sparse_callbacks(trainer))
+
+
 def planned_updates(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[MaskUpdater]:
     """What will change masks from this step on; for the start of training, in any order of callbacks."""
     planned = [callback.plan(trainer, pl_module) for callback in sparse_callbacks(trainer)]
     return [updater for updater in planned if updater is not None and updater.next_update is not None]
 
 
-def first_update(trainer: pl.Trainer, updaters: Iterable[MaskUpdater]) -> int | None:
+def first_update(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int | None:
     """Optimizer step, as the trainer counts them, after which masks change first; None where they stay."""
+    waits = (updater.next_update for updater in planned_updates(trainer, pl_module))
     each = max(1, len(trainer.optimizers))
-    return min(
-        (trainer.global_step + each * u.next_update for u in updaters if u.next_update is not None), default=None
-    )
+    return min((trainer.global_step + each * wait for wait in waits if wait is not None), default=None)
 
 
 def start_limits(trainer: pl.Trainer) -> dict[str, StepGraphon]:
