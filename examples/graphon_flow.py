@@ -1,9 +1,9 @@
 """Where do masks that move go? The flow of graphons under SET and RigL, and whether its end is a lottery ticket.
 
 Trains sparse networks (an MLP on MNIST, a CNN on scikit-learn's digits) from random, SNIP and SynFlow masks of equal
-layer densities: with masks that stay, with SET, with RigL. Follows the graphon of every layer, measures tangent kernels, and
-trains from the start what RigL has found: its last masks, masks drawn from their graphons, masks of the same degrees.
-Every network is one file, so that a stopped run goes on where it was.
+layer densities: with masks that stay, with SET, with RigL. Follows the graphon of every layer, measures tangent
+kernels, and trains from the start what RigL has found: its last masks, masks drawn from their graphons, masks of the
+same degrees. Every network is one file, so that a stopped run goes on where it was.
 
     python examples/graphon_flow.py --quick
     python examples/graphon_flow.py --cases digits mnist --data-root DIR
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from graphon_flow_figures import draw
+from graphon_flow_figures import draw, layers
 from image_data import images
 from resumable import finish
 from rich.console import Console
@@ -34,9 +34,9 @@ from lightning_graphon.pruning import Enforcer, GrowthConfig, Masks, MaskUpdater
 STARTS, MOVING = ("random", "snip", "synflow"), ("static", "set", "rigl")
 # Masks that stay from the start, made of the last ones of RigL from a random start, or of SynFlow's as a comparison.
 TICKETS = ("exact", "graphon 16", "graphon 4", "degrees")
-BINS, PROBE = 16, 160
-FULL: dict[str, Any] = {"seeds": 5, "epochs": {"digits": 40, "mnist": 10}, "every": 50}
-QUICK: dict[str, Any] = {"seeds": 2, "epochs": {"digits": 4, "mnist": 1}, "every": 20}
+BINS = 16
+FULL: dict[str, Any] = {"seeds": 5, "epochs": {"digits": 40, "mnist": 10}, "every": 50, "probe": 160}
+QUICK: dict[str, Any] = {"seeds": 2, "epochs": {"digits": 4, "mnist": 1}, "every": 20, "probe": 64}
 RATES, BATCH, HELD_OUT = {"digits": 0.05, "mnist": 0.1}, {"digits": 32, "mnist": 128}, {"digits": 597, "mnist": 5000}
 TRAINING = {"digits": 1200, "mnist": 20_000}
 Data = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -178,13 +178,13 @@ def sorted_graphon(mask: Tensor) -> Tensor:
     return estimate_graphon(mask, BINS).values.float()
 
 
-def kernel_numbers(net: nn.Module, masks: Masks, data: Data) -> list[float]:
+def kernel_numbers(net: nn.Module, masks: Masks, data: Data, probe: int) -> list[float]:
     """Of the exact tangent kernel: accuracy of its regression on held-out images, and centred alignment with labels."""
-    (inputs, labels), (test, answers) = ((x[:PROBE], y[:PROBE]) for x, y in data)
+    (inputs, labels), (test, answers) = ((x[:probe], y[:probe]) for x, y in data)
     kernel = empirical_ntk(net, torch.cat([inputs, test]), masks=masks).double()
-    seen = kernel[:PROBE, :PROBE]
+    seen = kernel[:probe, :probe]
     ridge = 1e-3 * float(seen.diagonal().mean())
-    outputs = kernel_ridge_regression(seen, labels, kernel[PROBE:, :PROBE], ridge)
+    outputs = kernel_ridge_regression(seen, labels, kernel[probe:, :probe], ridge)
     accuracy = float((outputs.argmax(1) == answers).double().mean())
     return [accuracy, kernel_target_alignment(seen, labels, centred=True)]
 
@@ -196,10 +196,11 @@ def compute(cell: Cell, args: argparse.Namespace, folder: Path) -> dict[str, np.
     masks = Masks({name: mask.clone() for name, mask in first_masks(net, cell, data, folder).items()})
     start, dense = Masks({name: mask.clone() for name, mask in masks.items()}), copy.deepcopy(net)
     rescale_(net, masks)
-    kernels = [kernel_numbers(net, masks, data)]
+    kernels = [kernel_numbers(net, masks, data, args.probe)]
     flows, looks = train(net, masks, cell, data, args)
     rescale_(dense, masks)  # the first weights, under the last masks
-    kernels += [kernel_numbers(dense, masks, data) if masks != start else kernels[0], kernel_numbers(net, masks, data)]
+    kernels.append(kernel_numbers(dense, masks, data, args.probe) if masks != start else kernels[0])
+    kernels.append(kernel_numbers(net, masks, data, args.probe))
     with torch.no_grad():
         (seen, labels), (held, answers) = data
         found: dict[str, Any] = {
@@ -263,12 +264,13 @@ def table(results: Results, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for case, sparsity, (method, start) in product(args.cases, args.sparsities, arms(args)):
         found = [results[Cell(case, sparsity, seed, method, start)] for seed in range(args.seeds)]
-        base = [results[Cell(case, sparsity, seed, "static", "random")] for seed in range(args.seeds)]
         row: dict[str, Any] = {"case": case, "sparsity": sparsity, "method": method, "start": start, "layer": "all"}
         accuracy = [100 * float(f["accuracy"]) for f in found]
-        gain = [a - 100 * float(b["accuracy"]) for a, b in zip(accuracy, base, strict=True)]
         row["accuracy"], row["accuracy_half"] = interval(accuracy)
-        row["gain"], row["gain_half"] = interval(gain)
+        for name, other in (("gain", "static"), ("minus_rigl", "rigl")):
+            base = [results[Cell(case, sparsity, seed, other, "random")] for seed in range(args.seeds)]
+            difference = [a - 100 * float(b["accuracy"]) for a, b in zip(accuracy, base, strict=True)]
+            row[name], row[f"{name}_half"] = interval(difference)
         row["loss"] = float(np.mean([f["loss"] for f in found]))
         for index, when in enumerate(("first", "last_masks", "end")):
             for column, what in enumerate(("kernel_accuracy", "alignment")):
@@ -282,17 +284,12 @@ def table(results: Results, args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def layers(found: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of the layers."""
-    return [key.removeprefix("looks/") for key in found if key.startswith("looks/")]
-
-
 def _layer(results: Results, args: Any, row: Mapping[str, Any], layer: str, found: list[Any]) -> dict[str, float]:
     case, sparsity, method, start = (row[key] for key in ("case", "sparsity", "method", "start"))
     numbers: dict[str, float] = {}
-    path = np.mean([f[f"path/{layer}"] for f in found], axis=0)
-    numbers["moved"], numbers["moved_by_chance"], numbers["from_constant"] = (float(v) for v in path[-1, 1:4])
-    numbers["churn_last"], numbers["dead"] = float(path[-1, 4]), float(path[-1, 5])
+    last = np.mean([f[f"path/{layer}"][-1] for f in found], axis=0)  # where nothing was exchanged there is no look
+    names = ("moved", "moved_by_chance", "from_constant", "churn_last", "dead")
+    numbers |= {name: float(value) for name, value in zip(names, last[1:], strict=True)}
     look, when_is = f"looks/{layer}", {"first": 0, "last": -1}
     for (when, at), target in product(when_is.items(), STARTS[1:]):
         away = [
@@ -332,7 +329,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/graphon_flow"))
     args = parser.parse_args(argv)
     preset = QUICK if args.quick else FULL
-    args.seeds, args.epochs, args.every = args.seeds or preset["seeds"], preset["epochs"], preset["every"]
+    args.seeds, args.epochs = args.seeds or preset["seeds"], preset["epochs"]
+    args.every, args.probe = preset["every"], preset["probe"]
     if args.seeds < 2:
         parser.error("--seeds must be at least 2: intervals and limits are of several seeds")
     return args

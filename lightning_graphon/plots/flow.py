@@ -62,7 +62,7 @@ def _pictures(axes: Sequence[Any], name: str, points: Sequence[FlowPoint]) -> No
         axis.set(xticks=[], yticks=[])
         axis.set_title(f"step {point.step:,}", fontsize=9)
     short = name.removesuffix(".weight")
-    axes[0].set_ylabel(f"{short}\noutputs", fontsize=9)
+    axes[0].set_ylabel(f"layer {short}\noutputs", fontsize=9)
     axes[0].set_xlabel("inputs", fontsize=8)
     axes[2].set_xlabel(f"darkest: {largest:.2g} kept", fontsize=8)
 
@@ -77,7 +77,7 @@ def _path(axis: Any, points: Sequence[FlowPoint]) -> None:
     axis.set_ylim(bottom=0)
     axis.set_xlim(left=-0.03 * max(*x, chance[-1], 1e-9))
     axis.set_xlabel("L2 from the start (dashed: by chance)", fontsize=8)
-    axis.set_ylabel("L2 from the limit", fontsize=8)
+    axis.set_ylabel("L2 from the start's limit", fontsize=8)
     axis.tick_params(labelsize=7)
 
 
