@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._shared.checks import plain
+from lightning_graphon._shared.weight_layout import in_rows
 from lightning_graphon.callbacks._distributed import agreement
 from lightning_graphon.callbacks._distributed.dense_gradients import averaged_gradients, loss_scale, whole_weights
 from lightning_graphon.callbacks._logging.scalars import log_scalars, print_masks
@@ -16,6 +17,7 @@ from lightning_graphon.callbacks._module.scoring import score_module, untrained_
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
 from lightning_graphon.callbacks._sparsity.arguments import check_allocation, given_masks, refuse_beside_masks
 from lightning_graphon.callbacks._sparsity.sparse_callback import SparseCallback
+from lightning_graphon.graphon import score_limits
 from lightning_graphon.pruning import (
     Enforcer,
     GivenMasks,
@@ -70,6 +72,8 @@ class DynamicSparsity(SparseCallback):
         batches: How many batches of the train dataloader to score on, or the batches themselves, if `start` needs any.
         loss_fn: `loss_fn(pl_module, batch)` -> scalar, in place of `training_step`, to score.
         eval_mode: Score in eval mode.
+        report_limits: Fit the factorised saliency model to the scores of `start`, so that a `GraphonMonitor` shows how
+            far graphons are from the limit of the start's method, and not from that of random masks.
         verbose: Print the table of sparsities.
         layer_scalars: Log the scalars of layers to TensorBoard, too, a chart for each.
 
@@ -105,6 +109,7 @@ class DynamicSparsity(SparseCallback):
         batches: int | Sequence[Any] = 4,
         loss_fn: ModuleLoss | None = None,
         eval_mode: bool = False,
+        report_limits: bool = False,
         verbose: bool = True,
         layer_scalars: bool = False,
     ) -> None:
@@ -130,7 +135,7 @@ class DynamicSparsity(SparseCallback):
         self.seed, self.batches = int(plain(seed)), plain(batches)
         if isinstance(self.batches, int) and self.batches < 1:
             raise ValueError(f"batches must be a number of batches, at least 1, or a list of batches, got {batches!r}")
-        self.loss_fn, self.eval_mode = loss_fn, eval_mode
+        self.loss_fn, self.eval_mode, self.report_limits = loss_fn, eval_mode, report_limits
         self._updater: MaskUpdater | None = None
         self._restored: dict[str, Any] | None = None
         self._seen_step, self._scale = 0, 1.0
@@ -144,10 +149,15 @@ class DynamicSparsity(SparseCallback):
         if self._start in ("dense", "constant fan-in"):
             config = without_copies(pl_module, self.config, untrained_parameters(trainer, pl_module))
             return beginning_masks(pl_module, config, constant_fan_in=begins == "constant fan-in")
-        return score_module(
+        first: dict[str, Tensor] = {}
+        masks = score_module(
             trainer, pl_module, self.config, batches=self.batches, loss_fn=self.loss_fn, eval_mode=self.eval_mode,
             show_progress=self.verbose and trainer.is_global_zero,
+            on_first_scores=first.update if self.report_limits else None,
         )  # fmt: skip
+        rows = in_rows(pl_module, masks), in_rows(pl_module, first)
+        self.start_limits = score_limits(*rows) if self.report_limits else {}
+        return masks
 
     @override
     def _find(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:

@@ -35,6 +35,7 @@ from lightning_graphon.graphon.limits.factorised_saliency import (
     fit_factorised_saliency,
     limit_distances,
     predicted_graphons,
+    score_limits,
 )
 from lightning_graphon.graphon.limits.scaled_saliency import ScaledSaliency
 from lightning_graphon.graphon.motifs.homogeneity import HomogeneityTest, homogeneity_test
@@ -64,6 +65,7 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "fit_factorised_saliency",
     "limit_distances",
     "predicted_graphons",
+    "score_limits",
     # what a first layer can express
     "CoveredOrder",
     "active_inputs",

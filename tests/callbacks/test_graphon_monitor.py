@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_graphon.callbacks import DynamicSparsity, GraphonMonitor, PruneAtInit
 from lightning_graphon.callbacks._logging.images import send_picture
-from lightning_graphon.graphon import LayerFlow, estimate_graphon, homogeneity_test, l2_distance
+from lightning_graphon.graphon import LayerFlow, constant, estimate_graphon, homogeneity_test, l2_distance
 from lightning_graphon.plots.graphon_images import graphon_image
 from tests.callbacks.test_checkpoints import SAFELY
 from tests.helpers.modules import Classifier, cnn, loader, make_trainer
@@ -392,3 +392,20 @@ def test_a_flow_of_something_else_is_told_and_left(tmp_path, caplog):
     watch.load_state_dict({"layers": {"a": {"start": 1}}, "waiting": {}})
     assert "follows graphons from here on" in caplog.text
     assert not watch.flows
+
+
+def test_the_limit_is_that_of_the_scores_of_the_start():
+    """SNIP's masks are nearer to it than to the constant graphon."""
+    arguments = {"every_n_steps": 1, "verbose": False, "stop": 100}
+    known, unknown = (DynamicSparsity("set", 0.8, start="snip", report_limits=r, **arguments) for r in (True, False))
+    found = []
+    for sparse in (known, unknown):
+        watch = monitor(every_n_steps=1)
+        fit(sparse, watch)
+        found.append(watch.flows[LAYERS[0]])
+    for flow, name in zip(found, ("scores", "constant"), strict=True):
+        mask = flow.start
+        limit = known.start_limits[LAYERS[0]] if name == "scores" else constant(float(mask.double().mean()))
+        expected = l2_distance(limit, estimate_graphon(mask, 16), align=False)
+        assert flow.points[0].limit_distance == pytest.approx(expected, rel=1e-6)
+    assert found[0].points[0].limit_distance < 0.5 * found[1].points[0].limit_distance
