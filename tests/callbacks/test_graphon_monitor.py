@@ -359,7 +359,7 @@ def test_of_masks_that_stay_no_flow_is_shown_or_stored(tmp_path):
     assert not list(tmp_path.rglob("graphon_flow/*"))
 
 
-@pytest.mark.parametrize("saved_at", [4, 5, 6, 7])
+@pytest.mark.parametrize("saved_at", [2, 4, 5, 6, 10])
 def test_a_resumed_run_follows_the_same_flow(saved_at, tmp_path):
     """Masks change after steps 2, 4, 6, ...; looks are at every third step and at the start of epochs of four."""
 
