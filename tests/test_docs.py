@@ -21,7 +21,14 @@ DOCS = ROOT / "docs"
 SHELVES = ("tutorials", "how-to", "reference", "results")
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "benchmarks/README.md")
 PAGES = [ROOT / name for name in OUTSIDE] + sorted(DOCS.glob("**/*.md"))
-HELPERS = {"image_data", "resumable", "rank_correlation", "loss_decay_figures", "loss_decay_metrics"}
+HELPERS = {
+    "image_data",
+    "resumable",
+    "rank_correlation",
+    "graphon_flow_figures",
+    "loss_decay_figures",
+    "loss_decay_metrics",
+}
 
 
 def text(name):

@@ -1,8 +1,6 @@
 """`DynamicSparsity`: train any LightningModule sparse with masks that change on the way."""
 
-import inspect
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -10,13 +8,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_graphon._shared.checks import check_choice, plain
+from lightning_graphon._shared.checks import plain
+from lightning_graphon._shared.weight_layout import in_rows
 from lightning_graphon.callbacks._distributed import agreement
 from lightning_graphon.callbacks._distributed.dense_gradients import averaged_gradients, loss_scale, whole_weights
 from lightning_graphon.callbacks._logging.scalars import log_scalars, print_masks
 from lightning_graphon.callbacks._module.scoring import score_module, untrained_parameters
 from lightning_graphon.callbacks._module.training_step import ModuleLoss
+from lightning_graphon.callbacks._sparsity.arguments import check_allocation, given_masks, refuse_beside_masks
 from lightning_graphon.callbacks._sparsity.sparse_callback import SparseCallback
+from lightning_graphon.graphon import score_limits
 from lightning_graphon.pruning import (
     Enforcer,
     GivenMasks,
@@ -24,7 +25,6 @@ from lightning_graphon.pruning import (
     Masks,
     MaskUpdater,
     PruningConfig,
-    as_masks,
     beginning_masks,
     methods,
     sparsity_of,
@@ -72,6 +72,8 @@ class DynamicSparsity(SparseCallback):
         batches: How many batches of the train dataloader to score on, or the batches themselves, if `start` needs any.
         loss_fn: `loss_fn(pl_module, batch)` -> scalar, in place of `training_step`, to score.
         eval_mode: Score in eval mode.
+        report_limits: Fit the factorised saliency model to the scores of `start`, so that a `GraphonMonitor` shows how
+            far graphons are from the limit of the start's method, and not from that of random masks.
         verbose: Print the table of sparsities.
         layer_scalars: Log the scalars of layers to TensorBoard, too, a chart for each.
 
@@ -107,6 +109,7 @@ class DynamicSparsity(SparseCallback):
         batches: int | Sequence[Any] = 4,
         loss_fn: ModuleLoss | None = None,
         eval_mode: bool = False,
+        report_limits: bool = False,
         verbose: bool = True,
         layer_scalars: bool = False,
     ) -> None:
@@ -120,19 +123,19 @@ class DynamicSparsity(SparseCallback):
         if start is None or (isinstance(start, str) and start in methods()):
             own = {"graphons": self.growth.options.get("graphons")} if begins == "graphon" and start is None else {}
             first = start or ("graphon" if own else "random")
-            _check_allocation(allocation, begins)
+            check_allocation(allocation, begins)
             own_sparsity = sparsity_of(None, sparsity)
             self.config = PruningConfig(
                 first, own_sparsity, allocation, "exponential", None, include, exclude, min_density, seed, own
             )
         else:
-            self._given = _given_masks(start)
-            _refuse_beside_masks(locals())
+            self._given = given_masks(start)
+            refuse_beside_masks(locals(), DynamicSparsity.__init__)
         self._start = "masks" if self.config is None else start or begins
         self.seed, self.batches = int(plain(seed)), plain(batches)
         if isinstance(self.batches, int) and self.batches < 1:
             raise ValueError(f"batches must be a number of batches, at least 1, or a list of batches, got {batches!r}")
-        self.loss_fn, self.eval_mode = loss_fn, eval_mode
+        self.loss_fn, self.eval_mode, self.report_limits = loss_fn, eval_mode, report_limits
         self._updater: MaskUpdater | None = None
         self._restored: dict[str, Any] | None = None
         self._seen_step, self._scale = 0, 1.0
@@ -146,10 +149,15 @@ class DynamicSparsity(SparseCallback):
         if self._start in ("dense", "constant fan-in"):
             config = without_copies(pl_module, self.config, untrained_parameters(trainer, pl_module))
             return beginning_masks(pl_module, config, constant_fan_in=begins == "constant fan-in")
-        return score_module(
+        first: dict[str, Tensor] = {}
+        masks = score_module(
             trainer, pl_module, self.config, batches=self.batches, loss_fn=self.loss_fn, eval_mode=self.eval_mode,
             show_progress=self.verbose and trainer.is_global_zero,
+            on_first_scores=first.update if self.report_limits else None,
         )  # fmt: skip
+        rows = in_rows(pl_module, masks), in_rows(pl_module, first)
+        self.start_limits = score_limits(*rows) if self.report_limits else {}
+        return masks
 
     @override
     def _find(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
@@ -168,7 +176,11 @@ class DynamicSparsity(SparseCallback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._seen_step = trainer.global_step
+        self._seen_step, self.updates = trainer.global_step, 0
+        self.plan(trainer, pl_module)
+
+    @override
+    def plan(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> MaskUpdater:
         if self._updater is None or (trainer.global_step == 0 and self._restored is None):
             schedule = self.growth.schedule(trainer.estimated_stepping_batches)
             masks = self._masks or Masks({})
@@ -176,6 +188,7 @@ class DynamicSparsity(SparseCallback):
         if self._restored is not None:
             self._updater.load_state_dict(self._restored)
             self._restored = None
+        return self._updater
 
     @override
     def on_train_batch_start(
@@ -220,6 +233,7 @@ class DynamicSparsity(SparseCallback):
         masks = self._masks or Masks({})
         changes = updater.changes(masks, new)
         enforcer.update(new)
+        self.updates += 1
         if self._copies is not None:
             self._copies.prune_again(pl_module, masks)
         before, kept, grown = (sum(numbers) for numbers in zip(*changes.values(), strict=True))
@@ -270,29 +284,3 @@ class DynamicSparsity(SparseCallback):
         self._masks, self._module, self._restored = masks, None, state_dict.get("progress")
         if self.verbose:
             rank_zero_info(f"DynamicSparsity goes on with the checkpoint's {masks}")
-
-
-def _check_allocation(allocation: object, begins: str) -> None:
-    """Refuse budgets that updates cannot keep."""
-    if isinstance(allocation, str) and ":" in allocation:
-        raise ValueError(f"allocation {allocation!r}: masks that change keep no N:M pattern; PruneAtInit does")
-    if begins == "constant fan-in" and allocation == "global":
-        raise ValueError("allocation 'global' has no counts of layers, from which a constant fan-in comes: use 'erk'")
-
-
-def _given_masks(start: Any) -> Masks:
-    """Masks, or those of a file, unless a text is a method that does not exist."""
-    if isinstance(start, str) and not start.endswith((".pt", ".pth", ".ckpt")) and "/" not in start:
-        check_choice("pruning method to start with", start, methods())
-    if not isinstance(start, (str, PathLike, Mapping)):
-        raise TypeError(f"start must be a method of prune, masks, or the path of a file of masks, got {start!r:.80}")
-    return as_masks(start)
-
-
-def _refuse_beside_masks(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that say how masks are to be found, where they are given."""
-    beside = ("sparsity", "allocation", "include", "exclude", "min_density", "batches", "loss_fn", "eval_mode")
-    defaults = {name: p.default for name, p in inspect.signature(DynamicSparsity.__init__).parameters.items()}
-    others = [name for name in beside if arguments[name] != defaults[name]]
-    if others:
-        raise TypeError(f"masks are given to start with: leave out {', '.join(others)}, or the masks")

@@ -1,7 +1,7 @@
 """`GraphonMonitor`: the graphon of every layer, in pictures and numbers, while any network trains."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import lightning.pytorch as pl
@@ -12,26 +12,22 @@ from lightning_graphon._shared.checks import check_choice, plain
 from lightning_graphon._shared.choices import LayerOrder
 from lightning_graphon._shared.weight_layout import in_rows
 from lightning_graphon.callbacks._analysis.affordable_layers import PORTION, LayersInTurn, layer_numbers
+from lightning_graphon.callbacks._analysis.graphon_flows import GraphonFlows
 from lightning_graphon.callbacks._analysis.kernel_spectrum import KernelSpectrum, SpectrumOptions, spectrum_scalars
 from lightning_graphon.callbacks._analysis.mask_snapshot import MaskSnapshot
-from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned, masks_in_use
+from lightning_graphon.callbacks._analysis.masks_in_use import ensure_pruned, masks_in_use, masks_move, start_limits
 from lightning_graphon.callbacks._analysis.monitor import Monitor
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._distributed.sharded_analysis import check_memory_on_all_ranks
-from lightning_graphon.callbacks._logging.images import SCALE, send_picture, takes_pictures
-from lightning_graphon.callbacks._logging.scalars import layer_table, log_layer_table, log_scalars, show
-from lightning_graphon.graphon import (
-    HomogeneityTest,
-    StepGraphon,
-    l2_distance,
-    layer_graphons,
-)
+from lightning_graphon.callbacks._logging.graphons import print_graphons, send_flow, send_graphons
+from lightning_graphon.callbacks._logging.images import SCALE, send_picture
+from lightning_graphon.callbacks._logging.scalars import log_layer_table, log_scalars, show
+from lightning_graphon.graphon import HomogeneityTest, LayerFlow, StepGraphon, layer_graphons
 from lightning_graphon.ntk import SpectralSummary
-from lightning_graphon.plots import graphon_image, p_value_text, spectrum_image
+from lightning_graphon.plots import spectrum_image
 from lightning_graphon.pruning import Masks, check_readable, summon_full_params
 
 log = logging.getLogger(__name__)
-_MOST_LAYERS = 6  # in pictures for cards, two rows of the overview
 
 
 class GraphonMonitor(Monitor):
@@ -45,10 +41,13 @@ class GraphonMonitor(Monitor):
 
     Logged for every layer: `graphon/<layer>/density`, `/degree_cv` (coefficient of variation of the degrees beyond
     chance, the larger of both sides), `/c4_ratio` (t(C4) / t(K2)⁴, 1 for a random mask), `/p_value` (of the Erdős–Rényi
-    null) and `/moved` (L2 distance of the graphon from the last look); TensorBoard has them in one table under Text,
-    `graphon/layers`. The picture `graphons` goes to TensorBoard and W&B, at the first look also `graphons/<layer>`; of
-    more than six layers six are shown, evenly spaced. With other loggers or none, PNG and NPZ
-    files of all layers go to the log directory.
+    null); TensorBoard has them in one table under Text, `graphon/layers`. The picture `graphons` goes to TensorBoard
+    and W&B, at the first look also `graphons/<layer>`; of more than six layers six are shown, evenly spaced. With other
+    loggers or none, PNG and NPZ files of all layers go to the log directory.
+
+    Of masks that change the flow is followed, units where they stood at the start: `/moved` (L2 distance from the last
+    look), `/moved_from_start`, `/moved_by_chance`, `/limit_distance`, `/churn`, `/dead_units`, `/revived_units`, and at
+    the end the figure `graphon_flow`. Checkpoints have it, so that a resumed run goes on.
 
     At the start and the end of training, and every `spectrum.every_n_epochs` epochs, the spectrum of the tangent kernel
     on a fixed probe batch of training data is logged: `ntk/decay_rate`, `ntk/effective_rank`, `ntk/spectral_gap`,
@@ -79,6 +78,7 @@ class GraphonMonitor(Monitor):
 
     Attributes:
         graphons: Layer -> its graphon at the last look.
+        flows: Layer -> the path of its graphon, of layers whose masks have changed.
         tests: Layer -> its homogeneity test at the last look.
         spectrum: The kernel's spectrum at the last look; None before the first.
 
@@ -128,6 +128,16 @@ class GraphonMonitor(Monitor):
         self._seen: dict[str, MaskSnapshot] = {}
         self._scalars: dict[str, float] = {}
         self._in_turn, self._next_look = LayersInTurn(), 0.0
+        self._flow, self._fitting = GraphonFlows(self.bins, order), False
+
+    @property
+    def flows(self) -> dict[str, LayerFlow]:  # noqa: D102 - in the class's docstring
+        return {name: self._flow.layers[name] for name in self.graphons if name in self._flow.layers}
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._fitting = stage == "fit"
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -137,6 +147,8 @@ class GraphonMonitor(Monitor):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ensure_pruned(trainer, pl_module)
         self._seen, self._scalars, self._told, self._next_look = {}, {}, set(), 0.0
+        self._flow = self._flow if self._flow.resumed else GraphonFlows(self.bins, self.order)
+        self._flow.begin(start_limits(trainer), masks_move(trainer))
         budget = TimeBudget.of(trainer)
         budget.start(trainer)
         self._kernel = None if self.spectrum_options is None else KernelSpectrum(self.spectrum_options, budget)
@@ -164,25 +176,26 @@ class GraphonMonitor(Monitor):
         self._look(trainer, pl_module)
         self._look_at_spectrum(trainer, pl_module)
         self._kernel = None
+        if self.flows and self.draws(trainer) and trainer.is_global_zero and TimeBudget.of(trainer).left:
+            self._attempt(trainer, "flow", lambda: send_flow(trainer, self.flows))
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step < self._next_look:
             return
         budget, before, first = TimeBudget.of(trainer), TimeBudget.of(trainer).spent, not self._seen
-        try:
-            with self.analysing(trainer, "graphons"):
-                self._estimate(trainer, pl_module)
-        except Exception as error:
-            self.report_failure(trainer, error, "graphons")
+        self._attempt(trainer, "graphons", lambda: self._estimate(trainer, pl_module))
         if not first and trainer.world_size == 1:  # several processes look together, and each has a clock of its own
             self._next_look = trainer.global_step + budget.spacing(budget.spent - before)
 
     def _look_at_spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._attempt(trainer, "spectrum", lambda: self._evaluate_spectrum(trainer, pl_module))
+
+    def _attempt(self, trainer: pl.Trainer, what: str, analyse: Callable[[], None]) -> None:
         try:
-            with self.analysing(trainer, "spectrum"):
-                self._evaluate_spectrum(trainer, pl_module)
+            with self.analysing(trainer, what):
+                analyse()
         except Exception as error:
-            self.report_failure(trainer, error, "spectrum")
+            self.report_failure(trainer, error, what)
 
     @torch.no_grad()
     def _estimate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -190,18 +203,29 @@ class GraphonMonitor(Monitor):
         changed = [name for name, mask in masks.items() if name not in self._seen or not self._seen[name].is_now(mask)]
         if not changed:
             return
-        first, before = not self._seen, self.graphons
-        rows = Masks(in_rows(pl_module, masks))
-        numbers, skipped = self._estimate_in_turn(trainer, rows, changed)
-        moved = {n: l2_distance(g, before[n], align=False) for n, g in self.graphons.items() if n in before}
-        self._seen.update({name: MaskSnapshot(masks[name]) for name in numbers})
+        first, step = not self._seen, trainer.global_step
+        snapshots = {name: MaskSnapshot(masks[name]) for name in changed}
+        own = in_rows(pl_module, {name: snapshot.content for name, snapshot in snapshots.items()})
+        rows = Masks({**in_rows(pl_module, masks), **own})
+        resumed, self._flow.resumed = self._flow.resumed and not self._begins_epoch(trainer), False
+        follow = None if resumed else lambda name: self._flow.look(name, rows[name], step)
+        numbers, skipped = self._estimate_in_turn(trainer, rows, changed, follow)
+        # After a checkpoint the flow goes on at the next look, where that of an uninterrupted run is.
+        late = {n: MaskSnapshot(masks[n][:0]) for n in numbers if not self._flow.is_up_to(n, rows[n])}
+        self._seen.update({name: late.get(name, snapshots[name]) for name in numbers})
         if trainer.is_global_zero and numbers:
-            self._publish(trainer, numbers, moved, first)
+            self._publish(trainer, numbers, first)
         self._tell_skipped(trainer, skipped)
 
+    def _begins_epoch(self, trainer: pl.Trainer) -> bool:
+        # Of an epoch that a resumed run begins with, Lightning calls no on_train_epoch_start.
+        now = trainer.fit_loop.epoch_progress.current
+        return bool(self.every_n_epochs and now.ready == now.completed and now.completed % self.every_n_epochs == 0)
+
     def _estimate_in_turn(
-        self, trainer: pl.Trainer, rows: Masks, changed: list[str]
-    ) -> tuple[dict[str, dict[str, float]], list[str]]:
+        self, trainer: pl.Trainer, rows: Masks, changed: list[str],
+        follow: Callable[[str], dict[str, float]] | None,
+    ) -> tuple[dict[str, dict[str, float]], list[str]]:  # fmt: skip
         """Graphons and numbers of the layers that have changed, and which there was no time for."""
         joint = layer_graphons(rows, bins=self.bins, order="joint") if self.order == "joint" else {}
         found = {name: graphon for name, graphon in self.graphons.items() if name not in changed} | joint
@@ -210,6 +234,7 @@ class GraphonMonitor(Monitor):
         def estimate(name: str) -> None:
             found.update({} if joint else layer_graphons({name: rows[name]}, bins=self.bins, order=self.order))
             numbers[name], test = layer_numbers(rows[name], found[name], self.alpha)
+            numbers[name].update({} if follow is None else follow(name))
             self.tests.update({name: test} if test else {})
 
         left = self._in_turn.run(estimate, changed, rows, TimeBudget.of(trainer).portion(PORTION))
@@ -246,48 +271,23 @@ class GraphonMonitor(Monitor):
             values = {"eigenvalues": spectrum.eigenvalues.cpu().numpy()}
             send_picture(trainer, "ntk_spectrum", spectrum_image(spectrum, title, scale=SCALE), values)
 
-    def _publish(
-        self, trainer: pl.Trainer, numbers: Mapping[str, Mapping[str, float]], moved: Mapping[str, float], first: bool
-    ) -> None:
+    def _publish(self, trainer: pl.Trainer, numbers: Mapping[str, Mapping[str, float]], first: bool) -> None:
         scalars: dict[str, float] = {}
         for name in numbers:
             scalars.update({f"graphon/{name}/{key}": value for key, value in numbers[name].items()})
-        scalars.update({f"graphon/{name}/moved": distance for name, distance in moved.items()})
         self._scalars.update(scalars)
         log_scalars(trainer, scalars, not_in_tensorboard=() if self.layer_scalars else scalars)
         log_layer_table(trainer, "graphon/layers", self._scalars)
         if first and self.verbose:
-            _print_table(self.graphons, self.tests, scalars)
+            print_graphons(self.graphons, self.tests, scalars)
         if self.draws(trainer):
-            self._draw(trainer, each=first)
+            send_graphons(trainer, self.graphons, self.tests, each=first)
 
-    def _draw(self, trainer: pl.Trainer, *, each: bool) -> None:
-        """An overview, of a few layers where it goes into a card; these one by one, too, where that is wanted."""
-        cards, step = takes_pictures(trainer), f"step {trainer.global_step}"
-        shown = _spread(self.graphons) if cards else self.graphons
-        left_out = f"\n{len(shown)} of {len(self.graphons)} layers; numbers of all: graphon/…"
-        pictures = {"graphons": (shown, f"Layer graphons at {step}" + left_out * (len(shown) < len(self.graphons)))}
-        if cards and each and len(shown) > 1:
-            pictures.update({f"graphons/{name}": ({name: graphon}, step) for name, graphon in shown.items()})
-        for tag, (graphons, title) in pictures.items():
-            arrays = {name: graphon.values.cpu().numpy() for name, graphon in graphons.items()}
-            send_picture(trainer, tag, graphon_image(graphons, self.tests, title, scale=SCALE), arrays)
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._flow.state_dict()
 
-
-def _spread(graphons: dict[str, StepGraphon]) -> dict[str, StepGraphon]:
-    """A few of many layers, the first and the last among them."""
-    names, few = list(graphons), min(len(graphons), _MOST_LAYERS)
-    return {names[i]: graphons[names[i]] for i in (k * (len(names) - 1) // max(few - 1, 1) for k in range(few))}
-
-
-def _print_table(
-    graphons: Mapping[str, StepGraphon], tests: Mapping[str, HomogeneityTest], scalars: Mapping[str, float]
-) -> None:
-    table = layer_table("Layer graphons", ["layer", "density", "degree\nCV", "C4\nratio", "p-value", "verdict"])
-    for name in graphons:
-        numbers = [scalars.get(f"graphon/{name}/{key}") for key in ("density", "degree_cv", "c4_ratio")]
-        tested = ("", "too large to test")
-        if name in tests:
-            tested = p_value_text(tests[name].p_value).removeprefix("= "), tests[name].verdict
-        table.add_row(name, *("" if number is None else f"{number:.3g}" for number in numbers), *tested)
-    show(table)
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._fitting and state_dict:  # testing leaves the flow of training as it is
+            self._flow = GraphonFlows.from_state(self.bins, self.order, state_dict)

@@ -52,6 +52,7 @@ class LossTracker:
             outputs.
         clips: Whether gradients are clipped.
         weights: Of the pool's and of the probe's loss in what training descends.
+        mask_updates: How often masks have changed; after each time the prediction is refreshed.
         band: Step -> where rehearsals expect the loss, None where there are none; predictions are judged by that.
 
     Attributes:
@@ -69,12 +70,12 @@ class LossTracker:
         pool: ProbedNetwork | None = None, every_n_steps: int = 50, tolerance: float = 0.1, step: int = 0,
         gradient_scale: float = 1.0, seconds: Callable[[], float] = lambda: math.inf, horizon: float = 0,
         clips: bool = False, band: Callable[[int], tuple[float, float] | None] = lambda step: None,
-        weights: tuple[float, float] = (1.0, 0.0),
+        weights: tuple[float, float] = (1.0, 0.0), mask_updates: Callable[[], int] = lambda: 0,
     ) -> None:  # fmt: skip
         self.network, self.pool, self.options, self.curves = network, pool, options, curves
         self.initial: Forecast | None = None
         self.refreshed: Forecast | None = None
-        self._weights, self._next_change = weights, 0
+        self._weights, self._next_change, self._mask_updates, self._known_updates = weights, 0, mask_updates, 0
         self._every, self._tolerance = every_n_steps, tolerance
         self._kernels, self._optimizer = OptimizerKernels(network, optimizer), optimizer.optimizer
         self.gradient_scale, self._read, self._seconds = gradient_scale, list[Any](), seconds
@@ -162,11 +163,12 @@ class LossTracker:
         return values
 
     def _refresh_is_due(self, step: int, before: int) -> bool:
+        known, self._known_updates = self._known_updates, self._mask_updates()
         if self.initial is None or step <= self.initial.start:
             return False
         every = self.options.refresh_every_n_steps
         regular = every is not None and step >= next_multiple(every, max(before, 0))
-        return regular or (self._regrouped is not None and self.refreshed is None)
+        return regular or self._known_updates > known or (self._regrouped is not None and self.refreshed is None)
 
     def _measure(self) -> tuple[Tensor, float]:
         """Outputs and loss of the probe now."""
@@ -196,15 +198,9 @@ class LossTracker:
         # The optimizer's buffer is made of gradients of training batches, as its rates are for those of the pool.
         velocities = None if made.velocities is None else made.velocities / self.gradient_scale
         new = Forecast(
-            replace(made, velocities=velocities),
-            groups,
-            probe,
-            pool,
-            self._step,
-            step,
-            adam_steps(self._optimizer),
+            replace(made, velocities=velocities), groups, probe, pool, self._step, step, adam_steps(self._optimizer),
             self._weights,
-        )
+        )  # fmt: skip
         new.seconds = self._seconds
         return new
 

@@ -22,6 +22,7 @@ class PredictionsAhead:
         seconds: That all of it took.
         lazy_until: First step at which theory leaves the band of the rehearsals; None where it does not, or where there
             are not both.
+        masks_move: Step after which masks change first; None where they stay.
     """
 
     predictions: dict[str, PredictedLoss] = field(default_factory=dict)
@@ -29,6 +30,7 @@ class PredictionsAhead:
     rates: list[list[float]] = field(default_factory=list)
     seconds: float = 0.0
     lazy_until: int | None = None
+    masks_move: int | None = None
 
     @property
     def steps(self) -> list[int]:
@@ -86,10 +88,12 @@ class PredictionsAhead:
             "rates": self.rates,
             "seconds": self.seconds,
             "lazy_until": self.lazy_until,
+            "masks_move": self.masks_move,
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "PredictionsAhead":
         """What `state_dict()` is of."""
         made = {name: PredictedLoss(name, *values) for name, values in state["curves"].items()}
-        return cls(made, dict(state["refused"]), list(state["rates"]), float(state["seconds"]), state["lazy_until"])
+        own = (dict(state["refused"]), list(state["rates"]), float(state["seconds"]), state["lazy_until"])
+        return cls(made, *own, state.get("masks_move"))  # older checkpoints have none

@@ -16,6 +16,9 @@ from lightning_graphon.graphon.distances.distances import (
 )
 from lightning_graphon.graphon.estimation.estimate import estimate_graphon
 from lightning_graphon.graphon.estimation.layers import layer_graphons
+from lightning_graphon.graphon.flow.exchange import cell_distance, chance_distance, churn
+from lightning_graphon.graphon.flow.layer_flow import FlowPoint, LayerFlow
+from lightning_graphon.graphon.flow.positions import UnitPositions
 from lightning_graphon.graphon.inputs.expressivity import (
     CoveredOrder,
     active_inputs,
@@ -32,6 +35,7 @@ from lightning_graphon.graphon.limits.factorised_saliency import (
     fit_factorised_saliency,
     limit_distances,
     predicted_graphons,
+    score_limits,
 )
 from lightning_graphon.graphon.limits.scaled_saliency import ScaledSaliency
 from lightning_graphon.graphon.motifs.homogeneity import HomogeneityTest, homogeneity_test
@@ -61,6 +65,7 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "fit_factorised_saliency",
     "limit_distances",
     "predicted_graphons",
+    "score_limits",
     # what a first layer can express
     "CoveredOrder",
     "active_inputs",
@@ -70,6 +75,13 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "expressivity_table",
     "common_neighbour_count",
     "mean_common_neighbour_count",
+    # masks that change
+    "FlowPoint",
+    "LayerFlow",
+    "UnitPositions",
+    "cell_distance",
+    "chance_distance",
+    "churn",
     # distances
     "CutDistance",
     "CutNorm",

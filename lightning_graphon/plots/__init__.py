@@ -1,6 +1,7 @@
 """Figures, one module a picture. matplotlib is imported when one is drawn, never its pyplot."""
 
 from lightning_graphon.plots.figure import new_figure
+from lightning_graphon.plots.flow import plot_graphon_flow
 from lightning_graphon.plots.graphon_images import graphon_image
 from lightning_graphon.plots.graphons import p_value_text, plot_graphon_grid, plot_graphons
 from lightning_graphon.plots.inputs import plot_input_density
@@ -15,6 +16,7 @@ __all__ = [
     "graphon_image",
     "new_figure",
     "p_value_text",
+    "plot_graphon_flow",
     "plot_graphon_grid",
     "plot_graphons",
     "plot_input_density",

@@ -3,20 +3,23 @@
 import csv
 import io
 import logging
+import math
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelPruning
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelPruning
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from torch import nn
 from torch.nn.utils.prune import l1_unstructured
+from torch.utils.data import DataLoader
 
-from lightning_graphon.callbacks import GraphonMonitor, PruneAtInit
+from lightning_graphon.callbacks import DynamicSparsity, GraphonMonitor, PruneAtInit
 from lightning_graphon.callbacks._logging.images import send_picture
-from lightning_graphon.graphon import estimate_graphon, homogeneity_test, l2_distance
+from lightning_graphon.graphon import LayerFlow, constant, estimate_graphon, homogeneity_test, l2_distance
 from lightning_graphon.plots.graphon_images import graphon_image
+from tests.callbacks.test_checkpoints import SAFELY
 from tests.helpers.modules import Classifier, cnn, loader, make_trainer
 
 LAYERS = ["net.0.weight", "net.2.weight", "net.4.weight"]
@@ -182,6 +185,7 @@ def test_layers_are_drawn_once_and_of_many_a_few(tmp_path):
     assert len(watch.graphons) == 10
     assert len(set(steps.pop("graphons"))) > 4
     shown = [list(watch.graphons)[i] for i in (0, 1, 3, 5, 7, 9)]
+    assert len(steps.pop("graphon_flow")) == 1  # masks changed
     assert steps == {f"graphons/{name}": [0] for name in shown}
 
 
@@ -310,3 +314,98 @@ def test_a_failure_is_told_once(caplog, monkeypatch):
     fit(monitor(raise_errors=False), max_epochs=3)
     (said,) = [record for record in caplog.records if record.name.startswith("lightning_graphon")]
     assert "broken estimate" in said.exc_text
+
+
+class Exchange(Callback):
+    """Masks that change at given steps, in place, as those of DynamicSparsity do."""
+
+    def __init__(self, prune, steps):
+        self.prune, self.steps = prune, steps
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step in self.steps:
+            mask = self.prune.masks[LAYERS[0]]
+            mask.copy_(mask.roll(trainer.global_step, 1))
+
+
+def test_the_flow_of_a_moving_mask_is_that_of_the_library(tmp_path):
+    prune = pruner("random", 0.8)
+    watch = monitor(every_n_steps=1)
+    trainer = fit(
+        prune, Exchange(prune, (1, 3)), watch, max_epochs=2, logger=CSVLogger(tmp_path), default_root_dir=tmp_path
+    )
+    assert list(watch.flows) == LAYERS[:1], "the others have not moved"
+    flow = watch.flows[LAYERS[0]]
+    assert [point.step for point in flow.points] == [0, 1, 3]
+    start = prune.masks[LAYERS[0]].roll(-4, 1)
+    expected = LayerFlow(start)
+    expected.look(start.roll(1, 1), 1)
+    point = expected.look(start.roll(4, 1), 3)
+    rows = [row for row in read_csv(trainer) if row.get(f"graphon/{LAYERS[0]}/moved_from_start")]
+    keys = {
+        "moved": point.moved_last, "moved_from_start": point.moved, "moved_by_chance": point.by_chance,
+        "limit_distance": point.limit_distance, "churn": point.churn, "dead_units": 0, "revived_units": 0,
+    }  # fmt: skip
+    assert {key: float(rows[-1][f"graphon/{LAYERS[0]}/{key}"]) for key in keys} == pytest.approx(keys)
+    assert len(list(tmp_path.rglob("graphon_flow/*.png"))) == 1
+
+
+def test_of_masks_that_stay_no_flow_is_shown_or_stored(tmp_path):
+    watch = monitor()
+    trainer = fit(pruner(), watch, max_epochs=2, logger=CSVLogger(tmp_path), default_root_dir=tmp_path)
+    assert not watch.flows
+    assert not watch.state_dict()
+    assert not any("moved" in key or "churn" in key for row in read_csv(trainer) for key in row)
+    assert not list(tmp_path.rglob("graphon_flow/*"))
+
+
+@pytest.mark.parametrize("saved_at", [2, 4, 5, 6, 10])
+def test_a_resumed_run_follows_the_same_flow(saved_at, tmp_path):
+    """Masks change after steps 2, 4, 6, ...; looks are at every third step and at the start of epochs of four."""
+
+    def run(*callbacks, **kwargs):
+        watch = monitor(every_n_steps=3, time_budget=math.inf, figure=False)
+        sparse = DynamicSparsity("rigl", 0.8, every_n_steps=2, fraction=0.5, stop=20, verbose=False)
+        trainer = make_trainer(
+            sparse, watch, *callbacks, max_epochs=4, limit_train_batches=4, enable_checkpointing=True
+        )
+        trainer.fit(Classifier(), DataLoader([next(iter(loader()))] * 4, batch_size=None), **kwargs)
+        return watch
+
+    saved = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    whole = run(saved)
+    checkpoint = tmp_path / f"step={saved_at}.ckpt"
+    resumed = run(ModelCheckpoint(tmp_path / "again"), ckpt_path=checkpoint, **SAFELY)
+    assert list(resumed.flows) == list(whole.flows) == LAYERS
+    for name in LAYERS:
+        assert len(whole.flows[name].points) > 4
+        for a, b in zip(whole.flows[name].points, resumed.flows[name].points, strict=True):
+            assert all(
+                torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+                for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
+            )
+
+
+def test_a_flow_of_something_else_is_told_and_left(tmp_path, caplog):
+    watch = monitor()
+    watch.setup(make_trainer(), Classifier(), "fit")
+    watch.load_state_dict({"layers": {"a": {"start": 1}}, "waiting": {}})
+    assert "follows graphons from here on" in caplog.text
+    assert not watch.flows
+
+
+def test_the_limit_is_that_of_the_scores_of_the_start():
+    """SNIP's masks are nearer to it than to the constant graphon."""
+    arguments = {"every_n_steps": 1, "verbose": False, "stop": 100}
+    known, unknown = (DynamicSparsity("set", 0.8, start="snip", report_limits=r, **arguments) for r in (True, False))
+    found = []
+    for sparse in (known, unknown):
+        watch = monitor(every_n_steps=1)
+        fit(sparse, watch)
+        found.append(watch.flows[LAYERS[0]])
+    for flow, name in zip(found, ("scores", "constant"), strict=True):
+        mask = flow.start
+        limit = known.start_limits[LAYERS[0]] if name == "scores" else constant(float(mask.double().mean()))
+        expected = l2_distance(limit, estimate_graphon(mask, 16), align=False)
+        assert flow.points[0].limit_distance == pytest.approx(expected, rel=1e-6)
+    assert found[0].points[0].limit_distance < 0.5 * found[1].points[0].limit_distance

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from lightning_graphon.callbacks._analysis.masks_in_use import first_update, planned_updates
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._analysis.wanted import Predicting
 from lightning_graphon.callbacks._distributed.first_process import OtherProcessesNeededError
@@ -86,6 +87,7 @@ class CopyTrainer:
     ) -> None:  # fmt: skip
         self._trainer, self._module, self._data, self._masks = trainer, pl_module, data, masks
         self._budget, self._loss_fn, self._seed = budget, loss_fn, seed
+        self._moving = planned_updates(trainer, pl_module)
         self._objective = TrainingStepObjective(trainer, pl_module, loss_fn, alone=True)
 
     def predict(self, names: Sequence[str], options: Predicting, every: int) -> PredictionsAhead:
@@ -97,7 +99,8 @@ class CopyTrainer:
             every: Compare after every n-th step at least.
         """
         horizon, orders, taylor_order = options.horizon, options.batch_orders, options.taylor_order
-        made, first = PredictionsAhead(), self._trainer.global_step
+        first, moves = self._trainer.global_step, first_update(self._trainer, self._module)
+        made = PredictionsAhead(masks_move=moves)
         runs = _runs(names, orders, taylor_order, self._widths())
         asked = steps_to_look_at(first, first + self._horizon(horizon), every)
         if "replay" in names:
@@ -115,7 +118,9 @@ class CopyTrainer:
             if not rows:
                 seconds = max(seconds, min(_AT_FIRST, 0.4 * left))
             try:
-                losses = self._losses(run, asked, seconds, taylor_order, made)
+                # A network that is drawn from graphons has no weights to exchange.
+                until = math.inf if moves is None or run.name != "sibling" else moves
+                losses = self._losses(run, [s for s in asked if s < until], seconds, taylor_order, made)
                 if len(losses) < 2:
                     raise UnsupportedTrainingError(_NO_TIME)
             except (UnsupportedTrainingError, OtherProcessesNeededError) as error:
@@ -179,7 +184,8 @@ class CopyTrainer:
             self._trainer, self._module, pool=self._data.drawn, probe=self._data.probe,
             others=self._data.measured if self._data.share else (), share=self._data.share,
             steps=[step - first for step in asked], seed=self._seed + run.order, masks=self._masks,
-            change=self._change(run, taylor_order), seconds=seconds, loss_fn=self._loss_fn,
+            moving=self._moving if run.name != "sibling" else (), change=self._change(run, taylor_order),
+            seconds=seconds, loss_fn=self._loss_fn,
         )  # fmt: skip
         if run.name == "rehearsal":
             made.rates = found.rates

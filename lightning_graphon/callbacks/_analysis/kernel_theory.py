@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_graphon.callbacks._analysis.affordable_network import PORTION, affordable_network, affordable_pool
+from lightning_graphon.callbacks._analysis.masks_in_use import mask_updates
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._module.network import TrainingStepNetwork
 from lightning_graphon.callbacks._module.pool import TrainingData
@@ -85,6 +86,8 @@ def kernel_theory(
         step=trainer.global_step, gradient_scale=scale,
         seconds=lambda: budget.portion(PORTION), clips=bool(trainer.gradient_clip_val), band=band,
         horizon=min(_HORIZON, budget.planned), weights=_weights(data, scale, part, pushing),
+        # A refresh after an update of the masks costs a kernel: half of the time is for measuring.
+        mask_updates=lambda: mask_updates(trainer) if 2 * budget.left >= budget.allowed else 0,
     )  # fmt: skip
     _tell_limits(trainer, tracker, samples(part), coupled)
     return KernelTheory(tracker, part, 0 if pushing is None else samples(pushing))

@@ -13,7 +13,7 @@ import torch
 from lightning_graphon.callbacks._analysis.affordable_network import PORTION
 from lightning_graphon.callbacks._analysis.copies_ahead import CopyTrainer
 from lightning_graphon.callbacks._analysis.kernel_theory import kernel_theory
-from lightning_graphon.callbacks._analysis.masks_in_use import enforced_masks, masks_in_use
+from lightning_graphon.callbacks._analysis.masks_in_use import enforced_masks, first_update, masks_in_use
 from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._analysis.wanted import COPIES, CURVE_OF, PREDICTORS, Wanted
 from lightning_graphon.callbacks._logging.loss_chart import agreement, announcement, within_reach
@@ -65,7 +65,7 @@ class LossSession:
         self._trainer, self._module, self._optimizer, self._sharded = trainer, pl_module, optimizer, sharded
         self.wanted, self._measuring, self.curves, self.budget = wanted, wanted.measuring, curves, budget
         self.tracker: LossTracker | None = None
-        self.ahead = PredictionsAhead()
+        self.ahead = PredictionsAhead(masks_move=first_update(trainer, pl_module))
         self._objective = TrainingStepObjective(trainer, pl_module, wanted.loss_fn, alone=True)
         self._data: TrainingData | None = None
         self._pool = 0  # samples that push in the kernel's prediction

@@ -25,9 +25,10 @@ from lightning_graphon.callbacks._rehearsal.module_copy import (
     refuse_what_cannot_be_copied,
     release,
 )
+from lightning_graphon.callbacks._rehearsal.moving_masks import MovingMasks
 from lightning_graphon.callbacks._rehearsal.nested_trainer import NestedTrainer, silenced
 from lightning_graphon.dynamics import UnsupportedTrainingError
-from lightning_graphon.pruning import Enforcer, Masks
+from lightning_graphon.pruning import Enforcer, Masks, MaskUpdater
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def rehearse_fit(
     steps: Sequence[int],
     seed: int | None,
     masks: Masks | None,
+    moving: Sequence[MaskUpdater] = (),
     change: Change | None = None,
     seconds: float = math.inf,
     progress: Callable[[int], object] | None = None,
@@ -81,9 +83,10 @@ def rehearse_fit(
 
     The copy trains as the module will: its own `training_step`, optimizers, schedulers, closures and manual
     optimisation, with the trainer's precision, clipping and accumulation, on one device, with the batch of all
-    processes together. Its hooks run, `on_train_start` included; `on_fit_start` has run on the module, and the copy has
-    what it did. Callbacks do not run, nor does validation: what they change during training (an average of weights,
-    another accumulation, a layer that thaws, a learning rate on a plateau) is not rehearsed.
+    processes together. Its masks change as those of the module will. Its hooks run, `on_train_start` included;
+    `on_fit_start` has run on the module, and the copy has what it did. Other callbacks do not run, nor does validation:
+    what they change during training (an average of weights, another accumulation, a layer that thaws, a learning rate
+    on a plateau) is not rehearsed.
 
     A rehearsed step takes the time of a training step, the rest a few hundredths of a second. Memory: the copy and its
     optimizers' states, freed at the end. Afterwards all is as before: weights, buffers, gradients, random generators,
@@ -100,6 +103,7 @@ def rehearse_fit(
             batch makes several, as with two optimizers, each is measured when its batch is done.
         seed: Seed of the order of minibatches and of all generators; None goes on with the generators as they are.
         masks: Kept in force; None for a dense network.
+        moving: What changes some of them; left as it is.
         change: Changes the copy before it trains.
         seconds: Stop after this time, checked at every step.
         progress: Called with the number of steps done, after each.
@@ -136,7 +140,9 @@ def rehearse_fit(
                     masks = changed.masks or masks
                     nested.attach(twin, loader)
                     nested.setup(resume)
-                    if masks is not None:
+                    if masks is not None and moving:
+                        nested.callbacks.insert(0, MovingMasks(masks, moving, twin, nested))
+                    elif masks is not None:
                         Enforcer(twin, masks, *nested.optimizers)
                     changed.prepare(nested.optimizers)
                     watch.begin(lambda: TrainingStepObjective(nested, twin, loss_fn).observed(probe))

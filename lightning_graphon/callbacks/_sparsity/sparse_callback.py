@@ -13,7 +13,8 @@ from lightning_graphon.callbacks._distributed import agreement
 from lightning_graphon.callbacks._logging.scalars import log_layer_table, log_scalars
 from lightning_graphon.callbacks._module.pickling import state_without_module
 from lightning_graphon.callbacks._module.scoring import untrained_parameters
-from lightning_graphon.pruning import CopyWatch, Enforcer, Masks, find_copies
+from lightning_graphon.graphon import StepGraphon
+from lightning_graphon.pruning import CopyWatch, Enforcer, Masks, MaskUpdater, find_copies
 
 
 class SparseCallback(Callback):
@@ -29,6 +30,8 @@ class SparseCallback(Callback):
     def __init__(self, verbose: bool, layer_scalars: bool) -> None:
         self.verbose, self.layer_scalars = verbose, layer_scalars
         self._fresh, self._resumes = False, True
+        self.updates = 0  # of masks, in this fit
+        self.start_limits: dict[str, StepGraphon] = {}  # to which masks of its method tend, by layer
         self._masks: Masks | None = None
         self._module: weakref.ref[pl.LightningModule] | None = None
         self._enforcer: Enforcer | None = None
@@ -38,6 +41,10 @@ class SparseCallback(Callback):
     def masks(self) -> Masks | None:
         """The masks, from fit start on."""
         return self._masks
+
+    def plan(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> MaskUpdater | None:
+        """What will change the masks from this step on; None where they stay. For the start of training."""
+        return None
 
     def _search(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Masks:
         """Masks for this module; every process calls it."""

@@ -263,6 +263,30 @@ def limit_distances(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], b
     }
 
 
+@checked
+def score_limits(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], bins: int = 16) -> dict[str, StepGraphon]:
+    """The limit that the scores of each layer predict at the density of its mask, sorted by degree.
+
+    Args:
+        masks: Name to bool mask.
+        scores: Name to scores of the same shape, of the round that gave the masks; layers without any are left out.
+        bins: Cells of each axis.
+
+    Raises:
+        ValueError: Scores that cannot be fitted; the message names the layer.
+
+    >>> scores = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
+    >>> mask = scores > 0.8
+    >>> abs(score_limits({"fc": mask}, {"fc": scores}, bins=4)["fc"].density - float(mask.double().mean())) < 1e-3
+    True
+    """
+    return {
+        name: _model(name, scores[name]).graphon(density=float(mask.double().mean()), bins=bins)
+        for name, mask in masks.items()
+        if name in scores
+    }
+
+
 def _model(name: str, layer: Tensor | ScaledSaliency) -> ScaledSaliency:
     if isinstance(layer, ScaledSaliency):
         return layer

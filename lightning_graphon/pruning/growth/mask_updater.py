@@ -59,6 +59,18 @@ class MaskUpdater:
         self._momentum: dict[str, Tensor] = {}
 
     @property
+    def names(self) -> list[str]:
+        """Of the weights whose masks it changes."""
+        return list(self._layouts)
+
+    @property
+    def next_update(self) -> int | None:
+        """After how many steps from now the next update comes; None where there is none any more."""
+        every = self.schedule.every_n_steps
+        due = (self.steps // every + 1) * every
+        return due - self.steps if self.schedule.is_due(due) else None
+
+    @property
     def needs_gradients(self) -> bool:
         """Whether dense gradients of the step that comes are needed."""
         every, coming = self.schedule.every_n_steps, self.steps + 1

@@ -1,0 +1,1 @@
+"""How the graphon of a mask moves while the mask changes."""
