@@ -132,8 +132,9 @@ def compute_masks(
     method, weights = config.resolved, select_weights(model, config.include, config.exclude)
     if any(weight.is_meta for weight in weights.values()):
         raise ValueError("the model's weights are on the meta device: give them values first (to_empty, or load them)")
-    if method.needs == "loss" and not len(batches):
-        raise ValueError(f"{method.name} scores weights by the loss on data: give at least one batch (batches=...)")
+    if method.needs in ("loss", "data") and not len(batches):
+        by = "the loss on data" if method.needs == "loss" else "the inputs"
+        raise ValueError(f"{method.name} scores weights by {by}: give at least one batch (batches=...)")
     _check_whole(weights)
     shapes = {name: weight.shape for name, weight in weights.items()}
     select = partial(_budget(model, config, shapes).select, rounds=config.rounds, schedule=config.schedule)

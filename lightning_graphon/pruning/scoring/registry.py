@@ -102,7 +102,7 @@ def _checked_loss(context: ScoringContext, index: int, batch: Any, temperature: 
     return evaluate
 
 
-Needs: TypeAlias = Literal["nothing", "inputs", "loss"]
+Needs: TypeAlias = Literal["nothing", "inputs", "data", "loss"]
 ScoreT = TypeVar("ScoreT", bound=Callable[..., Mapping[str, Tensor]])
 
 
@@ -127,7 +127,8 @@ def register_method(
 
     Args:
         name: Name of the method.
-        needs: What it uses besides the weights: "loss" of batches, "inputs" (their shapes), or "nothing".
+        needs: What it uses besides the weights: "loss" of batches, "data" (their inputs), "inputs" (the shapes of
+            these), or "nothing".
         steps: Default number of rounds.
         zeroed: Whether pruned entries of the parameters are zero from the second round on, which takes a second copy of
             the weights. False for a method that uses `context.masks`.
