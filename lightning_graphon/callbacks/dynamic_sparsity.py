@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._shared.checks import check_choice, plain
+from lightning_graphon._shared.choices import Rescore
 from lightning_graphon.callbacks._distributed import agreement
 from lightning_graphon.callbacks._distributed.dense_gradients import averaged_gradients, loss_scale, whole_weights
 from lightning_graphon.callbacks._logging.scalars import log_scalars, print_masks
@@ -74,6 +75,7 @@ class DynamicSparsity(SparseCallback):
         eval_mode: Score in eval mode.
         verbose: Print the table of sparsities.
         layer_scalars: Log the scalars of layers to TensorBoard, too, a chart for each.
+        rescore: "redrawn": score weights that are drawn anew to find the first masks.
 
     Raises:
         FileNotFoundError: There is no file of masks there.
@@ -109,6 +111,7 @@ class DynamicSparsity(SparseCallback):
         eval_mode: bool = False,
         verbose: bool = True,
         layer_scalars: bool = False,
+        rescore: Rescore | None = None,
     ) -> None:
         super().__init__(verbose, layer_scalars)
         self.growth = GrowthConfig(method, every_n_steps, fraction, stop, redistribute, options or {})
@@ -123,7 +126,7 @@ class DynamicSparsity(SparseCallback):
             _check_allocation(allocation, begins)
             own_sparsity = sparsity_of(None, sparsity)
             self.config = PruningConfig(
-                first, own_sparsity, allocation, "exponential", None, include, exclude, min_density, seed, own
+                first, own_sparsity, allocation, "exponential", None, include, exclude, min_density, seed, own, rescore
             )
         else:
             self._given = _given_masks(start)
@@ -291,8 +294,7 @@ def _given_masks(start: Any) -> Masks:
 
 def _refuse_beside_masks(arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that say how masks are to be found, where they are given."""
-    beside = ("sparsity", "allocation", "include", "exclude", "min_density", "batches", "loss_fn", "eval_mode")
+    beside = ("sparsity", "allocation", "include", "exclude", "min_density", "batches", "loss_fn", "eval_mode", "rescore")
     defaults = {name: p.default for name, p in inspect.signature(DynamicSparsity.__init__).parameters.items()}
-    others = [name for name in beside if arguments[name] != defaults[name]]
-    if others:
+    if others := [name for name in beside if arguments[name] != defaults[name]]:
         raise TypeError(f"masks are given to start with: leave out {', '.join(others)}, or the masks")

@@ -2,9 +2,13 @@
 
 from lightning_graphon.pruning.scoring import (  # noqa: F401  (registers the methods)
     first_order,
+    force,
     graphon,
     grasp,
+    ntk_sap,
+    prospr,
     px,
+    ramanujan,
     synflow,
     synflow_l2,
 )
