@@ -28,7 +28,7 @@ def ramanujan(context: ScoringContext, *, tolerance: float = 0.1) -> dict[str, T
     """Scores that fall from round to round of a deal in which every output gets one input that it has not yet.
 
     Inputs are dealt in turn, in a random order, so that at any threshold the degrees of the outputs of a layer differ by
-    one at most, and those of the inputs by one or two. Scores are shares of the layer's weights: every layer has the
+    one at most, and those of the inputs too. Scores are shares of the layer's weights: every layer has the
     same density unless the allocation says otherwise. Above density ½ the further weights are random.
 
     Args:
@@ -65,31 +65,33 @@ def _scores(context: ScoringContext, name: str, tolerance: float) -> Tensor:
 def deal(outputs: int, inputs: int, source: torch.Generator) -> Tensor:
     """The order in which the entries of a mask come, int64 [out, in]: every prefix is nearly regular up to a half."""
     order = np.full((outputs, inputs), -1)
-    columns, rows = ShuffledPasses(inputs, source), np.arange(outputs)
+    deck, rows = ShuffledPasses(inputs, source), np.arange(outputs)
     for level in range(inputs // 2):
-        chosen = columns.take(outputs).numpy().copy()
+        cards = deck.take(outputs).numpy()
+        places = torch.randperm(outputs, generator=source).numpy()  # in the deck, of each row's card
         for _ in range(_SWAPS):
-            twice = np.flatnonzero(order[rows, chosen] >= 0)
+            twice = np.flatnonzero(order[rows, cards[places]] >= 0)
             if not len(twice):
                 break
-            _swap(chosen, twice, order, source)
+            _swap(places, cards, twice, order, source)
+        chosen = cards[places]
         for row in np.flatnonzero(order[rows, chosen] >= 0):  # too small a layer to swap in
             chosen[row] = np.flatnonzero(order[row] < 0)[0]
-        order[rows, chosen] = level * outputs + torch.randperm(outputs, generator=source).numpy()
+        order[rows, chosen] = level * outputs + places
     left = order < 0
     start = order.size - int(left.sum())
     order[left] = start + torch.randperm(order.size - start, generator=source).numpy()
     return torch.from_numpy(order)
 
 
-def _swap(chosen: np.ndarray, twice: np.ndarray, order: np.ndarray, source: torch.Generator) -> None:
-    """Let rows that were dealt a column twice swap with others, where neither has the other's column."""
-    partners = torch.randperm(len(chosen), generator=source).numpy()[: len(twice)]
+def _swap(places: np.ndarray, cards: np.ndarray, twice: np.ndarray, order: np.ndarray, source: torch.Generator) -> None:
+    """Let rows that were dealt a column twice swap cards with others, where neither has the other's column."""
+    partners = torch.randperm(len(places), generator=source).numpy()[: len(twice)]
     apart = ~np.isin(partners, twice)
     mine, other = twice[apart], partners[apart]
-    free = (order[mine, chosen[other]] < 0) & (order[other, chosen[mine]] < 0)
+    free = (order[mine, cards[places[other]]] < 0) & (order[other, cards[places[mine]]] < 0)
     mine, other = mine[free], other[free]
-    chosen[mine], chosen[other] = chosen[other], chosen[mine]
+    places[mine], places[other] = places[other], places[mine]
 
 
 def spectral_excess(mask: Tensor) -> float:
