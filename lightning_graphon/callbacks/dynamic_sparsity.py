@@ -294,7 +294,7 @@ def _given_masks(start: Any) -> Masks:
 
 def _refuse_beside_masks(arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that say how masks are to be found, where they are given."""
-    beside = ("sparsity", "allocation", "include", "exclude", "min_density", "batches", "loss_fn", "eval_mode", "rescore")
+    own = ("sparsity", "allocation", "include", "exclude", "min_density", "batches", "loss_fn", "eval_mode", "rescore")
     defaults = {name: p.default for name, p in inspect.signature(DynamicSparsity.__init__).parameters.items()}
-    if others := [name for name in beside if arguments[name] != defaults[name]]:
+    if others := [name for name in own if arguments[name] != defaults[name]]:
         raise TypeError(f"masks are given to start with: leave out {', '.join(others)}, or the masks")

@@ -47,7 +47,8 @@ class PruneAtInit(SparseCallback):
 
     Args:
         method: A method of `prune`: "random", "magnitude", "snip", "grasp", "synflow", "synflow-l2", "px", "ntk-sap",
-            "force", "prospr", "ramanujan", "graphon", or your own (`register_method`); or "given", with `options={"masks": ...}` and nothing that says how to find masks: see `from_masks`.
+            "force", "prospr", "ramanujan", "graphon", or your own (`register_method`); or "given",
+            with `options={"masks": ...}` and nothing that says how to find masks: see `from_masks`.
         sparsity: Fraction of the selected weights to remove, in [0, 1); an N:M allocation says it by itself.
         allocation: "global", "uniform", "er", "erk", a dict from names or patterns to sparsities, or "2:4" and other
             N:M: the N best of every M consecutive inputs of a unit.

@@ -88,7 +88,9 @@ def prune(
     """
     options = {} if options is None else options
     wanted = sparsity_of(allocation, sparsity)
-    config = PruningConfig(method, wanted, allocation, schedule, steps, include, exclude, min_density, seed, options, rescore)
+    config = PruningConfig(
+        method, wanted, allocation, schedule, steps, include, exclude, min_density, seed, options, rescore
+    )
     _check_types(model, batches, loss_fn)
     with preserve_random_state(seed):  # a shuffling DataLoader draws from the global generator
         drawn = [] if batches is None else list(batches)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 

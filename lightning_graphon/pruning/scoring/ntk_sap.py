@@ -1,4 +1,4 @@
-"""NTK-SAP: the spectrum of the tangent kernel, averaged over initialisations (Wang et al., ICLR 2023, arXiv:2304.02840)."""
+"""NTK-SAP: the spectrum of the tangent kernel over initialisations (Wang et al., ICLR 2023, arXiv:2304.02840)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,8 +45,8 @@ def _distance_gradient(context: ScoringContext, batch: Any, purpose: str, epsilo
         return context.objective.outputs(batch, _normal_like(source, None if batch is not None else _SAMPLES))
 
     masks = {name: m.to(context.weights[name].dtype).requires_grad_() for name, m in context.masks.items()}
-    own = {weight: weight.detach() * masks[name] for name, weight in context.weights.items()}
-    moved = {
+    own: dict[Tensor, Tensor] = {weight: weight.detach() * masks[name] for name, weight in context.weights.items()}
+    moved: dict[Tensor, Tensor] = {
         weight: (weight.detach() + epsilon * _normal(weight.shape, noise, weight)) * masks[name]
         for name, weight in context.weights.items()
     }

@@ -1,6 +1,7 @@
 """ProsPr: prospect pruning by meta-gradients (Alizadeh et al., ICLR 2022, arXiv:2202.08132)."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,12 +28,11 @@ def prospr(
         momentum: Their momentum.
     """
     masks = {name: m.to(context.weights[name].dtype).requires_grad_() for name, m in context.masks.items()}
-    own = {weight: weight.detach() * masks[name] for name, weight in context.weights.items()}
-    for parameter in context.model.parameters():
-        if parameter not in own and parameter.requires_grad:
-            own[parameter] = parameter.detach().clone().requires_grad_()
+    own: dict[Tensor, Tensor] = {weight: weight.detach() * masks[name] for name, weight in context.weights.items()}
+    trained = [p for p in context.model.parameters() if p.requires_grad and p not in own]
+    own |= {parameter: parameter.detach().clone().requires_grad_() for parameter in trained}
     velocity = {parameter: torch.zeros_like(parameter) for parameter in own}
-    losses = replace(context, weights=masks).losses()
+    losses = replace(context, weights=cast(Any, masks)).losses()
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         for step in range(training_steps):
             with swap_tensors(context.model, own):

@@ -1,4 +1,4 @@
-"""Ramanujan masks: random bipartite graphs that are regular, so expanders (Hoang et al., ICLR 2023, compare masks by it).
+"""Ramanujan masks: random regular bipartite graphs, which are expanders (Hoang et al., ICLR 2023, measure masks so).
 
 A bipartite graph with degrees d on one side and e on the other is Ramanujan if its second singular value is at most
 √(d − 1) + √(e − 1), the least that large graphs can have. Random regular ones come as near to it as one likes (Brito,
@@ -27,9 +27,9 @@ _DENSE = 256  # a side up to which all singular values cost little
 def ramanujan(context: ScoringContext, *, tolerance: float = 0.1) -> dict[str, Tensor]:
     """Scores that fall from round to round of a deal in which every output gets one input that it has not yet.
 
-    Inputs are dealt in turn, in a random order, so that at any threshold the degrees of the outputs of a layer differ by
-    one at most, and those of the inputs too. Scores are shares of the layer's weights: every layer has the
-    same density unless the allocation says otherwise. Above density ½ the further weights are random.
+    Inputs are dealt in turn, in a random order, so that at any threshold the degrees of the outputs of a layer differ
+    by one at most, and those of the inputs too. Scores are shares of the layer's weights: every layer has the same
+    density unless the allocation says otherwise. Above density ½ the further weights are random.
 
     Args:
         context: Weights to score; only shapes and the seed are used. Taps of convolutions are inputs.
