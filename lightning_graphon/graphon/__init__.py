@@ -16,6 +16,7 @@ from lightning_graphon.graphon.distances.distances import (
 )
 from lightning_graphon.graphon.estimation.estimate import estimate_graphon
 from lightning_graphon.graphon.estimation.layers import layer_graphons
+from lightning_graphon.graphon.inputs.certificate import RectangleCertificate, rectangle_certificate
 from lightning_graphon.graphon.inputs.expressivity import (
     CoveredOrder,
     active_inputs,
@@ -27,6 +28,7 @@ from lightning_graphon.graphon.inputs.expressivity import (
     mean_common_neighbour_count,
 )
 from lightning_graphon.graphon.inputs.relevance import coordinate_relevance, input_path_density
+from lightning_graphon.graphon.limits.convergence import Condition, convergence_conditions
 from lightning_graphon.graphon.limits.factorised_saliency import (
     FactorisedSaliency,
     fit_factorised_saliency,
@@ -56,6 +58,8 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "coordinate_relevance",
     "input_path_density",
     # predicted limits
+    "Condition",
+    "convergence_conditions",
     "FactorisedSaliency",
     "ScaledSaliency",
     "fit_factorised_saliency",
@@ -70,6 +74,8 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "expressivity_table",
     "common_neighbour_count",
     "mean_common_neighbour_count",
+    "RectangleCertificate",
+    "rectangle_certificate",
     # distances
     "CutDistance",
     "CutNorm",
