@@ -38,6 +38,7 @@ from lightning_graphon.graphon.limits.factorised_saliency import (
 from lightning_graphon.graphon.limits.scaled_saliency import ScaledSaliency
 from lightning_graphon.graphon.motifs.homogeneity import HomogeneityTest, homogeneity_test
 from lightning_graphon.graphon.motifs.motifs import MotifDensities, motif_densities, path_density
+from lightning_graphon.graphon.spectra.weight_spectrum import WeightSpectrum, weight_spectrum
 
 __all__ = [  # noqa: RUF022  grouped by what they are for
     # the object
@@ -84,6 +85,9 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "l1_distance",
     "l2_distance",
     "transport_distance",
+    # spectra of masked weights
+    "WeightSpectrum",
+    "weight_spectrum",
     # motifs and the taxonomy
     "HomogeneityTest",
     "MotifDensities",
