@@ -36,15 +36,20 @@ def ramanujan(context: ScoringContext, *, tolerance: float = 0.1) -> dict[str, T
         tolerance: A layer whose second singular value exceeds the bound by more than this share, at the density asked
             for, is drawn again; five times, and then it is told.
     """
-    return {name: _scores(context, name, tolerance).to(weight.device) for name, weight in context.weights.items()}
+    return {
+        name: _scores(context, name, number, tolerance).to(weight.device)
+        for number, (name, weight) in enumerate(context.weights.items())
+    }
 
 
-def _scores(context: ScoringContext, name: str, tolerance: float) -> Tensor:
+def _scores(context: ScoringContext, name: str, number: int, tolerance: float) -> Tensor:
     layout = layout_of(context.model, name)
     rows = layout.rows(torch.empty(context.weights[name].shape, device="meta")).shape
     shape = (rows[0], rows[1:].numel())
     edges = round(context.density * math.prod(shape))
-    draws = (deal(*shape, generator(context.seed, f"ramanujan {name}, draw {n}")) for n in range(_TRIES))
+    draws = (
+        deal(*shape, generator(context.seed, f"ramanujan graph of layer {number}, draw {n}")) for n in range(_TRIES)
+    )
     best, excess = torch.empty(shape), math.inf
     for order in draws:
         beyond = spectral_excess(order < edges)
