@@ -162,8 +162,8 @@ def compute_masks(
                 zero_since = step
             on_scores(step, scores)
             with torch.no_grad():
-                among = {} if method.revives else masks
-                chosen = _select_among(among, scores, partial(select, step=step))
+                # No name for what is selected among: it would keep the masks of the round before.
+                chosen = _select_among({} if method.revives else masks, scores, partial(select, step=step))
                 del scores  # the next round needs their memory
                 if step < config.rounds and method.zeroed:
                     _zero_dropped(weights, masks, chosen, first=step == 1)
