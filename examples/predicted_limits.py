@@ -51,6 +51,8 @@ METHODS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "magnitude": ("magnitude", 1, {}),
     "snip": ("snip", 1, {}),
     "grasp": ("grasp", 1, {"absolute": True}),
+    "px-1": ("px", 1, {}),
+    "synflow-l2-1": ("synflow-l2", 1, {}),
     "synflow-1": ("synflow", 1, {}),
     "synflow-100": ("synflow", 100, {}),
 }
@@ -134,6 +136,8 @@ def known_probabilities(recorder: Recorder, net: nn.Sequential, masks: Masks, ar
         model = FactorisedSaliency(recorder.returned, torch.ones(net[0].in_features), weights[FIRST])
         threshold = float((weights[FIRST] * recorder.returned[:, None])[masks[FIRST]].min())
         return model.probabilities(threshold)
+    if method in ("px-1", "synflow-l2-1"):  # a factor of the output times one of the input times w², exactly
+        weights = {name: w.double().square() for name, w in weights.items()}
     models = {
         name: ScaledSaliency((recorder.scores[name].double() / w).nan_to_num(0.0, 0.0), w)
         for name, w in weights.items()

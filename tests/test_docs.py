@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_graphon import callbacks
 from lightning_graphon.presets import presets
 from lightning_graphon.pruning import methods
-from tests.helpers.modules import Classifier, loader, make_trainer
+from tests.helpers.modules import PUBLISHED, Classifier, loader, make_trainer
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -100,7 +100,7 @@ def test_every_callback_and_preset_is_on_the_map():
 
 
 def test_every_method_is_on_its_page():
-    builtin = {"random", "magnitude", "snip", "grasp", "synflow", "graphon"}
+    builtin = {"random", "magnitude", "snip", "grasp", "synflow", "graphon", *PUBLISHED}
     assert builtin <= set(methods())
     page = text("docs/reference/methods.md")
     assert all(f"| `{name}` |" in page for name in builtin)

@@ -22,21 +22,39 @@ def divide_by_temperature(outputs: Any, temperature: float) -> Any:
     return tree_map(lambda x: x / temperature if is_float(x) else x, outputs)
 
 
+def output_rows(outputs: Any) -> Tensor:
+    """The numbers [N, K] of every floating-point tensor in `outputs`, a row for each sample.
+
+    A single row where they share no first axis.
+
+    Raises:
+        ValueError: There is no such tensor.
+    """
+    leaves = [leaf for leaf in tree_leaves(outputs) if is_float(leaf)]
+    if not leaves:
+        raise ValueError(f"the model returned no floating-point tensor but {type(outputs).__name__}")
+    sizes = {leaf.shape[:1] for leaf in leaves}
+    samples = leaves[0].shape[0] if len(sizes) == 1 and leaves[0].ndim else 1
+    return torch.cat([leaf.reshape(samples, -1) for leaf in leaves], dim=1)
+
+
 def flat_outputs(outputs: Any) -> Tensor:
-    """The numbers [K] of every floating-point tensor in `outputs`.
+    """The numbers [N · K] of every floating-point tensor in `outputs`, sample by sample.
 
     Raises:
         ValueError: There is none.
     """
-    leaves = [leaf.flatten() for leaf in tree_leaves(outputs) if is_float(leaf)]
-    if not leaves:
-        raise ValueError(f"the model returned no floating-point tensor but {type(outputs).__name__}")
-    return torch.cat(leaves)
+    return output_rows(outputs).flatten()
+
+
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """The precision of a model: that of its first floating-point parameter."""
+    return next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.get_default_dtype())
 
 
 def ones_like_sample(inputs: Any, model: nn.Module, scale: float = 1.0) -> Any:
     """One sample of ones (times `scale`) in the model's precision; integer inputs (tokens) keep their values."""
-    dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.get_default_dtype())
+    dtype = floating_dtype(model)
 
     def one(x: Any) -> Any:
         if not isinstance(x, Tensor) or x.ndim == 0:

@@ -17,9 +17,14 @@ def generator(seed: int, purpose: str) -> torch.Generator:
     >>> bool(draw == torch.rand(1))
     False
     """
+    return torch.Generator().manual_seed(seed_for(seed, purpose))
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed into which a purpose is mixed, the same in every process."""
     # Of the hash, as Python's own `hash` of a string differs from process to process.
     digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return int.from_bytes(digest[:7], "big")
 
 
 class ShuffledPasses:

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._shared.checks import plain
+from lightning_graphon._shared.choices import Rescore
 from lightning_graphon._shared.weight_layout import in_rows
 from lightning_graphon.callbacks._distributed import agreement
 from lightning_graphon.callbacks._distributed.dense_gradients import averaged_gradients, loss_scale, whole_weights
@@ -76,6 +77,7 @@ class DynamicSparsity(SparseCallback):
             far graphons are from the limit of the start's method, and not from that of random masks.
         verbose: Print the table of sparsities.
         layer_scalars: Log the scalars of layers to TensorBoard, too, a chart for each.
+        rescore: "redrawn": score weights that are drawn anew to find the first masks.
 
     Raises:
         FileNotFoundError: There is no file of masks there.
@@ -112,6 +114,7 @@ class DynamicSparsity(SparseCallback):
         report_limits: bool = False,
         verbose: bool = True,
         layer_scalars: bool = False,
+        rescore: Rescore | None = None,
     ) -> None:
         super().__init__(verbose, layer_scalars)
         self.growth = GrowthConfig(method, every_n_steps, fraction, stop, redistribute, options or {})
@@ -126,7 +129,7 @@ class DynamicSparsity(SparseCallback):
             check_allocation(allocation, begins)
             own_sparsity = sparsity_of(None, sparsity)
             self.config = PruningConfig(
-                first, own_sparsity, allocation, "exponential", None, include, exclude, min_density, seed, own
+                first, own_sparsity, allocation, "exponential", None, include, exclude, min_density, seed, own, rescore
             )
         else:
             self._given = given_masks(start)

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_graphon._shared.checks import check_choice, plain
-from lightning_graphon._shared.choices import Rescale, Schedule
+from lightning_graphon._shared.choices import Rescale, Rescore, Schedule
 from lightning_graphon._shared.weight_layout import in_rows
 from lightning_graphon.callbacks._distributed import agreement
 from lightning_graphon.callbacks._logging.scalars import limit_scalars, print_masks
@@ -46,13 +46,14 @@ class PruneAtInit(SparseCallback):
     `graphon/<layer>/limit_distance`. TensorBoard has the layers in one table under Text, `sparsity/layers`.
 
     Args:
-        method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", or your own (`register_method`); or
-            "given", with `options={"masks": ...}` and nothing that says how to find masks: see `from_masks`.
+        method: A method of `prune`: "random", "magnitude", "snip", "grasp", "synflow", "synflow-l2", "px", "ntk-sap",
+            "force", "prospr", "ramanujan", "graphon", or your own (`register_method`); or "given",
+            with `options={"masks": ...}` and nothing that says how to find masks: see `from_masks`.
         sparsity: Fraction of the selected weights to remove, in [0, 1); an N:M allocation says it by itself.
         allocation: "global", "uniform", "er", "erk", a dict from names or patterns to sparsities, or "2:4" and other
             N:M: the N best of every M consecutive inputs of a unit.
         schedule: "exponential" or "linear" fall of the kept number over the rounds.
-        steps: Number of rounds; None: 100 for SynFlow, 1 for the others; under N:M at most M - N.
+        steps: Number of rounds; None: the method's own, 100 for SynFlow and 1 for SNIP; under N:M at most M - N.
         include: Which weights: names, globs, "re:..." or class names; None: every Linear and Conv weight, and the like
             of other libraries. Frozen ones are scored if named, and masked when they thaw.
         exclude: Which weights not.
@@ -70,6 +71,8 @@ class PruneAtInit(SparseCallback):
         layer_scalars: Log the scalars of layers to TensorBoard, too, a chart for each.
         rescale: Scale the weights that stay, once, so that the sum of squares of every output unit ("unit") or layer
             ("layer") is that of the dense network; None: they keep their values. See `rescale_`.
+        rescore: "redrawn": score weights that are drawn anew by the layers' own `reset_parameters`, not those that will
+            train.
 
     Raises:
         FileNotFoundError: There is no file of masks there.
@@ -105,6 +108,7 @@ class PruneAtInit(SparseCallback):
         report_limits: bool = False,
         layer_scalars: bool = False,
         rescale: Rescale | None = None,
+        rescore: Rescore | None = None,
     ) -> None:
         super().__init__(verbose, layer_scalars)
         self.config: PruningConfig | None = None
@@ -115,8 +119,9 @@ class PruneAtInit(SparseCallback):
         else:
             own, options = sparsity_of(allocation, sparsity), options or {}
             self.config = PruningConfig(
-                method, own, allocation, schedule, steps, include, exclude, min_density, seed, options
-            )
+                method, own, allocation, schedule, steps, include, exclude, min_density, seed, options,
+                rescore,
+            )  # fmt: skip
         if rescale is not None:
             check_choice("rescale", rescale, get_args(Rescale))
         self.batches: int | Sequence[Any] = plain(batches)

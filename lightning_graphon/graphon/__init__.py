@@ -19,6 +19,7 @@ from lightning_graphon.graphon.estimation.layers import layer_graphons
 from lightning_graphon.graphon.flow.exchange import cell_distance, chance_distance, churn
 from lightning_graphon.graphon.flow.layer_flow import FlowPoint, LayerFlow
 from lightning_graphon.graphon.flow.positions import UnitPositions
+from lightning_graphon.graphon.inputs.certificate import RectangleCertificate, rectangle_certificate
 from lightning_graphon.graphon.inputs.expressivity import (
     CoveredOrder,
     active_inputs,
@@ -30,6 +31,7 @@ from lightning_graphon.graphon.inputs.expressivity import (
     mean_common_neighbour_count,
 )
 from lightning_graphon.graphon.inputs.relevance import coordinate_relevance, input_path_density
+from lightning_graphon.graphon.limits.convergence import Condition, convergence_conditions
 from lightning_graphon.graphon.limits.factorised_saliency import (
     FactorisedSaliency,
     fit_factorised_saliency,
@@ -40,6 +42,7 @@ from lightning_graphon.graphon.limits.factorised_saliency import (
 from lightning_graphon.graphon.limits.scaled_saliency import ScaledSaliency
 from lightning_graphon.graphon.motifs.homogeneity import HomogeneityTest, homogeneity_test
 from lightning_graphon.graphon.motifs.motifs import MotifDensities, motif_densities, path_density
+from lightning_graphon.graphon.spectra.weight_spectrum import WeightSpectrum, weight_spectrum
 
 __all__ = [  # noqa: RUF022  grouped by what they are for
     # the object
@@ -60,6 +63,8 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "coordinate_relevance",
     "input_path_density",
     # predicted limits
+    "Condition",
+    "convergence_conditions",
     "FactorisedSaliency",
     "ScaledSaliency",
     "fit_factorised_saliency",
@@ -82,6 +87,8 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "cell_distance",
     "chance_distance",
     "churn",
+    "RectangleCertificate",
+    "rectangle_certificate",
     # distances
     "CutDistance",
     "CutNorm",
@@ -90,6 +97,9 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "l1_distance",
     "l2_distance",
     "transport_distance",
+    # spectra of masked weights
+    "WeightSpectrum",
+    "weight_spectrum",
     # motifs and the taxonomy
     "HomogeneityTest",
     "MotifDensities",

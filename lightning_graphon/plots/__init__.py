@@ -9,6 +9,7 @@ from lightning_graphon.plots.losses import Curves, few_ticks, plot_loss_decay, p
 from lightning_graphon.plots.masks import plot_masks, sort_by_degree
 from lightning_graphon.plots.spectrum import plot_spectrum
 from lightning_graphon.plots.spectrum_images import spectrum_image
+from lightning_graphon.plots.weight_spectra import plot_weight_spectrum
 
 __all__ = [
     "Curves",
@@ -24,6 +25,7 @@ __all__ = [
     "plot_loss_decays",
     "plot_masks",
     "plot_spectrum",
+    "plot_weight_spectrum",
     "sort_by_degree",
     "spectrum_image",
 ]

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, get_args
 from torch import Tensor
 
 from lightning_graphon._shared.checks import check_choice, check_sparsity, make_plain, nearest, plain
-from lightning_graphon._shared.choices import Schedule
+from lightning_graphon._shared.choices import Rescore, Schedule
 from lightning_graphon.pruning.allocation import layer_budgets
 from lightning_graphon.pruning.allocation.n_m import NMPattern, sparsity_of
 from lightning_graphon.pruning.candidates import LayerPatterns, as_patterns
@@ -36,6 +36,7 @@ class PruningConfig:
     min_density: float | None = None
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    rescore: Rescore | None = None
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -52,6 +53,8 @@ class PruningConfig:
         sparsity_of(self.allocation, self.sparsity)
         check_choice("schedule", self.schedule, get_args(Schedule))
         layer_budgets.floor_counts({}, self.min_density, 0)
+        if self.rescore is not None:
+            check_choice("rescore", self.rescore, get_args(Rescore))
         steps = self.steps
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise ValueError(f"steps must be a whole number of rounds, at least 1, got {steps!r}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.choices import Schedule
+from lightning_graphon._shared.choices import Rescore, Schedule
 from lightning_graphon._shared.evaluation import uncompiled
 from lightning_graphon._shared.module_state import preserve_module_state, preserve_random_state
 from lightning_graphon.pruning.allocation.keep_counts import KeepCounts
@@ -18,6 +18,7 @@ from lightning_graphon.pruning.config import AllocationLike, PruningConfig
 from lightning_graphon.pruning.layer_selection import select_weights
 from lightning_graphon.pruning.lazy_tensors import LazyTensorMapping, shapes_of
 from lightning_graphon.pruning.masks import Masks
+from lightning_graphon.pruning.scoring.networks.redrawn import redrawn
 from lightning_graphon.pruning.scoring.objective import LossFn, Objective, SupervisedObjective
 from lightning_graphon.pruning.scoring.registry import ScoringContext
 from lightning_graphon.pruning.scoring.validation import all_zero, check_any, checked_scores
@@ -43,29 +44,34 @@ def prune(
     min_density: float | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    rescore: Rescore | None = None,
 ) -> Masks:
     """Find the masks of a sparse network at initialisation; the model itself is not changed.
 
     `prune(...).apply_(model)` then zeroes the pruned weights. Exactly round((1 - sparsity) · N) of the N selected
-    weights are kept, ties are broken by position, and a pruned weight stays pruned in later rounds.
+    weights are kept, ties are broken by position, and a pruned weight stays pruned in later rounds (but not of FORCE).
 
     Args:
         model: Any module; it is scored in its own train or eval mode.
-        method: "random", "magnitude", "snip", "grasp", "synflow", "graphon", your own (`register_method`) or a function
+        method: A name of `methods()`, among them "snip" and "synflow", your own (`register_method`) or a function
             `(context) -> {name: score}`; the largest scores are kept.
         sparsity: Fraction of the selected weights to remove, in [0, 1); an N:M allocation gives it by itself.
-        batches: Iterable of (inputs, targets); needed by snip and grasp. SynFlow reads the input's shape from it.
+        batches: Iterable of (inputs, targets); needed by snip, grasp, force, prospr and px. SynFlow reads the
+            input's shape from it.
         loss_fn: `loss_fn(outputs, targets)` -> scalar; cross-entropy when None.
         allocation: "global" (one threshold over all layers), "uniform", "er", "erk", a dict from names or patterns
             to the sparsity of those layers (the others get `sparsity`), or "2:4" and other N:M: the N best of every M
             consecutive inputs of a unit (of a convolution: input channels, at each tap).
         schedule: "exponential" or "linear" decrease of the kept number over the rounds.
-        steps: Number of rounds; 1 is one-shot. Default: 100 for SynFlow, 1 for the others; with N:M at most M - N.
+        steps: Number of rounds; 1 is one-shot. Default: that of the method, 100 for SynFlow and 1 for SNIP; with N:M
+            at most M - N.
         include: Weights to prune; see `select_weights`.
         exclude: Weights not to prune.
         min_density: Least fraction kept in every layer.
         seed: Seed of random methods and of dropout while scoring; the global generators are not changed.
         options: Options of the method, such as {"absolute": True} for grasp.
+        rescore: "redrawn" scores other weights than those that will train: drawn from the layers' own initialisation
+            (`reset_parameters`) by the seed. The masks do not depend on the model's weights then.
 
     Returns:
         Masks on the devices of the weights.
@@ -82,7 +88,9 @@ def prune(
     """
     options = {} if options is None else options
     wanted = sparsity_of(allocation, sparsity)
-    config = PruningConfig(method, wanted, allocation, schedule, steps, include, exclude, min_density, seed, options)
+    config = PruningConfig(
+        method, wanted, allocation, schedule, steps, include, exclude, min_density, seed, options, rescore
+    )
     _check_types(model, batches, loss_fn)
     with preserve_random_state(seed):  # a shuffling DataLoader draws from the global generator
         drawn = [] if batches is None else list(batches)
@@ -132,8 +140,9 @@ def compute_masks(
     method, weights = config.resolved, select_weights(model, config.include, config.exclude)
     if any(weight.is_meta for weight in weights.values()):
         raise ValueError("the model's weights are on the meta device: give them values first (to_empty, or load them)")
-    if method.needs == "loss" and not len(batches):
-        raise ValueError(f"{method.name} scores weights by the loss on data: give at least one batch (batches=...)")
+    if method.needs in ("loss", "data") and not len(batches):
+        by = "the loss on data" if method.needs == "loss" else "the inputs"
+        raise ValueError(f"{method.name} scores weights by {by}: give at least one batch (batches=...)")
     _check_whole(weights)
     shapes = {name: weight.shape for name, weight in weights.items()}
     select = partial(_budget(model, config, shapes).select, rounds=config.rounds, schedule=config.schedule)
@@ -146,14 +155,15 @@ def compute_masks(
             context = ScoringContext(
                 model, weights, masks, batches, objective, 1 - config.sparsity, config.seed, average
             )
-            scores = checked_scores(method, method.score(context, **config.options), shapes)
+            scores = checked_scores(method, _scores(config, context), shapes)
             if step == 1 and method.needs == "loss":
                 check_any(method, scores)
             if step > 1 and zero_since is None and all_zero(scores):
                 zero_since = step
             on_scores(step, scores)
             with torch.no_grad():
-                chosen = _select_among(masks, scores, partial(select, step=step))
+                # No name for what is selected among: it would keep the masks of the round before.
+                chosen = _select_among({} if method.revives else masks, scores, partial(select, step=step))
                 del scores  # the next round needs their memory
                 if step < config.rounds and method.zeroed:
                     _zero_dropped(weights, masks, chosen, first=step == 1)
@@ -181,12 +191,23 @@ def _zero_dropped(
             weight.data[before[name] & ~now[name]] = 0
 
 
+def _scores(config: PruningConfig, context: ScoringContext) -> Mapping[str, Tensor]:
+    method = config.resolved
+    if config.rescore is None:
+        return method.score(context, **config.options)
+    with redrawn(context, "weights to rescore") as other:  # the same in every round
+        if method.zeroed:
+            for name, weight in other.weights.items():
+                weight.data.mul_(context.masks[name])
+        return method.score(other, **config.options)
+
+
 def _select_among(
     masks: Mapping[str, Tensor],
     scores: Mapping[str, Tensor],
     select: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
-    """Select among the weights still kept, so that a pruned weight stays pruned."""
+    """Select among the weights still kept, so that a pruned weight stays pruned; among all where no masks are given."""
     chosen = select(scores)
     # Pruned weights are zero and most methods score them lowest. Only where that fails a second selection is needed.
     if any(_any_beyond(chosen[name], mask) for name, mask in masks.items()):

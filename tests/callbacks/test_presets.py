@@ -13,8 +13,10 @@ from lightning_graphon.presets import preset_path, presets
 from lightning_graphon.pruning import prune
 from lightning_graphon.pruning.growth import get_growth
 from lightning_graphon.pruning.scoring.registry import get_method
-from tests.helpers.modules import METHODS, Classifier, loader, pruned_max
+from tests.helpers.modules import METHODS as FIRST
+from tests.helpers.modules import PUBLISHED, Classifier, loader, pruned_max
 
+METHODS = [*FIRST, *PUBLISHED]
 BASE = """
 trainer:
   accelerator: cpu

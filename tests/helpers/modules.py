@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 DATA_METHODS = ["snip", "grasp", "synflow"]
 METHODS = ["random", "magnitude", *DATA_METHODS]
+PUBLISHED = ["px", "synflow-l2", "ntk-sap", "force", "prospr", "ramanujan"]
 needs_fsdp2 = pytest.mark.skipif(
     not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of this torch does not run on a CPU"
 )

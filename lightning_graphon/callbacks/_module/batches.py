@@ -81,7 +81,7 @@ def scoring_batches(
             return [to_device(trainer, pl_module, batch) for batch in batches]
     if needs == "nothing":
         return []
-    return train_batches(trainer, pl_module, batches, required=needs == "loss")
+    return train_batches(trainer, pl_module, batches, required=needs in ("loss", "data"))
 
 
 def _mode(trainer: pl.Trainer) -> Any:

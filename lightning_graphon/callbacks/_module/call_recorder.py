@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
@@ -21,7 +20,7 @@ class ModuleCallRecorder:
         root: The module whose submodules are watched.
         temperature: Divides the outputs at `cooled`.
         cooled: Places of outputs.
-        ones: If set, inputs that are data (no result of weights) are replaced by ones times this.
+        change: What makes of inputs that are data (no result of weights), in the model's precision, others.
         replace: Place of an output -> what is returned instead.
         convert: Place of an output -> what makes of it what is returned instead.
         among: The modules to watch, of which the outermost are recorded; None: `trainable_modules`.
@@ -36,14 +35,14 @@ class ModuleCallRecorder:
         root: nn.Module,
         temperature: float = 1.0,
         cooled: Collection[Place] = (),
-        ones: float | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
         replace: Mapping[Place, Tensor] | None = None,
         among: Sequence[nn.Module] | None = None,
         convert: Mapping[Place, Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         self.outputs: list[Any] = []
         self.calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
-        self._root, self._temperature, self._cooled, self._ones = root, temperature, cooled, ones
+        self._root, self._temperature, self._cooled, self._change = root, temperature, cooled, change
         self._replace, self._among, self._convert = replace or {}, among, convert or {}
         self._depth = 0
 
@@ -108,11 +107,11 @@ class ModuleCallRecorder:
         if self._depth > 1:
             return None
         self.calls.append((module, args, kwargs))
-        value = self._ones
-        if value is None:
+        change = self._change
+        if change is None:
             return None
         dtype = next(p.dtype for p in module.parameters())
-        return tree_map(lambda x: _constant(x, value, dtype) if _is_data(x) else x, (args, kwargs))
+        return tree_map(lambda x: change(x.to(dtype)) if _is_data(x) else x, (args, kwargs))
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
         self._depth -= 1
@@ -153,11 +152,6 @@ def _reached(starts: list[tuple[Any, int]], targets: Mapping[tuple[Any, int], T]
         else:
             stack.extend(edge[0].next_functions)
     return found
-
-
-def _constant(x: Tensor, value: float, dtype: torch.dtype) -> Tensor:
-    """A constant like `x` that keeps `x` in the graph, for steps that differentiate by their input."""
-    return torch.where(torch.ones_like(x, dtype=torch.bool), value, x.to(dtype))
 
 
 def _tensors(tree: Any) -> list[Tensor]:

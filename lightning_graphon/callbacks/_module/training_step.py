@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,7 +18,14 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 
 from lightning_graphon._shared.evaluation import uncompiled
-from lightning_graphon._shared.model_io import call_model, flat_outputs, guess_inputs, is_float, ones_like_sample
+from lightning_graphon._shared.model_io import (
+    call_model,
+    flat_outputs,
+    guess_inputs,
+    is_float,
+    ones_like_sample,
+    output_rows,
+)
 from lightning_graphon._shared.module_state import preserve_module_state, shadow_attributes
 from lightning_graphon._shared.objects.trees import tree_map
 from lightning_graphon.callbacks._distributed.first_process import first_process_alone
@@ -106,30 +114,38 @@ class TrainingStepObjective:
                 module.training = not (hasattr(module, "running_mean") or "Drop" in type(module).__name__)
             return float(self.loss(batch))
 
-    def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
-        """The network's outputs [K] when `training_step` runs with ones times `scale` in place of the data."""
+    def outputs(self, batch: Any, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """The network's outputs [N, K] when `training_step` runs with changed inputs in place of the data."""
         dtype = next(p.dtype for p in self._module.parameters())
         batch = tree_map(lambda x: x.to(dtype) if is_float(x) else x, batch)
-        if batch is not None and self._module.example_input_array is None:
-            found = self.find_outputs(batch, ones=scale)
+        if batch is not None:
+            found = self.find_outputs(batch, change)
             if found.places:
-                return flat_outputs([found.seen.output(place) for place in found.places])
+                return output_rows([found.seen.output(place) for place in found.places])
+        inputs = tree_map(lambda x: change(x.to(dtype)) if is_float(x) else x, guess_inputs(self._module))
+        with self._silenced():
+            return output_rows(call_model(self._module, inputs))
+
+    def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
+        """The network's outputs when `training_step` runs with ones times `scale` in place of the data."""
+        if batch is not None and self._module.example_input_array is None:
+            return self.outputs(batch, partial(_constant, scale)).flatten()
         inputs = ones_like_sample(guess_inputs(self._module), self._module, scale)
         with self._silenced():
             return flat_outputs(call_model(self._module, inputs))
 
-    def find_outputs(self, batch: Any, ones: float | None = None) -> "Outputs":
+    def find_outputs(self, batch: Any, change: Callable[[Tensor], Tensor] | None = None) -> "Outputs":
         """Where the network's outputs are, in the modules' present mode.
 
         A module that returns the loss itself is no network, and what it calls is watched instead.
 
         Args:
             batch: As `training_step` gets it.
-            ones: As in `ModuleCallRecorder`.
+            change: As in `ModuleCallRecorder`.
         """
         among, found = trainable_modules(self._module), None
         while True:
-            loss, seen = self.watched(batch, ones=ones, among=among)
+            loss, seen = self.watched(batch, change=change, among=among)
             places = seen.final_outputs(loss)
             if found is not None and not places:
                 return found  # what returns the loss calls nothing
@@ -191,6 +207,11 @@ class TrainingStepObjective:
                 if isinstance(module, pl.LightningModule):
                     stack.enter_context(_muted(module, self._captured))
             yield
+
+
+def _constant(value: float, x: Tensor) -> Tensor:
+    """A constant like `x` that keeps `x` in the graph, for steps that differentiate by their input."""
+    return torch.where(torch.ones_like(x, dtype=torch.bool), value, x)
 
 
 @contextmanager

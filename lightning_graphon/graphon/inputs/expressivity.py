@@ -35,7 +35,7 @@ def active_inputs(first: Tensor | StepGraphon) -> Tensor:
     >>> active_inputs(torch.tensor([[1, 0, 1], [0, 0, 1]])).tolist()
     [True, False, True]
     """
-    return _rows(first)[0].amax(0) > 0
+    return rows_of(first)[0].amax(0) > 0
 
 
 @checked
@@ -58,7 +58,7 @@ def effective_inputs(first: Tensor | StepGraphon) -> float:
     >>> effective_inputs(torch.tensor([[1, 0, 1], [1, 0, 1]]))
     2.0
     """
-    values, measure = _rows(first)
+    values, measure = rows_of(first)
     degree = measure @ values
     return float(degree.sum() ** 2 / degree.square().sum()) if bool(degree.any()) else 0.0
 
@@ -81,14 +81,9 @@ def common_neighbour_count(first: Tensor | StepGraphon, inputs: Sequence[int], u
     >>> common_neighbour_count(StepGraphon([[0.5, 0.4]]), [0, 1], units=100)
     20.0
     """
-    values, measure = _rows(first)
-    columns = torch.as_tensor(list(inputs), dtype=torch.long, device=values.device)
-    if len(set(columns.tolist())) < len(columns):
-        raise ValueError(f"inputs must be different columns, got {list(inputs)}")
-    for column in columns.tolist():
-        if not 0 <= column < values.shape[1]:
-            raise IndexError(f"input {column} is not one of the {values.shape[1]} inputs of the layer")
-    return _units(first, units) * float(measure @ values[:, columns].prod(1))
+    values, measure = rows_of(first)
+    columns = check_inputs(values, inputs)
+    return units_of(first, units) * float(measure @ values[:, columns].prod(1))
 
 
 @checked
@@ -111,9 +106,9 @@ def mean_common_neighbour_count(first: Tensor | StepGraphon, size: int, units: i
     """
     if size < 1:
         raise ValueError(f"size is the number of inputs in a set and must be at least 1, got {size}")
-    values, measure = _rows(first)
+    values, measure = rows_of(first)
     values = values[:, active_inputs(first)]
-    active, count = values.shape[1], _units(first, units)
+    active, count = values.shape[1], units_of(first, units)
     if isinstance(first, StepGraphon):
         return count * float(measure @ _mean_products(values, size))
     degree = values.sum(1).cpu().numpy()
@@ -158,9 +153,9 @@ def covered_order(first: Tensor | StepGraphon, units: int | None = None) -> Cove
     >>> covered_order(torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 1]]))  # every pair, not all three
     CoveredOrder(lower=2, upper=2, witness=(0, 1, 2))
     """
-    values, measure = _rows(first)
+    values, measure = rows_of(first)
     active = active_inputs(first).nonzero().squeeze(1)
-    values, weight = values[:, active], measure * _units(first, units)
+    values, weight = values[:, active], measure * units_of(first, units)
     if not len(active):
         return CoveredOrder(0, 0, ())
     witness = _uncovered_set(values, weight)
@@ -207,7 +202,18 @@ def _row(mask: Tensor, sizes: Sequence[int]) -> dict[str, Any]:
 # ---- masks and graphons in one form
 
 
-def _rows(first: Tensor | StepGraphon) -> tuple[Tensor, Tensor]:
+def check_inputs(values: Tensor, inputs: Sequence[int]) -> Tensor:
+    """Column indices [k] of inputs, all of them different columns of [rows, in]."""
+    columns = torch.as_tensor(list(inputs), dtype=torch.long, device=values.device)
+    if len(set(columns.tolist())) < len(columns):
+        raise ValueError(f"inputs must be different columns, got {list(inputs)}")
+    for column in columns.tolist():
+        if not 0 <= column < values.shape[1]:
+            raise IndexError(f"input {column} is not one of the {values.shape[1]} inputs of the layer")
+    return columns
+
+
+def rows_of(first: Tensor | StepGraphon) -> tuple[Tensor, Tensor]:
     """Probability of a weight for each row and input [rows, in], and the measure [rows] of the rows, float64."""
     if isinstance(first, StepGraphon):
         return first.values.detach().double(), first.row_measure.detach().double()
@@ -224,7 +230,8 @@ def _mask(mask: Tensor) -> Tensor:
     return values
 
 
-def _units(first: Tensor | StepGraphon, units: int | None) -> int:
+def units_of(first: Tensor | StepGraphon, units: int | None) -> int:
+    """Number of hidden units: that of a mask, or the one given with a graphon."""
     if isinstance(first, StepGraphon):
         if units is None or units < 1:
             raise ValueError(f"a graphon needs the number of hidden units, units >= 1, got {units!r}")

@@ -34,6 +34,15 @@ def snip(context: ScoringContext) -> dict[str, Tensor]:
     It is the effect |∂L/∂m| on the loss of removing a connection. With `steps > 1` it is the iterative SNIP of
     de Jorge et al. 2021 on the weights still kept.
     """
+    scores = mean_gradients(context)
+    # In place, as a large model leaves no memory for another copy of its weights.
+    for name, weight in context.weights.items():
+        scores[name].mul_(weight.detach()).abs_()
+    return scores
+
+
+def mean_gradients(context: ScoringContext) -> dict[str, Tensor]:
+    """∂L/∂w of every weight, of the loss averaged over batches and processes."""
     sums: dict[str, Tensor] = {}
 
     def add(name: str, grad: Tensor) -> None:
@@ -44,8 +53,7 @@ def snip(context: ScoringContext) -> dict[str, Tensor]:
 
     for loss in context.losses():
         context.stream_gradients(loss(), add)
-    # In place, as a large model leaves no memory for another copy of its weights.
     for name, weight in context.weights.items():
         total = sums.pop(name) if name in sums else torch.zeros_like(weight)
-        sums[name] = context.average(total.div_(len(context.batches))).mul_(weight.detach()).abs_()
+        sums[name] = context.average(total.div_(len(context.batches)))
     return sums

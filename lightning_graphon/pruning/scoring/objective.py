@@ -10,10 +10,13 @@ from lightning_graphon._shared.model_io import (
     call_model,
     divide_by_temperature,
     flat_outputs,
+    floating_dtype,
     guess_inputs,
     is_float,
     ones_like_sample,
+    output_rows,
 )
+from lightning_graphon._shared.objects.trees import tree_map
 
 LossFn = Callable[[Any, Any], Tensor]
 
@@ -24,8 +27,11 @@ class Objective(Protocol):
     def loss(self, batch: Any, temperature: float = 1.0) -> Tensor:
         """Scalar loss of one batch, with the network's outputs divided by `temperature`."""
 
+    def outputs(self, batch: Any, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Outputs [N, K] for inputs changed by a function of each floating-point tensor, in the model's precision."""
+
     def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
-        """All outputs [K] for one input of ones times `scale`, shaped like those of `batch`."""
+        """All outputs [K], or of a batch [N · K], for inputs of ones times `scale`, shaped like those of `batch`."""
 
 
 class SupervisedObjective:
@@ -46,10 +52,19 @@ class SupervisedObjective:
         outputs = call_model(self.model, inputs)
         return self.loss_fn(divide_by_temperature(outputs, temperature), targets)
 
+    def outputs(self, batch: Any, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Outputs [N, K] for changed inputs."""
+        dtype = floating_dtype(self.model)
+        inputs = tree_map(lambda x: change(x.to(dtype)) if is_float(x) else x, self._inputs(batch))
+        return output_rows(call_model(self.model, inputs))
+
     def outputs_of_ones(self, batch: Any, scale: float = 1.0) -> Tensor:
         """All outputs [K] for one sample of ones times `scale`."""
-        inputs = guess_inputs(self.model) if batch is None else split_batch(batch)[0]
+        inputs = self._inputs(batch)
         return flat_outputs(call_model(self.model, ones_like_sample(inputs, self.model, scale)))
+
+    def _inputs(self, batch: Any) -> Any:
+        return guess_inputs(self.model) if batch is None else split_batch(batch)[0]
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:

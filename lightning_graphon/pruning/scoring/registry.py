@@ -102,7 +102,7 @@ def _checked_loss(context: ScoringContext, index: int, batch: Any, temperature: 
     return evaluate
 
 
-Needs: TypeAlias = Literal["nothing", "inputs", "loss"]
+Needs: TypeAlias = Literal["nothing", "inputs", "data", "loss"]
 ScoreT = TypeVar("ScoreT", bound=Callable[..., Mapping[str, Tensor]])
 
 
@@ -115,25 +115,29 @@ class Method:
     needs: Needs = "inputs"
     steps: int = 1
     zeroed: bool = True
+    revives: bool = False
 
 
 _METHODS: dict[str, Method] = {}
 
 
 def register_method(
-    name: str, *, needs: Needs = "inputs", steps: int = 1, zeroed: bool = True
+    name: str, *, needs: Needs = "inputs", steps: int = 1, zeroed: bool = True, revives: bool = False
 ) -> Callable[[ScoreT], ScoreT]:
     """Decorator that makes a saliency function available to `prune` and `PruneAtInit` by name.
 
     Args:
         name: Name of the method.
-        needs: What it uses besides the weights: "loss" of batches, "inputs" (their shapes), or "nothing".
+        needs: What it uses besides the weights: "loss" of batches, "data" (their inputs), "inputs" (the shapes of
+            these), or "nothing".
         steps: Default number of rounds.
         zeroed: Whether pruned entries of the parameters are zero from the second round on, which takes a second copy of
             the weights. False for a method that uses `context.masks`.
+        revives: Whether weights that a round has pruned may return in a later one. Such a method scores them too, so
+            it needs their values: `zeroed` must be False.
 
     Raises:
-        ValueError: The name is taken by another function, or `needs` is unknown.
+        ValueError: The name is taken by another function, `needs` is unknown, or `revives` goes with `zeroed`.
 
     >>> @register_method("largest-fan-in")
     ... def largest_fan_in(context):
@@ -142,13 +146,15 @@ def register_method(
     True
     """
     check_choice("needs", needs, get_args(Needs))
+    if revives and zeroed:
+        raise ValueError(f"{name!r}: weights whose values are gone cannot return, so revives=True needs zeroed=False")
 
     def register(score: ScoreT) -> ScoreT:
         # The same function may be registered again, as when a notebook cell is run twice.
         known = _METHODS.get(name)
         if known is not None and known.score.__qualname__ != score.__qualname__:
             raise ValueError(f"a pruning method {name!r} exists already: {known.score.__qualname__}")
-        _METHODS[name] = Method(name, score, needs, steps, zeroed)
+        _METHODS[name] = Method(name, score, needs, steps, zeroed, revives)
         return score
 
     return register

@@ -2,15 +2,14 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_graphon._shared.module_state import swap_tensors
+from lightning_graphon.pruning.scoring.networks.substituted import linearised
 from lightning_graphon.pruning.scoring.registry import ScoringContext, register_method
 
 # The flow grows or falls like (width · mean |w|)^depth and leaves even float64 at depth 200. It is homogeneous of
@@ -35,36 +34,52 @@ def synflow(context: ScoringContext, *, biases: bool = True, double: bool = True
             the model's own precision, for models whose size insists on it; those that do not run in float64 are
             scored so with a warning.
     """
+    return flow_saliency(context, "synflow", biases=biases, double=double)
+
+
+def flow_saliency(
+    context: ScoringContext, method: str, *, biases: bool, double: bool, square: bool = False
+) -> dict[str, Tensor]:
+    """t · ∂R/∂t with R = 1ᵀ f_t(1), t = |θ| or θ²: see `synflow`.
+
+    Args:
+        context: Weights to score.
+        method: Name for messages.
+        biases: Whether biases add to the flow.
+        double: Score in float64.
+        square: t = θ², not |θ|.
+    """
     batch = context.batches[0] if len(context.batches) else None
     dtype = torch.float64 if double else None
     try:
-        scores, flow = _flow_scores(context, batch, dtype, 1.0, biases)
+        scores, flow = _flow_scores(context, batch, dtype, 1.0, biases, square)
     except (RuntimeError, TypeError) as error:
         # The model mixes in tensors of its own that are no buffers, or the device has no float64.
         if not double:
             raise
-        warnings.warn(f"synflow scores in the model's own precision, since it fails in float64: {error}", stacklevel=2)
-        return synflow(context, biases=biases, double=False)
+        warnings.warn(f"{method} scores in the model's own precision, since it fails in float64: {error}", stacklevel=3)
+        return flow_saliency(context, method, biases=biases, double=False, square=square)
     # Outputs may be negative, or nothing, where scores are well: log-probabilities, a last layer of zeros.
     if double and not (_SMALL < abs(flow.total) < 1 / _SMALL or _in_range(scores)):
         for scale in _UP if _all_finite(scores) else _DOWN:
-            trial, other = _flow_scores(context, batch, dtype, scale, biases)
+            trial, other = _flow_scores(context, batch, dtype, scale, biases, square)
             if _all_finite(trial):
                 scores, flow = trial, other
             if _in_range(scores):
                 break
     if not double and not _all_finite(scores):
         raise ValueError(
-            f"synflow: the flow leaves the range of {next(iter(scores.values())).dtype}, as in deep networks it does: "
+            f"{method}: the flow leaves the range of {next(iter(scores.values())).dtype}, as in deep networks it does: "
             "score in float64 (options={'double': True}, the default), or with layers that normalise"
         )
     # Zeros in later rounds say that the network fell apart, which `prune` tells.
     dense = all(bool(mask.all()) for mask in context.masks.values())
-    if dense and _is_rounding(scores, flow, lambda scale: _flow_scores(context, batch, dtype, scale, biases)[0]):
+    again = partial(_flow_scores, context, batch, dtype, biases=biases, square=square)
+    if dense and _is_rounding(scores, flow, lambda scale: again(scale=scale)[0]):
         kinds = sorted({type(m).__name__ for m in context.model.modules() if isinstance(m, _SATURATING)})
-        saturated = f", or activations saturate at the large inputs of SynFlow ({', '.join(kinds)})" if kinds else ""
+        saturated = f", or activations saturate at such large inputs ({', '.join(kinds)})" if kinds else ""
         raise ValueError(
-            f"synflow: every score is zero to rounding, in all selected layers ({', '.join(list(scores)[:5])}): "
+            f"{method}: every score is zero to rounding, in all selected layers ({', '.join(list(scores)[:5])}): "
             "nothing flows from the inputs to the outputs, because a layer is all zero (a head initialised so), the "
             f"batch is empty, the outputs have a constant sum (a softmax){saturated}"
         )
@@ -72,6 +87,10 @@ def synflow(context: ScoringContext, *, biases: bool = True, double: bool = True
 
 
 _SATURATING = (nn.Tanh, nn.Sigmoid, nn.Softsign, nn.Hardtanh, nn.Hardsigmoid)
+
+
+def _name(square: bool) -> str:
+    return "synflow-l2" if square else "synflow"
 
 
 class _Flow(NamedTuple):
@@ -83,12 +102,12 @@ class _Flow(NamedTuple):
 
 
 def _flow_scores(
-    context: ScoringContext, batch: Any, dtype: torch.dtype | None, scale: float, biases: bool
+    context: ScoringContext, batch: Any, dtype: torch.dtype | None, scale: float, biases: bool, square: bool
 ) -> tuple[dict[str, Tensor], _Flow]:
     """Scores with inputs, biases and gradient scaled, and the flow.
 
-    A weight's gradient is complete when all of its uses have had their backward pass: its |θ| is then replaced by its
-    score, so that there are never all of both.
+    A weight's gradient is complete when all of its uses have had their backward pass: its |θ| (or θ²) is then replaced
+    by its score, so that there are never all of both.
     """
     scores: dict[str, Tensor] = {}
 
@@ -98,11 +117,11 @@ def _flow_scores(
         # Not in the memory of |θ|: a use that sends no gradient, of a detached weight, may still be to come.
         scores[name] = (absolute * grad).abs_()
 
-    with _linearised(context, dtype, scale, biases) as linear:
+    with linearised(context, dtype, scale, biases, square) as linear:
         outputs = context.objective.outputs_of_ones(batch, scale)
         flow = outputs.sum()
         if not flow.requires_grad:
-            raise ValueError("synflow: the outputs do not depend on the weights to prune")
+            raise ValueError(f"{_name(square)}: the outputs do not depend on the weights to prune")
         # The gradient is scaled as well: products of large activations and large gradients stay finite.
         linear.stream_gradients(flow * scale, score)
     unused = {name: torch.zeros_like(weight) for name, weight in context.weights.items() if name not in scores}
@@ -137,51 +156,3 @@ def _in_range(scores: Mapping[str, Tensor]) -> bool:
 
 def _all_finite(scores: Mapping[str, Tensor]) -> bool:
     return all(bool(torch.isfinite(score.sum())) for score in scores.values())
-
-
-@contextmanager
-def _linearised(
-    context: ScoringContext, dtype: torch.dtype | None, scale: float, biases: bool
-) -> Iterator[ScoringContext]:
-    """The model with |θ| of the weights kept, |buffers| and eval mode, in `dtype`; biases times `scale`.
-
-    Yields the context of the weights that stand in the model then.
-    """
-    model, names = context.model, {weight: name for name, weight in context.weights.items()}
-    substitutes: dict[Tensor, Tensor] = {}
-    scored: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
-        if parameter in names:
-            data = _masked_magnitude(context, names[parameter], dtype)
-            substitutes[parameter] = scored[names[parameter]] = nn.Parameter(data)
-        else:
-            factor = (scale if biases else 0.0) if parameter.ndim == 1 and _adds(name) else 1.0
-            data = _absolute(parameter, dtype, factor)
-            substitutes[parameter] = nn.Parameter(data, requires_grad=parameter.requires_grad)
-    for name, buffer in model.named_buffers():
-        substitutes[buffer] = _absolute(buffer, dtype, scale if name.endswith("running_mean") else 1.0)
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with swap_tensors(model, substitutes):
-            yield replace(context, weights={name: scored[name] for name in context.weights})
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _adds(name: str) -> bool:
-    """Whether this parameter is a bias: it adds to the flow and does not multiply it."""
-    return name.rpartition(".")[2].startswith(("bias", "in_proj_bias"))
-
-
-def _masked_magnitude(context: ScoringContext, name: str, dtype: torch.dtype | None) -> Tensor:
-    """|θ| of a weight, zero where it is pruned."""
-    return _absolute(context.weights[name], dtype, 1.0).mul_(context.masks[name])
-
-
-def _absolute(tensor: Tensor, dtype: torch.dtype | None, factor: float) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor.abs() if tensor.dtype != torch.bool else tensor
-    absolute = tensor.detach().to(dtype or tensor.dtype, copy=True).abs_()
-    return absolute if factor == 1.0 else absolute.mul_(factor)

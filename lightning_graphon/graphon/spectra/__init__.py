@@ -1,0 +1,1 @@
+"""Singular values of masked weights, beside what the graphon of a mask brings by itself."""

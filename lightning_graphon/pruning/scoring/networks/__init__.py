@@ -1,0 +1,1 @@
+"""The networks that methods score: with absolute values, squares, ones or weights drawn anew, masked or not."""
