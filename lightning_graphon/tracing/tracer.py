@@ -196,7 +196,7 @@ class Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = _name(func)
+        name = function_name(func)
         tensors = list({id(leaf): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}.values())
         tracked = self._tracked(tensors, name)
         if not tracked:
@@ -276,7 +276,8 @@ def _registered(module: nn.Module) -> set[str]:
     return {*module._parameters, *module._buffers}
 
 
-def _name(func: Any) -> str:
+def function_name(func: Any) -> str:
+    """Name of a torch function, without the underscore of in-place ones."""
     name = str(getattr(func, "__name__", func))
     if name == "__get__":  # an attribute, as .T
         return str(getattr(func.__self__, "__name__", name))
