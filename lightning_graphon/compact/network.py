@@ -195,5 +195,5 @@ def _report(
         reasons = most_frequent([removal.reasons.get(label, "") for label in idle])
         layers.append(LayerReport(names[key], *sides, len(idle), reasons))
     read = {*reading.calls, *(key for key, _ in reading.slots)}
-    unread = [name for key, name in names.items() if key not in read and name.endswith("weight")]
+    unread = [name for name, p in masked.named_parameters() if id(p) not in read and p.ndim > 1]
     return CompactReport(macs, parameters, layers, unread, error)

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_graphon.compact.reading.units import FIXED
 from lightning_graphon.compact.reading.watcher import Reading, Stored
 
-_STREAM = "another layer of the same stream needs it"
+_STREAM = "what goes with it is needed (a stream, group or head)"
 _LAST = "a layer keeps one unit at least"
 
 

@@ -61,7 +61,7 @@ def cut(model: nn.Module, original: nn.Module, reading: Reading, removal: Remova
     names = {id(tensor): name for name, _, _, tensor in registered(original)}
     copies = {name: tensor for name, _, _, tensor in registered(model)}
     kept = kept_indices(reading, removal)
-    _fold(model, {key: copies[name] for key, name in names.items()}, reading)
+    _fold(model, {key: copies[name] for key, name in names.items()}, reading, removal)
     _replace(model, {id(copies[name]): kept[key] for key, name in names.items() if key in kept})
     for path, labels in reading.groups.items():
         _set(model.get_submodule(path), "groups", int((~removal.gone[labels]).count_nonzero()))
@@ -71,39 +71,33 @@ def cut(model: nn.Module, original: nn.Module, reading: Reading, removal: Remova
         _fewer_heads(model, heads.path, len(heads.labels), (~removal.gone[heads.labels]), heads.width)
 
 
-def _fold(model: nn.Module, copy_of: dict[int, Tensor], reading: Reading) -> None:
+def _fold(model: nn.Module, copy_of: dict[int, Tensor], reading: Reading, removal: Removal) -> None:
     for calls in reading.calls.values():
         call = calls[-1]
         if not bool(call.fold.any()):
             continue
         added = call.added() if len(calls) == 1 else torch.zeros(())
         if bool((added != 0).any()):
-            _add_bias(model.get_submodule(call.path), call, copy_of, added)
+            _add_bias(model.get_submodule(call.path), call, copy_of, added, ~removal.gone[call.outputs])
         _clear(copy_of[id(call.weight)], call, reading)
 
 
-def _add_bias(module: nn.Module, call: LayerCall, copy_of: dict[int, Tensor], added: Tensor) -> None:
+def _add_bias(
+    module: nn.Module, call: LayerCall, copy_of: dict[int, Tensor], added: Tensor, stays: Tensor
+) -> None:
     if call.bias is not None:
         bias = copy_of[id(call.bias)]
         bias.copy_((bias.double() + added).to(bias.dtype))
     else:
-        module.bias = nn.Parameter(added.to(call.weight.dtype))
+        module.bias = nn.Parameter(added[stays.to(added.device)].to(call.weight.dtype))
 
 
 def _clear(weight: Tensor, call: LayerCall, reading: Reading) -> None:
     """What was folded is not read again where it stays."""
-    groups = len(reading.groups[call.path]) if call.path in reading.groups else 1
-    if groups > 1:
-        _clear_groups(weight, call, groups)
+    if call.in_axis is None:
+        _clear_groups(weight, call, len(reading.groups[call.path]))
         return
-    axis = next(axis for (key, axis), slot in reading.slots.items()
-                if key == id(call.weight) and len(slot.labels) == len(call.inputs) and slot.labels is not call.outputs
-                and _same(slot.labels, call.inputs))  # fmt: skip
-    weight.index_fill_(axis, call.fold.nonzero().flatten().to(weight.device), 0)
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
-    return torch.equal(left, right)
+    weight.index_fill_(call.in_axis, call.fold.nonzero().flatten().to(weight.device), 0)
 
 
 def _clear_groups(weight: Tensor, call: LayerCall, groups: int) -> None:

@@ -101,7 +101,7 @@ def record_layer(
     constants = torch.where(spread(varies, value.varies.shape, dims[0] % value.varies.ndim), 0, value.constant)
     call = LayerCall(
         watcher.where, watcher.module, weight, bias, inputs, outputs, varies, support, constants, run,
-        out_dim=dims[1], in_dim=dims[0], folds=bias is not None or _takes_bias(watcher.module, weight),
+        out_dim=dims[1], in_dim=dims[0], in_axis=axes[1] if groups == 1 else None, folds=bias is not None or _takes_bias(watcher.module, weight),
         calls=watcher.reading.calls[id(weight)],
     )  # fmt: skip
     call.calls.append(call)

@@ -24,11 +24,12 @@ def _move(watcher: Watcher, call: Call) -> None:
     if len(call.tracked) > 1 and call.name not in ("view_as", "reshape_as", "expand_as"):
         raise NoRuleError  # chosen by another tensor
     value = watcher.value(call.tracked[0])
-    moved = [call.run(part, *call.tracked[1:]) for part in (value.labels, value.varies, value.constant)]
-    outs, parts = ([call.out], [[m] for m in moved]) if isinstance(call.out, Tensor) else (call.out, moved)
+    parts = (value.labels, value.varies, value.constant)  # expanded ones have no views
+    moved = [call.run(part.contiguous() if call.name == "view" else part, *call.tracked[1:]) for part in parts]
+    outs, found = ([call.out], [[m] for m in moved]) if isinstance(call.out, Tensor) else (call.out, moved)
     if not all(isinstance(out, Tensor) for out in outs):
         raise NoRuleError
-    for out, *part in zip(outs, *parts, strict=True):
+    for out, *part in zip(outs, *found, strict=True):
         watcher.set(out, *part, fresh=value.fresh)
     if call.name not in _OTHERS and not value.fresh and value.axes():
         watcher.units.doubt(value.labels, f"{call.label} may count on its place")

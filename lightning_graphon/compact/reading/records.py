@@ -57,6 +57,7 @@ class LayerCall(Record):
         run: Output of an input and a weight, without bias.
         out_dim: Axis of the units in the output.
         in_dim: Axis of the units in the input.
+        in_axis: Axis of the inputs in the weight; None where a convolution has groups.
         folds: Whether a constant can be added to the bias.
         calls: All calls with this weight.
         fold: Inputs [in] that are constant and are added to the bias; found by `pull`.
@@ -74,6 +75,7 @@ class LayerCall(Record):
     run: Callable[[Tensor, Tensor], Tensor]
     out_dim: int
     in_dim: int
+    in_axis: int | None
     folds: bool
     calls: list["LayerCall"] = field(default_factory=list)
     fold: Tensor = field(default_factory=lambda: torch.empty(0))
