@@ -45,7 +45,7 @@ class CompactReport:
         parameters: Numbers of parameters.
         layers: In the order of the forward pass.
         unread: Layers that the forward pass does not call, or that have no rule; they stay as they are.
-        error: Largest difference of outputs, relative to the largest output or 1.
+        error: Largest difference of outputs, relative to the largest output.
 
     >>> layer = LayerReport("0.weight", Change(4, 4), Change(8, 3), 1, {"it is an output": 1})
     >>> print(CompactReport(Change(100, 25), Change(40, 12), [layer], [], 0.0))

@@ -19,7 +19,7 @@ from lightning_graphon.tracing.steps import Input, Parameter, Step
 from lightning_graphon.tracing.views import View, array_layout
 
 # What would let Python decide by the samples.
-_VALUES = {"__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "nonzero", "equal",
+VALUES = {"__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "nonzero", "equal",
            "allclose"}  # fmt: skip
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _HINTS = {"max_pool": "AvgPool", "maxpool": "AvgPool", "instance_norm": "GroupNorm"}  # what to use instead
@@ -204,7 +204,7 @@ class Tracer(TorchFunctionMode):
             if any(id(t) in self._names or id(t) in self._computed or id(t) in self._views for t in tensors):
                 self._computed.update({id(leaf): leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)})
             return out
-        if name in _VALUES:
+        if name in VALUES:
             raise refusal(f"control flow that depends on the samples ('{name}' of a tensor)")
         label = self._label(name)
         out = func(*args, **kwargs)

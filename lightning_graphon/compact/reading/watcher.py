@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_graphon._shared.objects.trees import tree_leaves
 from lightning_graphon.compact.reading.records import LayerCall, Record, Used
 from lightning_graphon.compact.reading.units import FIXED, Units, Value
-from lightning_graphon.tracing.tracer import Call, function_name
+from lightning_graphon.tracing.tracer import VALUES, Call, function_name
 
 _LARGEST = 1 << 21  # entries of a parameter, outside layers, that get labels of their own
 
@@ -197,6 +197,9 @@ class Watcher(TorchFunctionMode):
             self._seen.update({id(t): t for t in made})
             return out
         if not made and name != "__setitem__":
+            if name in VALUES:  # from here on Python computes
+                for tensor in tracked:
+                    self.use(self.value(tensor).labels, f"{name!r} gives it to Python")
             return out
         call = Call(name, f"{name!r}" + (f" in {self.where!r}" if self.where else ""), func, tuple(args), kwargs, out, tracked)
         try:
