@@ -21,8 +21,8 @@ def check_compactable(model: nn.Module) -> None:
         }
         if computed:
             raise ValueError(
-                f"the weight of {path.partition('.parametrizations')[0]!r} is computed (a parametrization, weight_norm, "
-                "spectral_norm, torch.nn.utils.prune): remove that first, as with "
+                f"the weight of {path.partition('.parametrizations')[0]!r} is computed (a parametrization, "
+                "weight_norm, spectral_norm, torch.nn.utils.prune): remove that first, as with "
                 "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove"
             )
     sharded = next((name for name, p in model.named_parameters() if is_sharded(p)), None)

@@ -20,7 +20,11 @@ class SmallMultiheadAttention(nn.Module):
 
     def __init__(self, module: nn.MultiheadAttention, num_heads: int, head_dim: int) -> None:
         super().__init__()
-        self.in_proj_weight, self.in_proj_bias, self.out_proj = module.in_proj_weight, module.in_proj_bias, module.out_proj
+        self.in_proj_weight, self.in_proj_bias, self.out_proj = (
+            module.in_proj_weight,
+            module.in_proj_bias,
+            module.out_proj,
+        )
         self.num_heads, self.head_dim, self.dropout = num_heads, head_dim, module.dropout
         self.embed_dim, self.batch_first = module.embed_dim, module.batch_first
         self.training = module.training
@@ -61,7 +65,11 @@ class SmallMultiheadAttention(nn.Module):
         """What is added to the logits; heads of a mask that has some are those of the dense network, and not known."""
         if mask is None and is_causal:
             mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).triu(1)
-        added = [self._added(m, query) for m in (mask, None if padding is None else padding[..., None, None, :]) if m is not None]
+        added = [
+            self._added(m, query)
+            for m in (mask, None if padding is None else padding[..., None, None, :])
+            if m is not None
+        ]
         if mask is not None and mask.ndim == 3:
             raise ValueError("a mask for each head was made for another number of heads")
         return sum(added[1:], added[0]) if added else None
@@ -69,4 +77,8 @@ class SmallMultiheadAttention(nn.Module):
     @staticmethod
     def _added(mask: Tensor, query: Tensor) -> Tensor:
         """True leaves out."""
-        return torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
+        return (
+            torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask, -torch.inf)
+            if mask.dtype == torch.bool
+            else mask
+        )

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_graphon._shared.checks import as_kind, check_choice, checked
 from lightning_graphon._shared.evaluation import eval_semantics
@@ -116,7 +117,7 @@ def compact(
     given.pairs(model)  # they fit
     masked = copy.deepcopy(model)
     given.apply_(masked)
-    expected = _outputs(masked, example_inputs)
+    expected = _outputs(masked, example_inputs, mode)
     reading = _read(masked, given, example_inputs, mode)
     problem: Exception | None = None
     for cautious in (False, True):
@@ -124,9 +125,9 @@ def compact(
         small = copy.deepcopy(masked)
         try:
             cut(small, masked, reading, removal)
-            error = largest_error(_outputs(small, example_inputs), expected)
+            error = largest_error(_outputs(small, example_inputs, mode), expected)
             if _tolerance(masked) < error < _ROUNDING:  # deep networks round more than this
-                error = _error_in_double(masked, small, example_inputs)
+                error = _error_in_double(masked, small, example_inputs, mode)
         except Exception as raised:  # whatever code raises whose numbers do not fit
             problem = raised
             continue
@@ -137,15 +138,21 @@ def compact(
     raise ValueError(f"{type(model).__name__} cannot be made smaller: without its dead units {how}")
 
 
-def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Any, mode: Mode) -> list[Tensor]:
+    """Outputs in eval mode; for training also with the statistics of the batch, which keep deep signals alive."""
     device = next((t.device for t in model.parameters()), torch.device("cpu"))
     with preserve_module_state(model), eval_semantics(model, device), torch.no_grad():
-        return [leaf for leaf in tree_leaves(call_model(model, inputs)) if isinstance(leaf, Tensor)]
+        outputs = tree_leaves(call_model(model, inputs))
+        if mode == "training":
+            for module in model.modules():
+                module.training = isinstance(module, _NormBase)
+            outputs += tree_leaves(call_model(model, _few(inputs)))
+        return [leaf for leaf in outputs if isinstance(leaf, Tensor)]
 
 
-def _error_in_double(masked: nn.Module, small: nn.Module, inputs: Any) -> float:
+def _error_in_double(masked: nn.Module, small: nn.Module, inputs: Any, mode: Mode) -> float:
     wide = tree_map(lambda x: x.double() if is_float(x) else x, inputs)
-    return largest_error(*(_outputs(copy.deepcopy(model).double(), wide) for model in (small, masked)))
+    return largest_error(*(_outputs(copy.deepcopy(model).double(), wide, mode) for model in (small, masked)))
 
 
 def _tolerance(model: nn.Module) -> float:
@@ -198,10 +205,10 @@ def _report(
     layers = []
     for key, calls in reading.calls.items():
         call = calls[0]
-        sides = [Change(len(s), int((~removal.gone[s]).count_nonzero())) for s in (call.inputs, call.outputs)]
+        reads, gives = (Change(len(s), int((~removal.gone[s]).count_nonzero())) for s in (call.inputs, call.outputs))
         idle = call.outputs[~removal.need[call.outputs] & ~removal.gone[call.outputs]].tolist()
         reasons = most_frequent([removal.reasons.get(label, "") for label in idle])
-        layers.append(LayerReport(names[key], *sides, len(idle), reasons))
+        layers.append(LayerReport(names[key], reads, gives, len(idle), reasons))
     read = {*reading.calls, *(key for key, _ in reading.slots)}
     unread = [name for name, p in masked.named_parameters() if id(p) not in read and p.ndim > 1]
     return CompactReport(macs, parameters, layers, unread, error)

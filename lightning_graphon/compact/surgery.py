@@ -82,9 +82,7 @@ def _fold(model: nn.Module, copy_of: dict[int, Tensor], reading: Reading, remova
         _clear(copy_of[id(call.weight)], call, reading)
 
 
-def _add_bias(
-    module: nn.Module, call: LayerCall, copy_of: dict[int, Tensor], added: Tensor, stays: Tensor
-) -> None:
+def _add_bias(module: nn.Module, call: LayerCall, copy_of: dict[int, Tensor], added: Tensor, stays: Tensor) -> None:
     if call.bias is not None:
         bias = copy_of[id(call.bias)]
         bias.copy_((bias.double() + added).to(bias.dtype))

@@ -1,4 +1,4 @@
-"""Read which units of a network can go: labels of units, constants, who needs whom; one file for each kind of function."""
+"""Read which units of a network can go: their labels, constants, who needs whom; a file for each kind of function."""
 
 from lightning_graphon.compact.reading import attention, layers, movement, pointwise
 

@@ -33,7 +33,7 @@ def _attention(watcher: Watcher, call: Call) -> None:
 
 
 def attend(watcher: Watcher, query: Tensor, key: Tensor, value: Tensor, varies: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels [heads, width] of what attention gives, and whether it varies: means of values are as constant as these."""
+    """Labels [heads, width] of what attention gives, and whether it varies: means of constants are constants."""
     out = watcher.units.new(value.numel()).reshape(value.shape)
     for part in (query, key, value):
         watcher.units.join(part, out[:, :1].expand(part.shape))

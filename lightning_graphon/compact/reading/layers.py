@@ -44,7 +44,9 @@ def _convolution(watcher: Watcher, call: Call) -> None:
     kept = _own(watcher, weight, bias).flatten(2).any(2)
     if value.labels.ndim != weight.ndim:
         raise NoRuleError  # without an axis of samples
-    support = full_support(kept.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1) if transposed else kept, groups)
+    support = full_support(
+        kept.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1) if transposed else kept, groups
+    )
 
     def run(x: Tensor, w: Tensor) -> Tensor:
         out: Tensor = call.func(x, w, None, **options)
@@ -101,7 +103,8 @@ def record_layer(
     constants = torch.where(spread(varies, value.varies.shape, dims[0] % value.varies.ndim), 0, value.constant)
     call = LayerCall(
         watcher.where, watcher.module, weight, bias, inputs, outputs, varies, support, constants, run,
-        out_dim=dims[1], in_dim=dims[0], in_axis=axes[1] if groups == 1 else None, folds=bias is not None or _takes_bias(watcher.module, weight),
+        out_dim=dims[1], in_dim=dims[0], in_axis=axes[1] if groups == 1 else None,
+        folds=bias is not None or _takes_bias(watcher.module, weight),
         calls=watcher.reading.calls[id(weight)],
     )  # fmt: skip
     call.calls.append(call)
@@ -152,14 +155,18 @@ def _embedding(watcher: Watcher, call: Call) -> None:
     watcher.reading.slot(weight, 1, labels)
     watcher.reading.slot(weight, 0, torch.full((len(weight),), FIXED))
     varies = watcher.support(weight).any(0)
-    watcher.set(out, spread(labels, out.shape, out.ndim - 1), spread(varies, out.shape, out.ndim - 1), torch.zeros_like(out))
+    watcher.set(
+        out, spread(labels, out.shape, out.ndim - 1), spread(varies, out.shape, out.ndim - 1), torch.zeros_like(out)
+    )
 
 
 @rule("batch_norm")
 def _batch_norm(watcher: Watcher, call: Call) -> None:
     value = watcher.value(call.argument(0, "input"))
     labels, out = value.along(1), call.out
-    mean, variance, weight, bias = (call.argument(i, n) for i, n in enumerate(("running_mean", "running_var", "weight", "bias"), 1))
+    mean, variance, weight, bias = (
+        call.argument(i, n) for i, n in enumerate(("running_mean", "running_var", "weight", "bias"), 1)
+    )
     owned = [tensor for tensor in (mean, variance, weight, bias) if tensor is not None]
     if labels is None or not all(watcher.is_own(tensor) for tensor in owned):
         raise NoRuleError
@@ -171,7 +178,7 @@ def _batch_norm(watcher: Watcher, call: Call) -> None:
     elif weight is not None:
         varies = varies & (weight.detach() != 0)
     constants = torch.where(value.varies, 0, value.constant)
-    copies = [None if t is None else t.detach().clone() for t in (mean, variance, weight, bias)]
-    training = bool(call.argument(5, "training", False))
-    constant = torch.nn.functional.batch_norm(constants, *copies, training, eps=float(call.argument(7, "eps", 1e-5)))
+    mean, variance, weight, bias = (None if t is None else t.detach().clone() for t in (mean, variance, weight, bias))
+    training, eps = bool(call.argument(5, "training", False)), float(call.argument(7, "eps", 1e-5))
+    constant = torch.nn.functional.batch_norm(constants, mean, variance, weight, bias, training, eps=eps)
     watcher.set(out, spread(labels, out.shape, 1), spread(varies, out.shape, 1), constant)

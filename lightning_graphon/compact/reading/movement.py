@@ -29,8 +29,8 @@ def _move(watcher: Watcher, call: Call) -> None:
     outs, found = ([call.out], [[m] for m in moved]) if isinstance(call.out, Tensor) else (call.out, moved)
     if not all(isinstance(out, Tensor) for out in outs):
         raise NoRuleError
-    for out, *part in zip(outs, *found, strict=True):
-        watcher.set(out, *part, fresh=value.fresh)
+    for out, labels, varies, constant in zip(outs, *found, strict=True):
+        watcher.set(out, labels, varies, constant, fresh=value.fresh)
     if call.name not in _OTHERS and not value.fresh and value.axes():
         watcher.units.doubt(value.labels, f"{call.label} may count on its place")
 
@@ -55,7 +55,9 @@ def _pad(watcher: Watcher, call: Call) -> None:
     first = value.labels.ndim - sides
     if any(axis >= first for axis in value.axes()):
         raise NoRuleError
-    inner = value.labels[(..., *[slice(0, 1)] * sides)]
+    inner = value.labels
+    for dim in range(first, value.labels.ndim):
+        inner = inner.narrow(dim, 0, 1)
     varies, constant = call.run(value.varies.to(value.constant)), call.run(value.constant)
     border = call.argument(2, "mode", "constant") == "constant"
     if border:  # of the border the value is known
@@ -65,18 +67,18 @@ def _pad(watcher: Watcher, call: Call) -> None:
 
 @rule("cat", "concat", "concatenate", "stack")
 def _cat(watcher: Watcher, call: Call) -> None:
-    tensors = list(call.argument(0, "tensors"))
+    tensors = [tensor for tensor in call.argument(0, "tensors") if tensor.numel()]  # caches begin empty
     values = [watcher.value(tensor) for tensor in tensors]
     dim = int(call.argument(1, "dim", call.kwargs.get("axis", 0))) % call.out.ndim
     if call.name == "stack":
-        values = [Value(*(p.unsqueeze(dim) for p in (v.labels, v.varies, v.constant)), v.fresh) for v in values]
+        values = [value.map(lambda part: part.unsqueeze(dim)) for value in values]
     axes = [value.axes() for value in values if not value.fresh]
     if not any(dim in own for own in axes):
         values = _beside(watcher, values, dim)
     elif any(own not in ([], [dim]) for own in axes) or any(value.fresh for value in values):
         raise NoRuleError
-    parts = zip(*((v.labels, v.varies, v.constant.to(call.out.dtype)) for v in values), strict=True)
-    watcher.set(call.out, *(torch.cat(part, dim) for part in parts))
+    labels, varies = (torch.cat([getattr(v, part) for v in values], dim) for part in ("labels", "varies"))
+    watcher.set(call.out, labels, varies, torch.cat([v.constant.to(call.out.dtype) for v in values], dim))
 
 
 def _beside(watcher: Watcher, values: list[Value], dim: int) -> list[Value]:

@@ -35,7 +35,7 @@ def _tensors(call: Call) -> list[Tensor]:
 
 def _aligned(value: Value, ndim: int) -> Value:
     shape = (*[1] * (ndim - value.labels.ndim), *value.labels.shape)
-    return Value(*(p.reshape(shape) for p in (value.labels, value.varies, value.constant)), fresh=value.fresh)
+    return value.map(lambda part: part.reshape(shape))
 
 
 def _outcome(call: Call, tensors: list[Tensor], values: list[Value]) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Units of a network by label: which have to go together, and which have to stay."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,6 +70,10 @@ class Value:
     varies: Tensor
     constant: Tensor
     fresh: bool = False
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Value":
+        """The same function of all three, as a reshape."""
+        return Value(function(self.labels), function(self.varies), function(self.constant), self.fresh)
 
     def axes(self) -> list[int]:
         """Axes along which units differ."""

@@ -201,12 +201,14 @@ class Watcher(TorchFunctionMode):
                 for tensor in tracked:
                     self.use(self.value(tensor).labels, f"{name!r} gives it to Python")
             return out
-        call = Call(name, f"{name!r}" + (f" in {self.where!r}" if self.where else ""), func, tuple(args), kwargs, out, tracked)
+        call = Call(
+            name, f"{name!r}" + (f" in {self.where!r}" if self.where else ""), func, tuple(args), kwargs, out, tracked
+        )
         try:
             if name not in RULES:
                 raise NoRuleError
             RULES[name](self, call)
-        except NoRuleError:
+        except (NoRuleError, IndexError, RuntimeError):  # or shapes that the rule does not expect
             self._no_rule(call, made)
         return out
 
