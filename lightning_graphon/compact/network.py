@@ -19,7 +19,7 @@ from lightning_graphon.compact.reading import install
 from lightning_graphon.compact.reading.watcher import Reading, Watcher
 from lightning_graphon.compact.removal import Removal, plan_removal
 from lightning_graphon.compact.report import Change, CompactReport, LayerReport, most_frequent
-from lightning_graphon.compact.surgery import Kept, cut, kept_indices, registered, take
+from lightning_graphon.compact.surgery import cut, kept_indices, registered, take
 from lightning_graphon.pruning import GivenMasks, Masks, as_masks, theoretical_macs
 
 Mode = Literal["inference", "training"]
@@ -118,13 +118,14 @@ def compact(
     masked = copy.deepcopy(model)
     given.apply_(masked)
     expected = _outputs(masked, example_inputs, mode)
-    reading = _read(masked, given, example_inputs, mode)
+    original = _on_cpu(masked)
+    reading = _read(original, given, example_inputs, mode)
     problem: Exception | None = None
     for cautious in (False, True):
         removal = plan_removal(reading, cautious)
         small = copy.deepcopy(masked)
         try:
-            cut(small, masked, reading, removal)
+            cut(small, original, reading, removal)
             error = largest_error(_outputs(small, example_inputs, mode), expected)
             if _tolerance(masked) < error < _ROUNDING:  # deep networks round more than this
                 error = _error_in_double(masked, small, example_inputs, mode)
@@ -132,7 +133,7 @@ def compact(
             problem = raised
             continue
         if error <= _tolerance(masked):
-            return _result(masked, small, given, reading, removal, example_inputs, mode, error)
+            return _result(masked, original, small, given, reading, removal, example_inputs, mode, error)
         problem = None
     how = f"it raises {type(problem).__name__}: {problem}" if problem else f"outputs differ by {error:.1e}"
     raise ValueError(f"{type(model).__name__} cannot be made smaller: without its dead units {how}")
@@ -159,15 +160,20 @@ def _tolerance(model: nn.Module) -> float:
     return max((TOLERANCE.get(p.dtype, 1e-2) for p in model.parameters() if p.is_floating_point()), default=1e-5)
 
 
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """The module to read, whose units are numbered on the CPU."""
+    everywhere = {t.device.type for t in (*model.parameters(), *model.buffers())}
+    return model if everywhere <= {"cpu"} else copy.deepcopy(model).cpu()
+
+
 def _read(masked: nn.Module, masks: Masks, inputs: Any, mode: Mode) -> Reading:
     install()
-    kept = {id(parameter): mask.to(parameter.device) for parameter, mask in masks.pairs(masked)}
+    kept = {id(parameter): mask.cpu() for parameter, mask in masks.pairs(masked)}
     watcher = Watcher(masked, kept, mode == "training")
-    inputs = _few(inputs)
-    device = next((t.device for t in masked.parameters()), torch.device("cpu"))
+    inputs = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, _few(inputs))
     # What training reads and what evaluation reads may differ: auxiliary outputs, statistics of the batch.
     for training in (True, False) if mode == "training" else (False,):
-        with preserve_module_state(masked), eval_semantics(masked, device), torch.no_grad():
+        with preserve_module_state(masked), eval_semantics(masked, torch.device("cpu")), torch.no_grad():
             masked.train(training)
             watcher.run(_forward(masked, inputs), inputs)
     return watcher.reading
@@ -185,23 +191,24 @@ def _few(inputs: Any) -> Any:
 
 
 def _result(
-    masked: nn.Module, small: nn.Module, masks: Masks, reading: Reading, removal: Removal, inputs: Any, mode: Mode,
-    error: float,
+    masked: nn.Module, original: nn.Module, small: nn.Module, masks: Masks, reading: Reading, removal: Removal,
+    inputs: Any, mode: Mode, error: float,
 ) -> CompactNetwork:  # fmt: skip
     kept = kept_indices(reading, removal)
-    names = {name: kept[id(t)] for name, _, _, t in registered(masked) if id(t) in kept}
+    names = {name: kept[id(t)] for name, _, _, t in registered(original) if id(t) in kept}
     smaller = Masks({name: take(mask, names.get(name, [])) for name, mask in masks.items()})
     dense = {name: tensor.detach().clone() for name, tensor in masked.state_dict().items()}
-    report = _report(masked, small, reading, removal, kept, inputs, error)
+    report = _report(original, masked, small, reading, removal, inputs, error)
     return CompactNetwork(small, smaller, report, names, dense, mode)
 
 
 def _report(
-    masked: nn.Module, small: nn.Module, reading: Reading, removal: Removal, kept: Kept, inputs: Any, error: float
-) -> CompactReport:
+    original: nn.Module, masked: nn.Module, small: nn.Module, reading: Reading, removal: Removal, inputs: Any,
+    error: float,
+) -> CompactReport:  # fmt: skip
     macs = Change(*(theoretical_macs(m, inputs)["total"].dense for m in (masked, small)))
     parameters = Change(*(sum(p.numel() for p in m.parameters()) for m in (masked, small)))
-    names = {id(p): name for name, p in masked.named_parameters()}
+    names = {id(t): name for name, _, _, t in reversed(list(registered(original)))}
     layers = []
     for key, calls in reading.calls.items():
         call = calls[0]
@@ -210,5 +217,5 @@ def _report(
         reasons = most_frequent([removal.reasons.get(label, "") for label in idle])
         layers.append(LayerReport(names[key], reads, gives, len(idle), reasons))
     read = {*reading.calls, *(key for key, _ in reading.slots)}
-    unread = [name for name, p in masked.named_parameters() if id(p) not in read and p.ndim > 1]
+    unread = [name for name, p in original.named_parameters() if id(p) not in read and p.ndim > 1]
     return CompactReport(macs, parameters, layers, unread, error)

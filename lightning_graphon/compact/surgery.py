@@ -59,7 +59,7 @@ def registered(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]
 def cut(model: nn.Module, original: nn.Module, reading: Reading, removal: Removal) -> None:
     """Make a copy of `original` small, in place."""
     names = {id(tensor): name for name, _, _, tensor in registered(original)}
-    copies = {name: tensor for name, _, _, tensor in registered(model)}
+    copies = {name: tensor for name, _, _, tensor in registered(model)}  # maybe on another device
     kept = kept_indices(reading, removal)
     _fold(model, {key: copies[name] for key, name in names.items()}, reading, removal)
     _replace(model, {id(copies[name]): kept[key] for key, name in names.items() if key in kept})
@@ -85,9 +85,9 @@ def _fold(model: nn.Module, copy_of: dict[int, Tensor], reading: Reading, remova
 def _add_bias(module: nn.Module, call: LayerCall, copy_of: dict[int, Tensor], added: Tensor, stays: Tensor) -> None:
     if call.bias is not None:
         bias = copy_of[id(call.bias)]
-        bias.copy_((bias.double() + added).to(bias.dtype))
+        bias.copy_((bias.cpu().double() + added).to(bias))
     else:
-        module.bias = nn.Parameter(added[stays.to(added.device)].to(call.weight.dtype))
+        module.bias = nn.Parameter(added[stays].to(copy_of[id(call.weight)]))
 
 
 def _clear(weight: Tensor, call: LayerCall, reading: Reading) -> None:

@@ -110,6 +110,8 @@ def record_layer(
     call.calls.append(call)
     watcher.record(call)
     _slots(watcher, call, axes, groups)
+    if not isinstance(call.module, (nn.Linear, _ConvNd)):  # its code may hold numbers of channels or groups
+        watcher.units.doubt(torch.cat([inputs, outputs]), f"{call.path!r} calls a layer's function itself")
     changes = bias is not None and (watcher.training and bias.requires_grad)
     out = run(constants.to(weight.dtype), weight.detach())
     if bias is not None:

@@ -9,11 +9,14 @@ from lightning_graphon.compact.reading.watcher import NoRuleError, Watcher, rule
 from lightning_graphon.tracing.rules.elementwise import ARITHMETIC, FUNCTIONS
 from lightning_graphon.tracing.tracer import Call
 
+_LIKE = ("zeros_like", "ones_like", "full_like")
+_COMPARISONS = ("gt", "lt", "ge", "le", "eq", "ne", "greater", "less", "logical_and", "logical_or", "logical_not",
+                "bitwise_and", "bitwise_or", "__and__", "__or__", "__invert__")  # fmt: skip
 _PRODUCTS = ("mul", "multiply")
 _MORE = ("masked_fill", "nan_to_num", "round", "floor", "ceil", "trunc", "lerp", "addcmul", "addcdiv", "pow")
 
 
-@rule(*FUNCTIONS, *ARITHMETIC, *_MORE)
+@rule(*FUNCTIONS, *ARITHMETIC, *_COMPARISONS, *_MORE)
 def _pointwise(watcher: Watcher, call: Call) -> None:
     tensors = _tensors(call)
     if not isinstance(call.out, Tensor) or any(t.ndim > call.out.ndim for t in tensors):
@@ -26,6 +29,24 @@ def _pointwise(watcher: Watcher, call: Call) -> None:
     labels = values[0].labels if len(values) == 1 else _meet(watcher, call, values)
     varies, constant = _outcome(call, tensors, [watcher.value(t) for t in tensors])
     watcher.set(call.out, labels, varies, constant, fresh=fresh and len(values) == 1)
+
+
+@rule(*_LIKE)
+def _like(watcher: Watcher, call: Call) -> None:
+    value = watcher.value(call.tracked[0])
+    if value.fresh:
+        raise NoRuleError
+    watcher.set(call.out, value.labels, torch.tensor(watcher.training), call.out)
+
+
+@rule("glu")
+def _glu(watcher: Watcher, call: Call) -> None:
+    value, dim = watcher.value(call.tracked[0]), int(call.argument(1, "dim", -1))
+    (labels, gates), (varies, gate_varies) = (part.chunk(2, dim) for part in (value.labels, value.varies))
+    watcher.units.join(labels, gates)
+    watcher.record(Reads(gates.reshape(-1), labels.reshape(-1)))
+    zero = ~varies & (value.constant.chunk(2, dim)[0] == 0)
+    watcher.set(call.out, labels, (varies | gate_varies) & ~zero, call.run(value.constant))
 
 
 def _tensors(call: Call) -> list[Tensor]:
