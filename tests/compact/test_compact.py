@@ -170,15 +170,16 @@ def test_embeddings_and_shared_weights(tied):
     same(model, masks, small, torch.randint(11, (3, 5)))
 
 
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.both, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.both(torch.relu(self.both(torch.relu(self.first(x))))))
+
+
 def test_a_layer_that_is_called_twice():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.both, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
-
-        def forward(self, x):
-            return self.head(self.both(torch.relu(self.both(torch.relu(self.first(x))))))
-
     model = scramble(seeded(Twice)).double()
     masks = without(model, both__out=[2], head__in=[2, 5], first__out=[1])
     small = compact(model, masks, torch.rand(4, 4).double())
@@ -186,6 +187,29 @@ def test_a_layer_that_is_called_twice():
     masks["both.weight"][:, [2, 5]] = False
     small = compact(model, masks, torch.rand(4, 4).double())
     assert small.model.both.weight.shape == (6, 6)
+    same(model, masks, small, torch.rand(3, 4).double())
+
+
+def test_a_layer_that_reads_different_constants_in_two_calls():
+    model = scramble(Twice()).double()
+    model.first.bias.data[1], model.both.bias.data[1] = 0.5, 0.9
+    masks = without(model, first__out=[1], both__out=[1])
+    small = compact(model, masks, torch.rand(4, 4).double())
+    assert small.model.both.weight.shape == (8, 8)
+    same(model, masks, small, torch.rand(3, 4).double())
+
+
+def test_constants_that_no_bias_can_take_stay():
+    model = scramble(Own(lambda model, x: torch.nn.functional.linear(x.tanh(), model.extra))).double()
+    model.extra = nn.Parameter(torch.rand(6, 6).double())
+    masks = {"first.weight": torch.ones(6, 4, dtype=torch.bool)}
+    masks["first.weight"][2] = False
+    small = compact(model, masks, torch.rand(3, 4).double())
+    assert small.model.first.out_features == 6
+    same(model, masks, small, torch.rand(3, 4).double())
+    model.extra.data[:, 2] = 0
+    small = compact(model, masks, torch.rand(3, 4).double())
+    assert small.model.first.out_features == small.model.extra.shape[1] == 5
     same(model, masks, small, torch.rand(3, 4).double())
 
 

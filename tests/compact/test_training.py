@@ -103,6 +103,23 @@ def test_a_unit_with_a_bias_and_no_input_learns():
     assert (train(inference.model, inference.masks, "sgd", batches) - expected).abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_bias_that_begins_at_zero_learns(norm):
+    """Of a layer, or of batch norm; the function that follows has a slope at zero."""
+    model = seeded(
+        lambda: nn.Sequential(nn.Linear(6, 12, bias=not norm), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 3))
+    )
+    if not norm:
+        model[1] = nn.Identity()
+        nn.init.zeros_(model[0].bias)
+    model, batches = model.double(), batches_of((6,))
+    masks = without(model, **{"0__out": [1, 4], "3__in": [5]})
+    small = compact(model, masks, batches[0][0], mode="training")
+    assert small.model[0].out_features == 11
+    expected = train(copy.deepcopy(model), masks, "sgd", batches)
+    torch.testing.assert_close(train(small.model, small.masks, "sgd", batches), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_a_frozen_bias_of_zero_does_not_learn():
     model = seeded(chain).double()
     masks = without(model, **{"0__out": [1, 4]})
@@ -110,6 +127,16 @@ def test_a_frozen_bias_of_zero_does_not_learn():
     assert compact(model, masks, torch.rand(4, 6).double(), mode="training").model[0].out_features == 12
     model[0].bias.zero_()
     assert compact(model, masks, torch.rand(4, 6).double(), mode="training").model[0].out_features == 10
+
+
+def test_a_running_mean_is_not_zero_at_once():
+    """Of a loaded network: batches give zero, evaluation does not."""
+    model = seeded(PlainNorm).double()
+    masks = without(model, first__out=[0, 3])
+    x = torch.rand(4, 2, 8, 8).double()
+    assert compact(model, masks, x, mode="training").model.first.out_channels == 6
+    model.norm.running_mean[3] = 0.5
+    assert compact(model, masks, x, mode="training").model.first.out_channels == 7
 
 
 def test_weights_that_are_zero_and_kept_stay():
