@@ -22,11 +22,11 @@ def _attention(watcher: Watcher, call: Call) -> None:
     mask = call.argument(3, "attn_mask")
     if mask is not None and watcher.follows(mask):
         watcher.use(watcher.value(mask).labels, f"{call.label} has it as mask")
-    labels, varies = attend(watcher, query, key, value, values[2].varies.any(-2).any(0))
-    if not watcher.module.training or call.argument(4, "dropout_p", 0.0) == 0:
-        varies = varies | _differs(values[2].constant)
-    else:
-        varies = varies | bool(values[2].constant.any())
+    drops = watcher.module.training and call.argument(4, "dropout_p", 0.0) > 0
+    known = values[2].constant
+    # Means of constants vary where these differ from token to token.
+    changing = values[2].varies | (known != (0 if drops else known[:1, :, :1]))
+    labels, varies = attend(watcher, query, key, value, changing.any(-2).any(0))
     watcher.reading.heads.append(Heads(watcher.where, labels[:, 0], labels.shape[1]))
     constant = values[2].constant[:1, :, :1].expand(call.out.shape)
     watcher.set(call.out, labels[None, :, None].expand(call.out.shape), varies[None, :, None], constant)
@@ -53,11 +53,6 @@ def _heads(value: Value) -> Tensor | None:
     return value.labels[0, :, 0]
 
 
-def _differs(constant: Tensor) -> Tensor:
-    """Whether [heads, width] constants differ between tokens or samples."""
-    return (constant != constant[:1, :, :1]).any(2).any(0)
-
-
 @rule("multi_head_attention_forward")
 def _multi_head(watcher: Watcher, call: Call) -> None:
     weight, bias, out_weight, out_bias = call.args[5], call.args[6], call.args[11], call.args[12]
@@ -79,9 +74,10 @@ def _multi_head(watcher: Watcher, call: Call) -> None:
         constants = bias.detach()[-len(constants) :]
         value_varies = value_varies | (watcher.training & bias.requires_grad)
     query, key, value = rows.reshape(3, count, -1)
+    if watcher.module.training and float(call.argument(10, "dropout_p", 0.0)) > 0:
+        value_varies = value_varies | (constants != 0)
     labels, varies = attend(watcher, query, key, value, value_varies.reshape(count, -1))
-    drops = watcher.module.training and float(call.argument(10, "dropout_p", 0.0)) > 0
-    varies = varies.reshape(-1) | (drops & (constants != 0))
+    varies = varies.reshape(-1)
     watcher.reading.heads.append(Heads(watcher.where, labels[:, 0], labels.shape[1]))
     shape = torch.Size([*out.shape[:-1], labels.numel()])
     attended = Value(
