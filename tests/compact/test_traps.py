@@ -109,3 +109,35 @@ def test_what_queries_read_is_needed():
     small = compact(model, masks, torch.rand(4, 5, 4).double())
     assert small.model.hidden.out_features == 6
     same(model, masks, small, torch.rand(3, 5, 4).double())
+
+
+def test_a_class_token_has_the_units_of_the_others():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.token, self.head = nn.Linear(4, 8), nn.Parameter(torch.rand(1, 1, 8)), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = torch.cat([self.token.expand(len(x), -1, -1), self.first(x)], 1)
+            return self.head(x.relu()).mean(1)
+
+    model = scramble(Tokens()).double()
+    masks = without(model, head__in=[3])
+    small = compact(model, masks, torch.rand(4, 5, 4).double())
+    assert small.model.token.shape == (1, 1, 7)
+    assert small.model.first.out_features == 7
+    same(model, masks, small, torch.rand(3, 5, 4).double())
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_a_padded_constant_is_another_number_at_the_border(value):
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 1), nn.ConstantPad2d(1, value), nn.Tanh(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 2)
+    )
+    model = scramble(model).double()
+    masks = without(model, **{"0__out": [2]})
+    small = compact(model, masks, torch.rand(4, 2, 4, 4).double())
+    assert small.model[0].out_channels == 6
+    same(model, masks, small, torch.rand(3, 2, 4, 4).double())
+    model[0].bias.data[2] = value
+    assert compact(model, masks, torch.rand(4, 2, 4, 4).double()).model[0].out_channels == 5
