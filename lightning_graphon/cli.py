@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import sys
 import warnings
 from collections.abc import Sequence
@@ -115,14 +116,24 @@ def _save(model: Any, inputs: Any, output: Path) -> None:
     """By the file's ending."""
     import torch
 
+    from lightning_graphon._shared.objects.trees import tree_map
+
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
     args = args if isinstance(args, tuple) else (args,)
     if output.suffix == ".pt2":
-        torch.export.save(torch.export.export(model, args, kwargs), output)
+        args, kwargs = tree_map(_two_samples, (args, kwargs))
+        shapes = tree_map(lambda x: {0: torch.export.Dim.AUTO} if isinstance(x, torch.Tensor) else None, (args, kwargs))
+        named = dict(zip(inspect.signature(model.forward).parameters, shapes[0], strict=False)) | shapes[1]
+        torch.export.save(torch.export.export(model, args, kwargs, dynamic_shapes=named), output)
     elif output.suffix == ".onnx":
         torch.onnx.export(model, args, str(output), kwargs=kwargs)
     else:
         torch.save(model, output)
+
+
+def _two_samples(x: Any) -> Any:
+    """A program of one sample would take no more."""
+    return x.repeat(2, *[1] * (x.ndim - 1)) if getattr(x, "ndim", 0) and len(x) == 1 else x
 
 
 def _presets(name: str | None) -> int:

@@ -120,22 +120,16 @@ def compact(
     expected = _outputs(masked, example_inputs, mode)
     original = _on_cpu(masked)
     reading = _read(original, given, example_inputs, mode)
-    problem: Exception | None = None
     for cautious in (False, True):
-        removal = plan_removal(reading, cautious)
-        small = copy.deepcopy(masked)
+        small, removal = copy.deepcopy(masked), plan_removal(reading, cautious)
         try:
             cut(small, original, reading, removal)
-            error = largest_error(_outputs(small, example_inputs, mode), expected)
-            if _tolerance(masked) < error < _ROUNDING:  # deep networks round more than this
-                error = _error_in_double(masked, small, example_inputs, mode)
+            error = _error(masked, small, expected, example_inputs, mode)
+            how = f"outputs differ by {error:.1e}"
         except Exception as raised:  # whatever code raises whose numbers do not fit
-            problem = raised
-            continue
+            error, how = torch.inf, f"it raises {type(raised).__name__}: {raised}"
         if error <= _tolerance(masked):
             return _result(masked, original, small, given, reading, removal, example_inputs, mode, error)
-        problem = None
-    how = f"it raises {type(problem).__name__}: {problem}" if problem else f"outputs differ by {error:.1e}"
     raise ValueError(f"{type(model).__name__} cannot be made smaller: without its dead units {how}")
 
 
@@ -151,7 +145,11 @@ def _outputs(model: nn.Module, inputs: Any, mode: Mode) -> list[Tensor]:
         return [leaf for leaf in outputs if isinstance(leaf, Tensor)]
 
 
-def _error_in_double(masked: nn.Module, small: nn.Module, inputs: Any, mode: Mode) -> float:
+def _error(masked: nn.Module, small: nn.Module, expected: list[Tensor], inputs: Any, mode: Mode) -> float:
+    error = largest_error(_outputs(small, inputs, mode), expected)
+    if not _tolerance(masked) < error < _ROUNDING:
+        return error
+    # Deep networks round more than the tolerance; in double precision only what is wrong differs.
     wide = tree_map(lambda x: x.double() if is_float(x) else x, inputs)
     return largest_error(*(_outputs(copy.deepcopy(model).double(), wide, mode) for model in (small, masked)))
 

@@ -175,8 +175,8 @@ def _batch_norm(watcher: Watcher, call: Call) -> None:
     for tensor in owned:
         watcher.reading.slot(tensor, 0, labels)
     varies = value.varies_along(1)
-    if watcher.training:  # what starts at zero is learnt, and a running mean is not zero at once
-        varies = varies | (bias is not None) | (mean is not None and (mean != 0))
+    if watcher.training:  # what starts at zero is learnt
+        varies = varies | (bias is not None)
     elif weight is not None:
         varies = varies & (weight.detach() != 0)
     constants = torch.where(value.varies, 0, value.constant)
