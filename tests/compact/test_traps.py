@@ -63,18 +63,19 @@ def test_what_is_drawn_in_training_may_be_another_number(mode):
         def __init__(self):
             super().__init__()
             self.first, self.branch, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+            self.tail = nn.Linear(8, 2)
 
         def forward(self, x):
             x = self.first(x)
             if self.training:
-                return self.head(x + self.branch(x) * torch.zeros(len(x), 1, dtype=x.dtype))
+                return self.head(x) + self.tail(self.branch(x) * torch.zeros(len(x), 1, dtype=x.dtype))
             return self.head(x)
 
     model = scramble(Dropped()).double()
     masks = without(model, head__in=[3], branch__in=[3])
     small = compact(model, masks, torch.rand(4, 4).double(), mode=mode)
     if mode == "training":  # eval calls no branch, and its mask cuts nothing in inference
-        assert small.model.branch.weight.shape == (7, 7)
+        assert small.model.branch.weight.shape == (8, 7)
         assert bool(small.masks["branch.weight"].all())
         small.model.train()(torch.rand(4, 4).double())
     same(model, masks, small, torch.rand(3, 4).double())
