@@ -142,3 +142,42 @@ def test_a_padded_constant_is_another_number_at_the_border(value):
     same(model, masks, small, torch.rand(3, 2, 4, 4).double())
     model[0].bias.data[2] = value
     assert compact(model, masks, torch.rand(4, 2, 4, 4).double()).model[0].out_channels == 5
+
+
+class Gated(nn.Module):
+    """One gate for all units, from a hidden layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.hidden, self.gate, self.head = (nn.Linear(*s) for s in ((4, 8), (4, 6), (6, 1), (8, 2)))
+
+    def forward(self, x):
+        return self.head(self.first(x) * self.gate(self.hidden(x).relu()).sigmoid())
+
+
+def test_what_a_gate_of_all_units_reads_is_needed():
+    model = scramble(Gated()).double()
+    masks = without(model, gate__in=[1], head__in=[4])
+    small = compact(model, masks, torch.rand(4, 4).double())
+    assert small.model.hidden.out_features == 5
+    assert small.model.first.out_features == 7
+    same(model, masks, small, torch.rand(3, 4).double())
+
+
+def test_what_only_gates_of_glu_read_is_needed():
+    model = scramble(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 12), nn.GLU(), nn.Linear(6, 2))).double()
+    masks = without(model)
+    masks["2.weight"][:6, [2, 5]] = False
+    masks["2.weight"][6:, 5] = False
+    small = compact(model, masks, torch.rand(4, 4).double())
+    assert small.model[0].out_features == 7
+    same(model, masks, small, torch.rand(3, 4).double())
+
+
+def test_a_constant_in_a_group_that_stays_is_read_once():
+    model = scramble(nn.Sequential(nn.Conv1d(2, 8, 1), nn.Conv1d(8, 6, 3, groups=2), nn.Tanh(), nn.Conv1d(6, 2, 1)))
+    masks = without(model.double(), **{"0__out": [1, 6]})
+    small = compact(model, masks, torch.rand(4, 2, 7).double())
+    assert small.model[1].groups == 2
+    assert not bool(small.model[1].weight[:3, 1].any())
+    same(model, masks, small, torch.rand(3, 2, 7).double())
