@@ -1,12 +1,14 @@
-"""The command `lightning-graphon`: train with LightningCLI, write a report of runs, find the presets."""
+"""The command `lightning-graphon`: train with LightningCLI, write reports, find presets, make networks small."""
 
 import argparse
+import importlib
+import inspect
 import sys
 import warnings
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lightning_graphon.presets import preset_path, presets
 
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     parsed = parser.parse_args(arguments)
     try:
+        if parsed.command == "compact":
+            return _compact(parsed.checkpoint, parsed.module, parsed.output)
         return _report(parsed.run_dir, parsed.output) if parsed.command == "report" else _presets(parsed.name)
     except (OSError, ValueError) as error:
         parser.error(str(error))
@@ -55,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "lightning-graphon", description="Train sparse networks, write a report of runs, find the presets."
+        "lightning-graphon", description="Train sparse networks, make them small, write a report of runs, find presets."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("fit", help="train with LightningCLI and presets of this library")
@@ -64,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in RUN_DIR")
     names = commands.add_parser("presets", help="list the presets, or print the path of one")
     names.add_argument("name", nargs="?", help="print the path of this preset")
+    small = commands.add_parser("compact", help="remove what masks left without effect from a trained network")
+    small.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint of a sparse network")
+    small.add_argument("--module", required=True, metavar="CLASS", help="its LightningModule, as my_module.MyModel")
+    small.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE",
+        help=".pt2: a program of torch.export, which needs no class; .onnx; else the module itself by torch.save",
+    )  # fmt: skip
     return parser
 
 
@@ -72,6 +83,57 @@ def _report(run_dir: Path, output: Path | None) -> int:
 
     print(f"Report: {write_report(run_dir, output)}")
     return 0
+
+
+def _compact(checkpoint: Path, module: str, output: Path) -> int:
+    from lightning_graphon._shared.model_io import guess_inputs
+    from lightning_graphon.compact import compact
+
+    kind = _module_class(module)
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"no checkpoint {str(checkpoint)!r}")
+    model = kind.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    inputs = guess_inputs(model)
+    small = compact(model, None, inputs)  # pruned weights are zero in a checkpoint
+    _save(small.model, inputs, output)
+    print(f"{small.report}\nlargest difference of outputs: {small.report.error:.1e}\nSmall network: {output}")
+    return 0
+
+
+def _module_class(name: str) -> Any:
+    sys.path.insert(0, str(Path.cwd()))
+    path, _, kind = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(path), kind)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--module {name!r} cannot be imported: {error}") from error
+    if not hasattr(found, "load_from_checkpoint"):
+        raise ValueError(f"--module {name!r} is no LightningModule")
+    return found
+
+
+def _save(model: Any, inputs: Any, output: Path) -> None:
+    """By the file's ending."""
+    import torch
+
+    from lightning_graphon._shared.objects.trees import tree_map
+
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+    args = args if isinstance(args, tuple) else (args,)
+    if output.suffix == ".pt2":
+        args, kwargs = tree_map(_two_samples, (args, kwargs))
+        shapes = tree_map(lambda x: {0: torch.export.Dim.AUTO} if isinstance(x, torch.Tensor) else None, (args, kwargs))
+        named = dict(zip(inspect.signature(model.forward).parameters, shapes[0], strict=False)) | shapes[1]
+        torch.export.save(torch.export.export(model, args, kwargs, dynamic_shapes=named), output)
+    elif output.suffix == ".onnx":
+        torch.onnx.export(model, args, str(output), kwargs=kwargs)
+    else:
+        torch.save(model, output)
+
+
+def _two_samples(x: Any) -> Any:
+    """A program of one sample would take no more."""
+    return x.repeat(2, *[1] * (x.ndim - 1)) if getattr(x, "ndim", 0) and len(x) == 1 else x
 
 
 def _presets(name: str | None) -> int:

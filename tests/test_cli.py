@@ -1,10 +1,13 @@
 """The command `lightning-graphon`."""
 
+import importlib
 import sys
 import warnings
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
+import torch
 
 from lightning_graphon.cli import _with_presets, main
 from lightning_graphon.presets import preset_path, presets
@@ -125,3 +128,67 @@ def test_help_of_fit_names_presets(capsys):
 def test_the_command_is_installed_under_its_name():
     lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
     assert lines[lines.index("[project.scripts]") + 1] == 'lightning-graphon = "lightning_graphon.cli:main"'
+
+
+SMALL = """
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+class Classifier(pl.LightningModule):
+    def __init__(self, width=16):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3))
+        self.example_input_array = torch.rand(1, 6)
+
+    def forward(self, x):
+        return self.net(x)
+
+class Plain(nn.Linear):
+    pass
+"""
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """Of a network of width 12, of whose units three are dead."""
+    (tmp_path / "their_network.py").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("their_network").Classifier(12)
+    module.net[0].weight.data[:3] = 0
+    state = {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": {"width": 12},
+        "pytorch-lightning_version": pl.__version__,
+    }
+    torch.save(state, tmp_path / "sparse.ckpt")
+    yield module
+    sys.modules.pop("their_network", None)
+
+
+@pytest.mark.parametrize("name", ["small.pt", "small.pt2"])
+def test_compact(checkpoint, name, capsys):
+    assert main(["compact", "sparse.ckpt", "--module", "their_network.Classifier", "-o", name]) == 0
+    assert "net.0.weight: inputs 6 -> 6, outputs 12 -> 9" in capsys.readouterr().out
+    small = torch.load(name, weights_only=False) if name.endswith(".pt") else torch.export.load(name).module()
+    x = torch.rand(5, 6)  # of another size than the example
+    torch.testing.assert_close(small(x), checkpoint(x))
+    assert sum(p.numel() for p in small.parameters()) == 9 * 7 + 3 * 10
+
+
+@pytest.mark.parametrize(
+    ("path", "module", "message"),
+    [
+        ("none.ckpt", "their_network.Classifier", "no checkpoint"),
+        ("sparse.ckpt", "their_network.Nobody", "cannot be imported"),
+        ("sparse.ckpt", "nobody", "cannot be imported"),
+        ("sparse.ckpt", "their_network.Plain", "no LightningModule"),
+    ],
+)
+def test_compact_says_what_is_wrong(checkpoint, path, module, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["compact", path, "--module", module, "-o", "small.pt"])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err

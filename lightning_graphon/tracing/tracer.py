@@ -19,7 +19,7 @@ from lightning_graphon.tracing.steps import Input, Parameter, Step
 from lightning_graphon.tracing.views import View, array_layout
 
 # What would let Python decide by the samples.
-_VALUES = {"__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "nonzero", "equal",
+VALUES = {"__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "nonzero", "equal",
            "allclose"}  # fmt: skip
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _HINTS = {"max_pool": "AvgPool", "maxpool": "AvgPool", "instance_norm": "GroupNorm"}  # what to use instead
@@ -202,7 +202,7 @@ class Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = _name(func)
+        name = function_name(func)
         tensors = list({id(leaf): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}.values())
         tracked = self._tracked(tensors, name)
         if not tracked:
@@ -210,7 +210,7 @@ class Tracer(TorchFunctionMode):
             if any(id(t) in self._names or id(t) in self._computed or id(t) in self._views for t in tensors):
                 self._computed.update({id(leaf): leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)})
             return out
-        if name in _VALUES:
+        if name in VALUES:
             raise refusal(f"control flow that depends on the samples ('{name}' of a tensor)")
         label = self._label(name)
         out = func(*args, **kwargs)
@@ -288,7 +288,8 @@ def _registered(module: nn.Module) -> set[str]:
     return {*module._parameters, *module._buffers}
 
 
-def _name(func: Any) -> str:
+def function_name(func: Any) -> str:
+    """Name of a torch function, without the underscore of in-place ones."""
     name = str(getattr(func, "__name__", func))
     if name == "__get__":  # an attribute, as .T
         return str(getattr(func.__self__, "__name__", name))

@@ -12,7 +12,7 @@ from lightning_graphon.tracing.steps import Part, Pointwise, Product, Spatial, S
 from lightning_graphon.tracing.tracer import Call, Tracer, refusal, rule
 from lightning_graphon.tracing.views import View, encode
 
-_FUNCTIONS = (
+FUNCTIONS = (
     "relu", "leaky_relu", "prelu", "rrelu", "gelu", "silu", "elu", "selu", "celu", "tanh", "sigmoid", "softplus",
     "softsign", "mish", "hardtanh", "relu6", "hardsigmoid", "hardswish", "hardshrink", "softshrink", "threshold",
     "logsigmoid", "log_sigmoid", "tanhshrink", "erf", "sin", "cos", "exp", "abs", "square", "atan", "sinh", "asinh",
@@ -20,11 +20,11 @@ _FUNCTIONS = (
     "__rpow__", "clamp", "clamp_min", "clamp_max", "clip", "sinc", "cosh", "arctan", "erfc", "heaviside", "logit",
 )  # fmt: skip
 _SUMS, _PRODUCTS = ("add", "sub", "subtract", "rsub"), ("mul", "multiply")
-_ARITHMETIC = (*_SUMS, *_PRODUCTS, "div", "divide", "true_divide", "__rdiv__", "__rtruediv__", "maximum", "minimum",
+ARITHMETIC = (*_SUMS, *_PRODUCTS, "div", "divide", "true_divide", "__rdiv__", "__rtruediv__", "maximum", "minimum",
                "where")  # fmt: skip
 
 
-@rule(*_FUNCTIONS, *_ARITHMETIC)
+@rule(*FUNCTIONS, *ARITHMETIC)
 def _elementwise(tracer: Tracer, call: Call) -> None:
     constants = [t for t in _tensors(call) if t.numel() > 1 and not any(t is other for other in call.tracked)]
     views = [tracer.view(t, call.label) for t in call.tracked]
