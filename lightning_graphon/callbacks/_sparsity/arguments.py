@@ -28,7 +28,17 @@ def given_masks(start: Any) -> Masks:
 
 def refuse_beside_masks(arguments: Mapping[str, Any], init: Callable[..., None]) -> None:
     """Refuse arguments that say how masks are to be found, where they are given."""
-    beside = ("sparsity", "allocation", "include", "exclude", "min_density", "batches", "loss_fn", "eval_mode", "rescore")
+    beside = (
+        "sparsity",
+        "allocation",
+        "include",
+        "exclude",
+        "min_density",
+        "batches",
+        "loss_fn",
+        "eval_mode",
+        "rescore",
+    )
     defaults = {name: p.default for name, p in inspect.signature(init).parameters.items()}
     others = [name for name in beside if arguments[name] != defaults[name]]
     if others:
