@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: Wrong arguments, or a run that is not there, with status 2 and one sentence on standard error.
 
     >>> status = main(["presets"])  # doctest: +ELLIPSIS
-    full        Everything in one file: ...
+    force       FORCE: ...
     >>> status
     0
     """

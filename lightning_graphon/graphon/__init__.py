@@ -16,7 +16,6 @@ from lightning_graphon.graphon.distances.distances import (
 )
 from lightning_graphon.graphon.estimation.estimate import estimate_graphon
 from lightning_graphon.graphon.estimation.layers import layer_graphons
-from lightning_graphon.graphon.flow.exchange import cell_distance, chance_distance, churn
 from lightning_graphon.graphon.flow.layer_flow import FlowPoint, LayerFlow
 from lightning_graphon.graphon.flow.positions import UnitPositions
 from lightning_graphon.graphon.inputs.certificate import RectangleCertificate, rectangle_certificate
@@ -84,9 +83,6 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     "FlowPoint",
     "LayerFlow",
     "UnitPositions",
-    "cell_distance",
-    "chance_distance",
-    "churn",
     "RectangleCertificate",
     "rectangle_certificate",
     # distances

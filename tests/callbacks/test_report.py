@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_graphon.callbacks import GraphonMonitor, LossDecayMonitor, PruneAtInit
+from lightning_graphon.callbacks._logging.graphons import print_graphons
 from lightning_graphon.callbacks._logging.scalars import markdown_table, print_masks
-from lightning_graphon.callbacks.graphon_monitor import _print_table
 from lightning_graphon.graphon import layer_graphons
 from lightning_graphon.pruning import Masks
 from lightning_graphon.report.runs import read_runs
@@ -167,7 +167,7 @@ def test_names_of_a_resnet_have_a_line_each_on_eighty_columns(capsys, monkeypatc
     monkeypatch.setenv("COLUMNS", "80")
     masks = Masks({f"net.layer4.0.conv{i}.weight": torch.rand(512, 256, 3, 3) < 0.1 for i in (1, 2)})
     print_masks(masks, "PruneAtInit: snip, sparsity 0.9")
-    _print_table(layer_graphons(masks), {}, {f"graphon/{name}/density": 0.0678 for name in masks})
+    print_graphons(layer_graphons(masks), {}, {f"graphon/{name}/density": 0.0678 for name in masks})
     lines = capsys.readouterr().out.splitlines()
     assert [sum(name in line for line in lines) for name in masks] == [2, 2]
     assert max(map(len, lines)) <= 80

@@ -38,7 +38,9 @@ class WeightSpectrum:
 
 
 @checked
-def weight_spectrum(weight: Tensor, mask: Tensor | None = None, *, bins: int = 8, points: int = 128) -> WeightSpectrum:
+def weight_spectrum(
+    weight: Tensor, mask: Tensor | None = None, *, bins: int = 8, resolution: int = 128
+) -> WeightSpectrum:
     """The spectrum of a layer against the right null: independent entries with the variance profile E − D².
 
     A mask with hubs has eigenvalues beyond the Marchenko-Pastur edge, which is that of equal variances, though its
@@ -50,11 +52,11 @@ def weight_spectrum(weight: Tensor, mask: Tensor | None = None, *, bins: int = 8
         weight: Weights [out, in, *taps]; taps are columns of their own.
         mask: Kept weights, of the same shape; None: weights that are zero are pruned.
         bins: Groups of rows and of columns.
-        points: Number of points of the density.
+        resolution: Number of points of the density.
 
     Raises:
         ValueError: Fewer than two axes, weights that are not finite or all zero, shapes that differ, or `bins` or
-            `points` below 1.
+            `resolution` below 1.
 
     >>> X = torch.randn(60, 80, generator=torch.Generator().manual_seed(0))
     >>> spectrum = weight_spectrum(X)
@@ -68,8 +70,8 @@ def weight_spectrum(weight: Tensor, mask: Tensor | None = None, *, bins: int = 8
         if mask.shape != weight.shape:
             raise ValueError(f"mask must have the weight's shape {tuple(weight.shape)}, got {tuple(mask.shape)}")
         matrix = matrix * mask.flatten(1).to(matrix)
-    if bins < 1 or points < 1:
-        raise ValueError(f"bins and points must be at least 1, got {bins} and {points}")
+    if bins < 1 or resolution < 1:
+        raise ValueError(f"bins and resolution must be at least 1, got {bins} and {resolution}")
     if not bool(matrix.any()):
         raise ValueError("weight has no entry that is not zero")
     matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
@@ -78,7 +80,7 @@ def weight_spectrum(weight: Tensor, mask: Tensor | None = None, *, bins: int = 8
     edge = profile.edge()
     outliers = torch.tensor(profile.drift_spikes(edge), dtype=torch.float64).square()
     beyond = edge**2 * (1 + _few_weights(matrix, profile)) * (1 + _QUANTILE * _fluctuation(profile))
-    grid = torch.linspace(edge / points, 1.05 * edge, points, dtype=torch.float64)
+    grid = torch.linspace(edge / resolution, 1.05 * edge, resolution, dtype=torch.float64)
     density = profile.density(grid, edge) / (2 * grid)
     return WeightSpectrum(
         found, edge**2, beyond, outliers, _unexplained(found[found > beyond], outliers), grid.square(), density

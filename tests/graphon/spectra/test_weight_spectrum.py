@@ -84,7 +84,7 @@ def test_an_outlier_of_equal_variances_is_at_its_closed_form() -> None:
 @pytest.mark.parametrize("kind", ["flat", "hubs"])
 def test_no_spikes_in_matrices_of_independent_entries(kind: str) -> None:
     """The estimated edge fluctuates too: of 40 matrices of each kind one, with hubs, has a spike by chance."""
-    spectra = [weight_spectrum(sample(profile(200, 300, kind=kind), seed), points=1) for seed in range(5)]
+    spectra = [weight_spectrum(sample(profile(200, 300, kind=kind), seed), resolution=1) for seed in range(5)]
     assert sum(len(spectrum.spikes) for spectrum in spectra) <= 1
     assert all(len(spectrum.drift_outliers) == 0 for spectrum in spectra)
 
