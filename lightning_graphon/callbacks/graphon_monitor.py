@@ -176,8 +176,11 @@ class GraphonMonitor(Monitor):
         self._look(trainer, pl_module)
         self._look_at_spectrum(trainer, pl_module)
         self._kernel = None
-        if self.flows and self.draws(trainer) and trainer.is_global_zero and TimeBudget.of(trainer).left:
-            self._attempt(trainer, "flow", lambda: send_flow(trainer, self.flows))
+        if self.flows and self.draws(trainer) and trainer.is_global_zero:
+            if TimeBudget.of(trainer).left:
+                self._attempt(trainer, "flow", lambda: send_flow(trainer, self.flows))
+            else:
+                log.warning("GraphonMonitor draws no figure of the flow, which is in `flows`: time_budget is used up")
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step < self._next_look:

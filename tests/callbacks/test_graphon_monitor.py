@@ -16,6 +16,7 @@ from torch.nn.utils.prune import l1_unstructured
 from torch.utils.data import DataLoader
 
 from lightning_graphon.callbacks import DynamicSparsity, GraphonMonitor, PruneAtInit
+from lightning_graphon.callbacks._analysis.time_budget import TimeBudget
 from lightning_graphon.callbacks._logging.images import send_picture
 from lightning_graphon.graphon import LayerFlow, constant, estimate_graphon, homogeneity_test, l2_distance
 from lightning_graphon.plots.graphon_images import graphon_image
@@ -357,6 +358,21 @@ def test_of_masks_that_stay_no_flow_is_shown_or_stored(tmp_path):
     assert not watch.state_dict()
     assert not any("moved" in key or "churn" in key for row in read_csv(trainer) for key in row)
     assert not list(tmp_path.rglob("graphon_flow/*"))
+
+
+def test_where_there_is_no_time_left_for_the_figure_it_is_said(tmp_path, caplog, monkeypatch):
+    class Late(Callback):
+        """After the masks have moved the time is used up."""
+
+        def on_train_end(self, trainer, pl_module):
+            monkeypatch.setattr(TimeBudget, "floor", 1e-9)
+
+    rigl = DynamicSparsity("rigl", sparsity=0.8, every_n_steps=1, verbose=False)
+    watch = monitor(every_n_steps=1)
+    fit(rigl, Late(), watch, max_epochs=2, logger=CSVLogger(tmp_path), default_root_dir=tmp_path)
+    assert watch.flows
+    assert not list(tmp_path.rglob("graphon_flow/*"))
+    assert "no figure of the flow" in caplog.text
 
 
 @pytest.mark.parametrize("saved_at", [2, 4, 5, 6, 10])

@@ -87,8 +87,8 @@ def announcement(copies: PredictionsAhead, tracker: LossTracker | None, probe: i
         lines.append(f"  {copies.seconds:.1f} s for all copies, of the time that time_budget allows")
     lines += [f"  no {name}: {why}" for name, why in copies.refused.items()]
     if copies.masks_move is not None:
-        what = ", ".join(name for name in ("rehearsal", "replay") if name in copies.predictions)
-        without = f"; {what} changes them likewise" if what else ""
+        what = " and ".join(name for name in ("rehearsal", "replay") if name in copies.predictions)
+        without = f"; {what} change them as training will" if what else ""
         lines.append(f"  Masks change from step {copies.masks_move:,} on, which kernel and sibling leave out{without}")
     rehearsal, theory = copies.predictions.get("rehearsal"), copies.theory
     if rehearsal is not None and theory is not None:

@@ -11,14 +11,12 @@ from lightning_graphon.graphon import (
     LayerFlow,
     StepGraphon,
     UnitPositions,
-    cell_distance,
-    chance_distance,
-    churn,
     constant,
     estimate_graphon,
     l2_distance,
     values_at_density,
 )
+from lightning_graphon.graphon.flow.exchange import cell_distance, chance_distance, churn
 
 
 def random_mask(shape, density, seed):
