@@ -68,7 +68,7 @@ def test_the_kernel_after_an_update_is_that_of_the_new_masks():
 def test_copies_change_their_masks_and_the_kernel_does_not(first, capsys):
     monitor, *_ = run(first=first, predict=("kernel", "replay", "rehearsal", "sibling"), verbose=True)
     said = " ".join(capsys.readouterr().out.split())
-    assert "Masks change from step 6 on, which kernel and sibling leave out; rehearsal, replay changes them" in said
+    assert "Masks change from step 6 on, which kernel and sibling leave out; rehearsal and replay change them" in said
     until = {name: made.until for name, made in monitor.predictions.items()}
     assert until["rehearsal"] == until["replay"] == STEPS
     assert until["sibling"] == 5, "no update is known to a network of another width"
