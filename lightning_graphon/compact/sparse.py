@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,8 @@ class CSRLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, kept={self.weight._nnz()}"
 
 
-class LayerChoice(NamedTuple):
+@dataclass(frozen=True)
+class LayerChoice:
     """One Linear layer.
 
     Attributes:

@@ -1,7 +1,7 @@
 """How far the kernel of one network is from its infinite-width limit."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -12,7 +12,8 @@ from lightning_graphon._shared.checks import checked
 _FLUCTUATION = 1.85
 
 
-class ExpectedError(NamedTuple):
+@dataclass(frozen=True)
+class ExpectedError:
     """What a network's kernel can be expected to differ from its limit by.
 
     Attributes:
