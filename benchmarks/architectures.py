@@ -5,8 +5,8 @@ pruned. `seed to seed` is the mean over pairs of seeds of the relative Frobenius
 other column is the root mean square over seeds of the distance of the Graphon NTK to the exact kernel of that network,
 in units of it. A perfect theory of the mean would be at 0.71. Rows are written as they come, and a stopped run goes on.
 
-    python benchmarks/architectures.py --out /tmp/architectures
-    python benchmarks/architectures.py --out /tmp/architectures --architectures ln_mlp --methods snip --width 256
+    python benchmarks/architectures.py --out runs/architectures
+    python benchmarks/architectures.py --out runs/architectures --architectures ln_mlp --methods snip --width 256
 """
 
 import argparse

@@ -7,7 +7,7 @@ smallest, over the layers that read hidden units, of the mean number of kept inp
 c · fan-in^a and c · spread^a are fitted on log axes. MLP 64-n-n-n-10 and a CNN of two layers with Flatten, ReLU, He
 initialisation, digits, 80 % pruned.
 
-    python benchmarks/finite_width.py --out /tmp/finite_width
+    python benchmarks/finite_width.py --out runs/finite_width
 """
 
 import argparse

@@ -52,6 +52,11 @@ def floating_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.get_default_dtype())
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter of a model is; the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 def ones_like_sample(inputs: Any, model: nn.Module, scale: float = 1.0) -> Any:
     """One sample of ones (times `scale`) in the model's precision; integer inputs (tokens) keep their values."""
     dtype = floating_dtype(model)

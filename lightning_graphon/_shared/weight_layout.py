@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 # Qualified class name -> its weights and their axes: o outputs, i inputs, e experts (one matrix for each); the taps of
 # convolutions come last. By name, so that no library has to be imported; the first line that matches holds.
@@ -133,3 +135,30 @@ def swap_sides(tensor: Tensor, groups: int) -> Tensor:
     if groups < 2:
         return tensor.transpose(0, 1) if groups else tensor
     return tensor.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def correct_sizes(module: nn.Module) -> None:
+    """Set the sizes that a layer holds besides its tensors to those of the tensors.
+
+    >>> layer = nn.Linear(4, 2)
+    >>> layer.weight = nn.Parameter(torch.ones(2, 3))
+    >>> correct_sizes(layer)
+    >>> layer
+    Linear(in_features=3, out_features=2, bias=True)
+    """
+    weight: Any = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, _ConvNd):
+        first, second = len(weight), weight.shape[1] * module.groups
+        module.out_channels, module.in_channels = (second, first) if module.transposed else (first, second)
+    elif isinstance(module, _NormBase):
+        size = next((len(t) for t in (weight, module.running_mean) if t is not None), module.num_features)
+        module.num_features = size
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = weight.shape[1]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
+    elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers'
+        conv1d: Any = module
+        conv1d.nx, conv1d.nf = weight.shape

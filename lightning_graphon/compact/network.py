@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_graphon._shared.checks import as_kind, check_choice, checked
 from lightning_graphon._shared.evaluation import eval_semantics
-from lightning_graphon._shared.model_io import call_model, is_float
+from lightning_graphon._shared.model_io import call_model, device_of, is_float
 from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon._shared.objects.trees import tree_leaves, tree_map
 from lightning_graphon.compact.checks import check_compactable, largest_error
@@ -135,8 +135,7 @@ def compact(
 
 def _outputs(model: nn.Module, inputs: Any, mode: Mode) -> list[Tensor]:
     """Outputs in eval mode; for training also with the statistics of the batch, which keep deep signals alive."""
-    device = next((t.device for t in model.parameters()), torch.device("cpu"))
-    with preserve_module_state(model), eval_semantics(model, device), torch.no_grad():
+    with preserve_module_state(model), eval_semantics(model, device_of(model)), torch.no_grad():
         outputs = tree_leaves(call_model(model, inputs))
         if mode == "training":
             for module in model.modules():

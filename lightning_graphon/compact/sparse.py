@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_graphon._shared.checks import as_kind, check_choice, checked
 from lightning_graphon._shared.evaluation import eval_semantics
-from lightning_graphon._shared.model_io import call_model
+from lightning_graphon._shared.model_io import call_model, device_of
 from lightning_graphon._shared.module_state import preserve_module_state
 from lightning_graphon.compact.checks import check_compactable
 from lightning_graphon.pruning import GivenMasks, Masks, as_masks
@@ -128,8 +128,7 @@ def _layer_inputs(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         found.setdefault(names[module], args[0].detach())
 
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with preserve_module_state(model), eval_semantics(model, device), torch.no_grad():
+    with preserve_module_state(model), eval_semantics(model, device_of(model)), torch.no_grad():
         for module in names:  # no subclass: it may compute something else
             module.register_forward_pre_hook(note)
         call_model(model, inputs)

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
+from lightning_graphon._shared.weight_layout import correct_sizes
 from lightning_graphon.compact.multihead import SmallMultiheadAttention
 from lightning_graphon.compact.reading.records import LayerCall
 from lightning_graphon.compact.reading.watcher import Reading
@@ -66,7 +65,7 @@ def cut(model: nn.Module, original: nn.Module, reading: Reading, removal: Remova
     for path, labels in reading.groups.items():
         _set(model.get_submodule(path), "groups", int((~removal.gone[labels]).count_nonzero()))
     for module in model.modules():
-        _resize(module)
+        correct_sizes(module)
     for heads in reading.heads:
         _fewer_heads(model, heads.path, len(heads.labels), (~removal.gone[heads.labels]), heads.width)
 
@@ -118,26 +117,6 @@ def _replace(model: nn.Module, kept: Kept) -> None:
             new[id(tensor)] = nn.Parameter(small, tensor.requires_grad) if parameter else small
         register: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
         register[key] = new[id(tensor)]
-
-
-def _resize(module: nn.Module) -> None:
-    """Numbers that layers hold besides their tensors."""
-    weight: Any = getattr(module, "weight", None)
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, _ConvNd):
-        first, second = len(weight), weight.shape[1] * module.groups
-        module.out_channels, module.in_channels = (second, first) if module.transposed else (first, second)
-    elif isinstance(module, _NormBase):
-        size = next((len(t) for t in (weight, module.running_mean) if t is not None), module.num_features)
-        module.num_features = size
-    elif isinstance(module, nn.Embedding):
-        module.embedding_dim = weight.shape[1]
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(weight)
-    elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers'
-        _set(module, "nf", weight.shape[1])
-        _set(module, "nx", weight.shape[0])
 
 
 _COUNTS = ("num_heads", "n_heads", "nhead", "num_attention_heads", "n_head", "heads")

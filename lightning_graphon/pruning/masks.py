@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_graphon._shared.bits import pack
 from lightning_graphon._shared.checks import as_kind, nearest
 from lightning_graphon._shared.files import write_file
 from lightning_graphon._shared.random import generator
 from lightning_graphon._shared.weight_layout import WeightLayout, layout_of
 from lightning_graphon.pruning.candidates import LayerPatterns
 from lightning_graphon.pruning.layer_selection import find_weights
-from lightning_graphon.pruning.packing import checksum, load_packed, pack, pack_all, unpack_all
+from lightning_graphon.pruning.packing import checksum, load_packed, pack_all, unpack_all
 from lightning_graphon.pruning.sharding import full_tensor, local_shard, local_shard_like
 
 _FORMAT = 1

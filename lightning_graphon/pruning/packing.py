@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import math
 import pickletools
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -11,40 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BIT_VALUES = (128, 64, 32, 16, 8, 4, 2, 1)
+from lightning_graphon._shared.bits import pack, unpack
+
 # All that a file of masks names. Others may make more of a few bytes: bytearray(2**40) is a pickle of 30.
 _GLOBALS = {"torch._utils _rebuild_tensor_v2", "torch ByteStorage", "collections OrderedDict"}
-
-
-def pack(mask: Tensor) -> Tensor:
-    """Pack a bool tensor of any shape into uint8 on the CPU, eight entries per byte, the first in the highest bit.
-
-    >>> pack(torch.tensor([True, False, True])).tolist()
-    [160]
-    """
-    flat = mask.detach().reshape(-1).cpu().view(torch.uint8)
-    # Zeros fill up the last byte.
-    padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
-    packed = torch.zeros(padded.shape[0], dtype=torch.uint8)
-    for column, weight in enumerate(_BIT_VALUES):
-        packed += padded[:, column] * weight
-    return packed
-
-
-def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    """Inverse of `pack`, for a mask of the given shape.
-
-    Raises:
-        ValueError: `bits` is not a uint8 tensor of the length that `shape` needs.
-
-    >>> unpack(torch.tensor([160], dtype=torch.uint8), (3,)).tolist()
-    [True, False, True]
-    """
-    size = math.prod(shape)
-    if bits.dtype != torch.uint8 or bits.shape != (-(-size // 8),):
-        raise ValueError(f"{bits.numel()} packed bytes of {bits.dtype} cannot hold a mask of shape {tuple(shape)}")
-    columns = [(bits & weight) != 0 for weight in _BIT_VALUES]
-    return torch.stack(columns, dim=1).reshape(-1)[:size].reshape(tuple(shape))
 
 
 def pack_all(masks: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_graphon.pruning.packing import pack, pack_all, unpack, unpack_all
+from lightning_graphon._shared.bits import pack, unpack
+from lightning_graphon.pruning.packing import pack_all, unpack_all
 
 
 @given(st.lists(st.booleans(), max_size=70))

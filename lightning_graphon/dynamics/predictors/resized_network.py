@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_graphon._shared.evaluation import eval_semantics
+from lightning_graphon._shared.weight_layout import correct_sizes
 from lightning_graphon.tracing import NotReadableError, Trace, trace
 from lightning_graphon.tracing.axes import exchangeable_groups, same_units
 from lightning_graphon.tracing.steps import Affine, Attention, BatchNorm, Embedding, Norm, Parameter, Step
@@ -53,8 +54,9 @@ def read_network(model: nn.Module, inputs: Tensor) -> Trace:
         ) from error
     if not any(isinstance(step, Affine) for step in found.steps):
         raise ValueError(f"the forward of {type(model).__name__} has no Linear layer and no convolution")
+    parameters = dict(model.named_parameters())
     for step in found.steps:
-        _check(step, model)
+        _check(step, parameters)
     return found
 
 
@@ -77,8 +79,7 @@ def check_runs(twin: nn.Module, model: nn.Module, inputs: Tensor) -> None:
         )
 
 
-def _check(step: Step, model: nn.Module) -> None:
-    parameters = dict(model.named_parameters())
+def _check(step: Step, parameters: Mapping[str, nn.Parameter]) -> None:
     if isinstance(step, Attention) or (isinstance(step, Affine) and step.rows is not None):
         raise ValueError(f"{step.label}: attention cannot be redrawn, as its units belong to heads")
     if isinstance(step, Affine) and step.groups > 1:
@@ -156,8 +157,9 @@ class Units:
         while at < len(groups):
             group = groups[at]
             if group < 0:
-                found.append(torch.tensor([at]))
-                at += 1
+                end = next((i for i in range(at, len(groups)) if groups[i] >= 0), len(groups))
+                found.append(torch.arange(at, end))
+                at = end
                 continue
             members = self.hidden[group]
             if not torch.equal(classes[at : at + len(members)], members):
@@ -195,12 +197,12 @@ class Units:
 
     def ratios(self, chosen: Mapping[int, Tensor]) -> dict[str, tuple[float, float]]:
         """Parameter name -> inputs and outputs of the resized network over those of this one."""
+        ratio = {step: len(self.order(step, chosen)) / len(step.units) for step in self.trace.steps}
         found: dict[str, tuple[float, float]] = {}
         for step in self.trace.steps:
-            outputs = len(self.order(step, chosen)) / len(step.units)
-            found |= dict.fromkeys(parameter_names(step), (1.0, outputs))
+            found |= dict.fromkeys(parameter_names(step), (1.0, ratio[step]))
             if isinstance(step, Affine):
-                found[step.weight_name] = (len(self.resized(step, chosen).columns) / len(step.features), outputs)
+                found[step.weight_name] = (ratio[self._source(step)], ratio[step])
         return found
 
     def is_last(self, step: Affine) -> bool:
@@ -237,7 +239,7 @@ def built(model: nn.Module, units: Units, chosen: Mapping[int, Tensor], weights:
         elif isinstance(step, Parameter):
             _take_parameter(twin, step, place)
     for module in twin.modules():
-        _correct_sizes(module)
+        correct_sizes(module)
     return twin
 
 
@@ -251,9 +253,8 @@ def _take_units(module: nn.Module, step: Norm | BatchNorm, place: Tensor) -> Non
             raise ValueError(f"{step.label} has its units on another axis of {name!r} than the first: not redrawn")
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         module.normalized_shape = (len(place), *module.normalized_shape[1:])
-    for name in ("num_features", "num_channels"):
-        if hasattr(module, name):
-            setattr(module, name, len(place))
+    if isinstance(module, nn.GroupNorm):
+        module.num_channels = len(place)
 
 
 def _take_parameter(twin: nn.Module, step: Parameter, place: Tensor) -> None:
@@ -266,16 +267,6 @@ def _take_parameter(twin: nn.Module, step: Parameter, place: Tensor) -> None:
             _take(twin, step.name, axis, place)
             return
     raise ValueError(f"{step.label} with a value for each of {len(step.units)} units cannot be redrawn")
-
-
-def _correct_sizes(module: nn.Module) -> None:
-    """The sizes that layers remember beside their weights."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.conv._ConvNd) and module.groups == 1 and not module.transposed:
-        module.out_channels, module.in_channels = module.weight.shape[:2]
-    elif isinstance(module, nn.Embedding):
-        module.embedding_dim = module.weight.shape[1]
 
 
 def _take(module: nn.Module, name: str, axis: int, place: Tensor) -> None:

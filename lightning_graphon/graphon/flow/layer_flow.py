@@ -1,14 +1,13 @@
 """`LayerFlow`: follows the mask of one layer and its graphon through training."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_graphon._shared.bits import pack, unpack
 from lightning_graphon._shared.choices import LayerOrder
 from lightning_graphon.graphon.core.at_density import values_at_density
 from lightning_graphon.graphon.core.step_graphon import StepGraphon
@@ -88,7 +87,7 @@ class LayerFlow:
         self._positions = UnitPositions.of(mask, bins, order)
         self._sizes = self._positions.sizes(mask[0, 0].numel())
         self._counts = self._last_counts = self._positions.counts(mask)
-        self.points = [self._point(mask, step)]
+        self.points = [self._point(mask, self._counts, step)]
 
     def look(self, mask: Tensor, step: int) -> FlowPoint | None:
         """Follow the mask to where it is now; None where it has not changed.
@@ -99,11 +98,12 @@ class LayerFlow:
         """
         if torch.equal(mask, self.last):
             return None
-        point = self._point(mask, step)
+        counts = self._positions.counts(mask)
+        point = self._point(mask, counts, step)
         self.points.append(point)
         if len(self.points) > _MOST_POINTS:
             self.points = [*self.points[:-1:2], point]
-        self.last, self._last_counts = mask, self._positions.counts(mask)
+        self.last, self._last_counts = mask, counts
         return point
 
     @property
@@ -112,8 +112,7 @@ class LayerFlow:
         half = (self.points[0].step + self.points[-1].step) / 2
         return min(self.points, key=lambda point: abs(point.step - half))
 
-    def _point(self, mask: Tensor, step: int) -> FlowPoint:
-        counts = self._positions.counts(mask)
+    def _point(self, mask: Tensor, counts: Tensor, step: int) -> FlowPoint:
         dropped, grown = (int((a & ~b).count_nonzero()) for a, b in ((self.start, mask), (mask, self.start)))
         alive, before = (m.flatten(1).any(1) for m in (mask, self.last))
         rows, cols = ChannelGraph(mask).degrees()
@@ -145,8 +144,8 @@ class LayerFlow:
         """Plain numbers and tensors, masks at one bit per weight."""
         return {
             "shape": list(self.start.shape),
-            "start": _packed(self.start),
-            "last": _packed(self.last),
+            "start": pack(self.start),
+            "last": pack(self.last),
             "bins": self._bins,
             "order": self._order,
             "limit": None if self.limit is None else self.limit.state_dict(),
@@ -160,7 +159,7 @@ class LayerFlow:
         Raises:
             KeyError, TypeError, ValueError: It is of something else.
         """
-        start, last = (_unpacked(state[key], state["shape"]) for key in ("start", "last"))
+        start, last = (unpack(state[key], state["shape"]) for key in ("start", "last"))
         limit = None if state["limit"] is None else StepGraphon.from_state_dict(state["limit"])
         flow = cls(start, bins=int(state["bins"]), order=state["order"], limit=limit)
         flow.last, flow._last_counts = last, flow._positions.counts(last)
@@ -179,11 +178,3 @@ class LayerFlow:
 
 def _quantiles(degrees: Tensor) -> Tensor:
     return torch.quantile(degrees.double().cpu(), torch.tensor(QUANTILES, dtype=torch.float64)).float()
-
-
-def _packed(mask: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
-
-
-def _unpacked(bits: Tensor, shape: list[int]) -> Tensor:
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape))).bool().reshape(shape)

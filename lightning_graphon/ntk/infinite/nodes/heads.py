@@ -6,8 +6,8 @@ from torch import Tensor
 from lightning_graphon.ntk.infinite.fields import Field
 from lightning_graphon.ntk.infinite.nodes.base import Node
 from lightning_graphon.ntk.infinite.pairs import Pairs, PositionMap, Taps
-from lightning_graphon.tracing import NotReadableError
 from lightning_graphon.tracing.steps import Attention, Part
+from lightning_graphon.tracing.tracer import refusal
 
 
 def parts(node: Node) -> tuple[Part, Part, Part]:
@@ -69,6 +69,6 @@ def check_independent(node: Node) -> None:
     ]
     for i, j in ((0, 1), (0, 2), (1, 2)):
         if any(used[i][atom] & used[j][atom] for atom in used[i].keys() & used[j].keys()):
-            raise NotReadableError(
+            raise refusal(
                 f"{node.step.label}, whose queries, keys and values are not projections of their own weights each,"
             )

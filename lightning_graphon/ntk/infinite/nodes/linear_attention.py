@@ -23,8 +23,8 @@ from lightning_graphon.ntk.infinite.nodes.heads import (
 )
 from lightning_graphon.ntk.infinite.pairs import Pairs
 from lightning_graphon.ntk.infinite.setting import Setting
-from lightning_graphon.tracing import NotReadableError
 from lightning_graphon.tracing.steps import LinearAttention
+from lightning_graphon.tracing.tracer import refusal
 
 
 class LinearAttentionNode(Node):
@@ -36,10 +36,10 @@ class LinearAttentionNode(Node):
         """How often each pair of bins of a query and its key comes in the heads of each bin."""
         step, (query, key, value) = self.step, self.inputs
         if setting.propagate == "drift":
-            raise NotReadableError(f"{step.label} with propagate='drift'")
+            raise refusal(f"{step.label} with propagate='drift'")
         check_independent(self)
         if not (query.centred or key.centred):
-            raise NotReadableError(f"{step.label} without a softmax, whose queries and keys both have a mean,")
+            raise refusal(f"{step.label} without a softmax, whose queries and keys both have a mean,")
         self.places = head_places(self)
         self.atoms = {atom: units[step.value.units.reshape(-1)] for atom, units in value.atoms.items()}
         self.gaussian, self.centred, self.random_slope = False, True, True

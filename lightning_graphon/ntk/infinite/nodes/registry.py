@@ -13,7 +13,6 @@ from lightning_graphon.ntk.infinite.nodes.pointwise import PointwiseNode
 from lightning_graphon.ntk.infinite.nodes.source import InputNode, ParameterNode
 from lightning_graphon.ntk.infinite.nodes.spatial import SpatialNode
 from lightning_graphon.ntk.infinite.setting import Setting
-from lightning_graphon.tracing import NotReadableError
 from lightning_graphon.tracing.steps import (
     Affine,
     Attention,
@@ -30,6 +29,7 @@ from lightning_graphon.tracing.steps import (
     Step,
     Sum,
 )
+from lightning_graphon.tracing.tracer import refusal
 
 NODES: dict[type[Step], type[Node]] = {
     Input: InputNode,
@@ -58,6 +58,6 @@ def build_nodes(setting: Setting) -> list[Node]:
     kinds = NODES | ({Affine: DriftAffineNode} if setting.propagate == "drift" else {})
     for step in setting.trace.steps:
         if type(step) not in kinds:
-            raise NotReadableError(step.label)
+            raise refusal(step.label)
         nodes.append(kinds[type(step)](step, [nodes[i] for i in step.inputs], setting))
     return nodes
