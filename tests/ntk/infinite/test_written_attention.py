@@ -132,6 +132,26 @@ def test_weights_that_are_returned_are_refused():
     assert issubclass(NotReadableError, ValueError)
 
 
+class Rectified(nn.Module):
+    """Values have a mean, and an activation after the attention asks for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 32) for _ in range(3))
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, x):
+        q, k, v = (layer(x)[:, None] for layer in (self.query, self.key, self.value))
+        return self.head(F.scaled_dot_product_attention(q, k, v.relu())[:, 0].relu()).mean(1)
+
+
+def test_an_activation_after_values_with_a_mean_is_refused_in_a_sentence():
+    with pytest.raises(
+        ValueError, match="over values that have a mean, which a later step asks for.*use `sampled_ntk`"
+    ):
+        graphon_ntk_from_model(Rectified().double(), torch.rand(3, 4, 8).double())
+
+
 # ---- without a softmax
 
 

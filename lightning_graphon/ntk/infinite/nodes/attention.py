@@ -155,8 +155,12 @@ class AttentionNode(Node):
         return (self.share / count)[:, self.head_of_draw]
 
     def mean(self, inputs: Sequence[Moments], x: Tensor) -> Tensor | None:
-        """E[A] μ_v."""
-        raise NotImplementedError
+        """Refused: E[A] μ_v would need the draws of these samples.
+
+        Raises:
+            NotReadableError: Always.
+        """
+        raise refusal(f"{self.step.label} over values that have a mean, which a later step asks for,")
 
 
 def _by_token(kernel: Tensor, places: Tensor, positions: int) -> Tensor:
